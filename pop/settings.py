@@ -1,0 +1,218 @@
+"""``pop.toml``: models, limits, budgets, concurrency. Everything has a default; the file may be missing.
+
+The root's layout stands here too, so that every part agrees on the names of the folders.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pop.errors import ConfigError, ConfigErrors, UsageError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Root:
+    """The folder POP works in, and the names inside it (docs/files.md)."""
+
+    path: Path
+
+    @property
+    def settings_file(self) -> Path:
+        return self.path / "pop.toml"
+
+    @property
+    def pipeline_file(self) -> Path:
+        return self.path / "pipeline.json"
+
+    @property
+    def pipelines(self) -> Path:
+        return self.path / "pipelines"
+
+    @property
+    def tasks(self) -> Path:
+        return self.path / "pipeline-tasks"
+
+    @property
+    def pending(self) -> Path:
+        return self.path / "pipeline-pending"
+
+    @property
+    def rejected(self) -> Path:
+        return self.pending / "rejected"
+
+    @property
+    def current(self) -> Path:
+        return self.path / "pipeline-current"
+
+    @property
+    def complete(self) -> Path:
+        return self.path / "pipeline-complete"
+
+    @property
+    def ledger(self) -> Path:
+        return self.complete / "runs.jsonl"
+
+    @property
+    def machine_room(self) -> Path:
+        return self.path / ".pop"
+
+    def pipeline_path(self, name: str | None) -> Path:
+        """The file of the pipeline called `name`; None and ``default`` mean pipeline.json."""
+        return self.pipeline_file if name in (None, "default") else self.pipelines / f"{name}.json"
+
+    def pipeline_names(self) -> list[str]:
+        """The names a seed may ask for, sorted; ``default`` first where pipeline.json stands."""
+        named = sorted(path.stem for path in self.pipelines.glob("*.json") if not path.name.startswith("."))
+        return (["default"] if self.pipeline_file.is_file() else []) + named
+
+
+def find_root(given: str | Path | None = None, *, start: Path | None = None) -> Root:
+    """`given`, else ``POP_ROOT``, else the nearest folder upwards that holds pipeline.json.
+
+    Raises:
+        UsageError: No root can be found.
+    """
+    chosen = given or os.environ.get("POP_ROOT")
+    if chosen:
+        path = Path(chosen).expanduser().resolve()
+        if not path.is_dir():
+            raise UsageError(f"no folder {str(chosen)!r}", hint=f"create one: pop init {chosen}")
+        return Root(path)
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / "pipeline.json").is_file():
+            return Root(folder)
+    raise UsageError(f"no pipeline.json in {here} or above", hint="pop init, or name a folder with --root")
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Price(_Table):
+    """USD per million tokens."""
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+    cached_input: float | None = Field(default=None, ge=0)
+
+
+class ModelSettings(_Table):
+    """One entry of ``[models.<name>]``.
+
+    `timeout_s` bounds one call with all its tries; `tries` counts the tries inside the gateway.
+    """
+
+    provider: str | None = None
+    model: str | None = None
+    first: list[str] | None = None
+    base_url: str | None = None
+    api_key_env: str | None = None
+    headers: dict[str, str] = Field(default_factory=dict)
+    concurrency: int = Field(default=64, ge=1)
+    price: Price | None = None
+    temperature: float | None = None
+    max_output_tokens: int | None = Field(default=None, ge=1)
+    timeout_s: float = Field(default=120.0, gt=0)
+    tries: int = Field(default=4, ge=1)
+    structured: bool = True  # the server understands response_format json_schema
+
+
+class Concurrency(_Table):
+    runs: int = Field(default=100, ge=1)
+    workers: int = Field(default_factory=lambda: max(4, 2 * (os.cpu_count() or 1)), ge=1)
+
+
+class SeedSettings(_Table):
+    """What may be dropped. Mebibytes and counts; `ratio` bounds the expansion of a zip file."""
+
+    max_mb: float = Field(default=32.0, gt=0)
+    max_files: int = Field(default=1000, ge=1)
+    max_files_mb: float = Field(default=256.0, gt=0)
+    max_ratio: float = Field(default=100.0, gt=1)
+    settle_s: float = Field(default=1.0, ge=0)
+
+
+class WorkerSettings(_Table):
+    """Defaults of one attempt. `env` names further environment variables a worker may see (never keys)."""
+
+    timeout_s: float = Field(default=600.0, gt=0)
+    stall_s: float = Field(default=300.0, gt=0)
+    memory_mb: int = Field(default=1024, ge=64)
+    output_mb: float = Field(default=4.0, gt=0)
+    attempts: int = Field(default=2, ge=1)
+    env: list[str] = Field(default_factory=list)
+
+
+class DaemonSettings(_Table):
+    """`durability` ``safe`` fsyncs every commit; ``fast`` leaves it to the kernel (a power cut may lose seconds)."""
+
+    scan_s: float = Field(default=1.0, gt=0)
+    drain_s: float = Field(default=15.0, ge=0)
+    durability: str = Field(default="safe", pattern="^(safe|fast)$")
+    inotify: bool = True
+
+
+class Settings(_Table):
+    """pop.toml as a whole."""
+
+    models: dict[str, ModelSettings | str] = Field(default_factory=lambda: {"default": "auto"})
+    concurrency: Concurrency = Field(default_factory=Concurrency)
+    seeds: SeedSettings = Field(default_factory=SeedSettings)
+    worker: WorkerSettings = Field(default_factory=WorkerSettings)
+    daemon: DaemonSettings = Field(default_factory=DaemonSettings)
+
+
+def load_settings(root: Root) -> Settings:
+    """Read pop.toml; a missing file means all defaults.
+
+    Raises:
+        ConfigErrors: Every mistake, each with its key and the nearest known one.
+    """
+    try:
+        text = root.settings_file.read_text("utf-8")
+    except FileNotFoundError:
+        return Settings()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read pop.toml: {error}", where=root.settings_file) from None
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"not valid TOML: {error}", where=root.settings_file) from None
+    try:
+        return Settings.model_validate(table)
+    except ValidationError as error:
+        raise ConfigErrors(_explain(entry, text) for entry in error.errors()) from None
+
+
+def _explain(entry: Any, text: str) -> ConfigError:
+    path = [str(part) for part in entry["loc"] if part not in ("ModelSettings", "str")]
+    known = _known_keys(path[:-1])
+    unknown = entry["type"] == "extra_forbidden"
+    message = f"unknown key {path[-1]!r}" if unknown else f"{'.'.join(path)}: {entry['msg'].lower()}"
+    line = _line_of(path[-1], text) if path else None
+    where = f"pop.toml:{line}  {'.'.join(path)}" if line else f"pop.toml  {'.'.join(path)}"
+    return ConfigError(message, where=where, hint=did_you_mean(path[-1], known) if unknown else None)
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    model: type[BaseModel] = Settings
+    for part in path:
+        if model is Settings and part == "models":
+            model = ModelSettings
+        elif part in model.model_fields:
+            inner = model.model_fields[part].annotation
+            model = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else model
+    return list(model.model_fields)
+
+
+def _line_of(key: str, text: str) -> int | None:
+    pattern = re.compile(rf"^\s*(\[.*\b{re.escape(key)}\b.*\]|\"?{re.escape(key)}\"?\s*=)")
+    return next((number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)), None)
