@@ -1,0 +1,316 @@
+"""From pipeline-pending/ into pipeline-current/: claim, seal, or reject; each step may be cut off and repeated.
+
+| a crash leaves                             | `finish_claims` does                                  |
+|--------------------------------------------|-------------------------------------------------------|
+| an empty run folder                        | removes it                                            |
+| seed.claim, no run.created in the journal  | seals again (every write is repeatable)               |
+| seed.claim beside a sealed run             | removes the claim                                     |
+| a reason without its seed in rejected/     | the next scan refuses the seed again, under that name |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import time
+import unicodedata
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pop import events
+from pop.errors import PopError, SeedRejected
+from pop.queue import MB, folder_entries, parse_seed, zip_entries
+from pop.records import Seed, dump_json
+from pop.settings import Root, SeedSettings
+from pop.store import Disk, contained, open_regular, read_regular, rename_noreplace
+
+CLAIM = "seed.claim"
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A seed that left the queue: its run folder and what its file was called."""
+
+    run_dir: Path
+    file_name: str
+
+
+def slug(name: str) -> str:
+    """`name` as a part of a run id: ``[a-z0-9-]``, at most 40 characters, ``seed`` when nothing is left."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:40].strip("-") or "seed"
+
+
+def new_run_id(name: str, now: float, rng: random.Random) -> str:
+    """A readable id that sorts by time: ``20261121-031502-<slug>-<4 chars>``."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
+    return f"{stamp}-{slug(name)}-{''.join(rng.choices('abcdefghjkmnpqrstuvwxyz23456789', k=4))}"
+
+
+def claim(root: Root, disk: Disk, file_names: list[str], now: float, rng: random.Random) -> list[Claimed]:
+    """Take seeds out of the queue; the rename is the commit point, so of two takers one gets nothing.
+
+    The folders are made durable before the renames, and all renames by one fsync of the queue.
+    """
+    made = [(_make_run_dir(root, name, now, rng), name) for name in file_names]
+    disk.sync_folder(root.current)
+    claimed = []
+    for run_dir, name in made:
+        try:
+            os.rename(root.pending / name, run_dir / CLAIM)
+        except FileNotFoundError:  # its owner took it back, or it is being replaced
+            run_dir.rmdir()
+            continue
+        claimed.append(Claimed(run_dir, name))
+        disk.sync_folder(run_dir)
+    if claimed:
+        disk.sync_folder(root.pending)
+    return claimed
+
+
+def _make_run_dir(root: Root, file_name: str, now: float, rng: random.Random) -> Path:
+    while True:
+        run_dir = root.current / new_run_id(Path(file_name).stem, now, rng)
+        if (root.complete / run_dir.name).exists():
+            continue
+        try:
+            run_dir.mkdir(mode=0o700)
+        except FileExistsError:
+            continue
+        return run_dir
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A run that stands on its own: seed, frozen pipeline and journal are durable."""
+
+    run_dir: Path
+    seed: Seed
+
+
+def read_claim(claimed: Claimed, limits: SeedSettings) -> tuple[Seed, bytes]:
+    """The claimed seed, strictly parsed, and its bytes; files of a folder or zip are unpacked into ``files/``.
+
+    Raises:
+        SeedRejected: It changed since it was looked at and cannot become a run.
+    """
+    claim_path = claimed.run_dir / CLAIM
+    files = claimed.run_dir / "files"
+    if claim_path.is_dir():
+        data = _copy_folder(claim_path, files, limits)
+    elif claimed.file_name.lower().endswith(".zip") or _is_zip(claim_path):
+        data = _unpack(claim_path, files, limits)
+    else:
+        data = read_regular(claim_path, max_bytes=int(limits.max_mb * MB))
+    return parse_seed(data, where=claimed.file_name), data
+
+
+def _is_zip(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _copy_folder(source: Path, files: Path, limits: SeedSettings) -> bytes:
+    shutil.rmtree(files, ignore_errors=True)
+    for relative, _, _ in folder_entries(source, limits):
+        if relative == "seed.json":
+            continue
+        target = contained(files, relative)
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = open_regular(source / relative, max_bytes=int(limits.max_files_mb * MB))
+        with os.fdopen(fd, "rb") as reader, open(target, "xb") as writer:
+            shutil.copyfileobj(reader, writer)
+            writer.flush()
+            os.fsync(writer.fileno())
+    return read_regular(source / "seed.json", max_bytes=int(limits.max_mb * MB))
+
+
+def _unpack(source: Path, files: Path, limits: SeedSettings) -> bytes:
+    shutil.rmtree(files, ignore_errors=True)
+    with zipfile.ZipFile(source) as archive:
+        entries = zip_entries(archive, limits, source.name)
+        for name, entry in entries.items():
+            if name == "seed.json":
+                continue
+            target = contained(files, name)
+            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with archive.open(entry) as reader, open(target, "xb") as writer:
+                _copy_at_most(reader, writer, entry.file_size, name)
+                writer.flush()
+                os.fsync(writer.fileno())
+        return archive.read(entries["seed.json"])
+
+
+def _copy_at_most(reader: Any, writer: Any, size_bytes: int, name: str) -> None:
+    """Copy, but trust no header: an entry that yields more than it declared is refused."""
+    left = size_bytes
+    while chunk := reader.read(min(1 << 16, left + 1)):
+        left -= len(chunk)
+        if left < 0:
+            raise SeedRejected(f"the entry {name[:120]!r} is larger than it says")
+        writer.write(chunk)
+
+
+def seal(
+    root: Root,
+    disk: Disk,
+    claimed: Claimed,
+    seed: Seed,
+    data: bytes,
+    *,
+    pipeline_name: str,
+    pipeline_bytes: bytes,
+    provenance: dict[str, Any],
+    now: float,
+) -> dict[str, Any]:
+    """Make the run stand on its own; returns the run.created event. Repeatable after a crash at any point.
+
+    Raises:
+        SeedRejected: A run with the same seed id exists.
+    """
+    run_dir = claimed.run_dir
+    if seed.id is not None:
+        _claim_id(root, disk, seed.id, run_dir.name)
+    disk.put(run_dir / "seed.json", data, folder=False)
+    disk.put(run_dir / "pipeline.json", pipeline_bytes, folder=False)
+    disk.put(run_dir / "provenance.json", dump_json(provenance), durable=False)
+    event = {
+        "at": events.rfc3339(now),
+        "event": events.RUN_CREATED,
+        "run_id": run_dir.name,
+        "name": seed.name or Path(claimed.file_name).stem,
+        "pipeline": pipeline_name,
+        "priority": seed.priority,
+        "seed_file": claimed.file_name,
+        "seed_sha256": hashlib.sha256(data).hexdigest(),
+        "pipeline_sha256": hashlib.sha256(pipeline_bytes).hexdigest(),
+    }
+    disk.put(run_dir / "events.jsonl", dump_json(event, pretty=False))
+    drop_claim(run_dir)
+    return event
+
+
+def drop_claim(run_dir: Path) -> None:
+    """Remove the claimed original: the run holds its own copy by now."""
+    claim_path = run_dir / CLAIM
+    if claim_path.is_dir() and not claim_path.is_symlink():
+        shutil.rmtree(claim_path)
+    else:
+        claim_path.unlink(missing_ok=True)
+
+
+def _claim_id(root: Root, disk: Disk, seed_id: str, run_id: str) -> None:
+    """Bind a seed's id to this run for good; a link never replaces an earlier binding."""
+    folder = root.complete / ".ids"
+    if not folder.is_dir():
+        folder.mkdir(mode=0o700, exist_ok=True)
+        disk.sync_folder(root.complete)
+    name = hashlib.sha256(seed_id.encode()).hexdigest()[:40]
+    draft = folder / f".{run_id}.tmp"
+    disk.put(draft, dump_json({"id": seed_id, "run_id": run_id}, pretty=False), folder=False)
+    try:
+        os.link(draft, folder / name)
+        disk.sync_folder(folder)
+    except FileExistsError:
+        owner = json.loads((folder / name).read_bytes()).get("run_id")
+        if owner != run_id:
+            hint = f"look at it: pop show {owner}; to run it again give another id, or none"
+            message = f"the id {seed_id!r} was already run as {owner}"
+            raise SeedRejected(message, hint=hint, code="duplicate-id") from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def reject(root: Root, disk: Disk, source: Path, file_name: str, error: PopError, now: float) -> Path:
+    """Move an entry to rejected/ with a reason a person understands; returns where it lies now.
+
+    The reason stands first, so that a refused seed never lies there without one. Nothing is overwritten.
+    """
+    root.rejected.mkdir(mode=0o700, exist_ok=True)
+    target = _free_name(root.rejected, file_name)
+    reason = {**error.to_json(), "name": file_name, "at": events.rfc3339(now)}
+    disk.put(_reason_path(target), dump_json(reason), folder=False)
+    rename_noreplace(source, target)
+    disk.sync_folder(root.rejected)
+    disk.sync_folder(source.parent)
+    return target
+
+
+def _reason_path(target: Path) -> Path:
+    suffix = ".reason.json"
+    fits = len(os.fsencode(target.name)) + len(suffix) <= 255
+    name = target.name if fits else hashlib.sha256(os.fsencode(target.name)).hexdigest()
+    return target.with_name(name + suffix)
+
+
+def _free_name(folder: Path, file_name: str) -> Path:
+    stem, suffix = os.path.splitext(file_name)
+    if len(os.fsencode(file_name)) > 230:
+        stem = stem.encode(errors="ignore")[:200].decode(errors="ignore")
+    for number in range(1, 1_000_000):
+        target = folder / (f"{stem}{suffix}" if number == 1 else f"{stem}.{number}{suffix}")
+        if not os.path.lexists(target):
+            return target
+    raise SeedRejected("rejected/ holds a million files of this name")
+
+
+def unfinished_claims(root: Root) -> list[Claimed]:
+    """Claims that a crash left behind; empty run folders are removed, claims of sealed runs are dropped."""
+    found = []
+    for run_dir in sorted(path for path in root.current.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        claim_path = run_dir / CLAIM
+        if os.path.lexists(claim_path):
+            if (run_dir / "events.jsonl").exists():
+                drop_claim(run_dir)
+            else:
+                found.append(Claimed(run_dir, _file_name_of(run_dir)))
+        elif not any(run_dir.iterdir()):
+            run_dir.rmdir()
+    return found
+
+
+def _file_name_of(run_dir: Path) -> str:
+    """What the seed's file was called, as far as the run's id still tells."""
+    claim_path = run_dir / CLAIM
+    name = re.sub(r"^\d{8}-\d{6}-(.*)-[a-z2-9]{4}$", r"\1", run_dir.name)
+    if claim_path.is_dir():
+        return name
+    return name + (".zip" if _is_zip(claim_path) else ".json")
+
+
+def drop_run_dir(run_dir: Path) -> None:
+    """Remove the folder of a run that never began (its seed has been moved away)."""
+    shutil.rmtree(run_dir / "files", ignore_errors=True)
+    for name in ("seed.json", "pipeline.json", "provenance.json"):
+        (run_dir / name).unlink(missing_ok=True)
+    run_dir.rmdir()
+
+
+def put_back(root: Root, disk: Disk, claimed: Claimed) -> str:
+    """Return a claimed seed to the queue, under its own name where that is still free; returns the name."""
+    shutil.rmtree(claimed.run_dir / "files", ignore_errors=True)
+    target = _free_name(root.pending, claimed.file_name)
+    rename_noreplace(claimed.run_dir / CLAIM, target)
+    disk.sync_folder(root.pending)
+    drop_run_dir(claimed.run_dir)
+    return target.name
+
+
+def last_event(run_dir: Path) -> str | None:
+    """The name of the newest event in a run's journal, read from its end."""
+    with open(run_dir / "events.jsonl", "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 65536))
+        lines = file.read().split(b"\n")
+    for line in reversed(lines):
+        try:
+            return str(json.loads(line)["event"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return None

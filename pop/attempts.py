@@ -1,0 +1,292 @@
+"""The supervisor's file work around one attempt: write its letter, then judge and place what it left.
+
+A worker's word counts for nothing until the supervisor has read the output strictly, fsynced it, put it in its place
+and journaled ``step.done``: that append is the commit of a step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import stat
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from pop import events
+from pop.errors import ErrorClass
+from pop.executors import Attempt, Result
+from pop.records import BadJson, ErrorRecord, Letter, Usage, dump_json, read_json
+from pop.store import Disk, NotAFile, open_regular, read_regular
+
+MAX_OUTPUT_BYTES = 64 * 2**20
+MAX_TRAIL_BYTES = 64 * 2**20
+MIN_FREE_BYTES = 4 * 2**20
+
+# How an attempt ended when the supervisor ended it, or nobody did.
+_ENDED: dict[str, tuple[ErrorClass, str]] = {
+    "timeout": ("timeout", "did not end within {timeout_s:g} s"),
+    "stalled": ("stalled", "made no progress for {stall_s:g} s"),
+    "flood": ("worker_died", "printed more than 16 times the {output_mb:g} MB that are kept"),
+    "cancelled": ("interrupted", "the run was cancelled"),
+    "interrupted": ("interrupted", "the daemon was stopping"),
+    "lost": ("interrupted", "the fork server went away"),
+}
+_HINTS = {
+    "timeout": "raise the step's \"timeout\"",
+    "stalled": "call ctx.progress() in long work, or raise the step's \"stall\"",
+    "flood": "print less, or raise the step's \"output_mb\"",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an attempt came to: an output's hash, or an error."""
+
+    sha256: str | None
+    size_bytes: int
+    error: ErrorRecord | None
+    usage: Usage
+    refinements: int
+    models: list[str] = field(default_factory=list)
+
+
+def make_folder(step_dir: Path, first_number: int) -> tuple[int, Path]:
+    """A fresh attempt folder; a number found on disk (its start was lost in a power cut) is not used again."""
+    number = first_number
+    while True:
+        folder = step_dir / "attempts" / str(number)
+        try:
+            os.makedirs(folder, mode=0o700)
+            return number, folder
+        except FileExistsError:
+            number += 1
+
+
+def begin(disk: Disk, run_dir: Path, letter: Letter) -> tuple[Letter, Attempt, dict[str, Any]]:
+    """Write the letter and journal ``step.started``.
+
+    Neither is fsynced: a power cut that loses them ends the worker too.
+    """
+    step_dir = run_dir / "tasks" / letter.instance
+    number, attempt_dir = make_folder(step_dir, letter.attempt)
+    if number != letter.attempt:
+        letter = letter.model_copy(update={"attempt": number, "attempt_id": f"{letter.attempt_id}-{number}"})
+    disk.put(step_dir / "letter.json", letter.model_dump_json(indent=2).encode(), durable=False)
+    event = {
+        "at": events.rfc3339(time.time()),
+        "event": events.STEP_STARTED,
+        "instance": letter.instance,
+        "step": letter.step,
+        "attempt": number,
+        "generation": letter.generation,
+    }
+    disk.append(run_dir / "events.jsonl", dump_json(event, pretty=False), durable=False)
+    attempt = Attempt(
+        attempt_id=letter.attempt_id,
+        run_id=letter.run_id,
+        instance=letter.instance,
+        letter_path=str(step_dir / "letter.json"),
+        attempt_dir=str(attempt_dir),
+        step_dir=str(step_dir),
+        limits=letter.limits,
+        gateway=letter.gateway,
+    )
+    return letter, attempt, event
+
+
+def judge(attempt: Attempt, letter: Letter, result: Result) -> Outcome:
+    """Read what the attempt left: an output that counts, or the error that explains why there is none."""
+    attempt_dir = Path(attempt.attempt_dir)
+    usage, models = read_usage(attempt_dir)
+    refinements = _refinements(attempt_dir)
+    error = _error_of(attempt_dir, letter, result)
+    sha256, size_bytes = None, 0
+    if error is None:
+        try:
+            data = read_regular(attempt_dir / "output.json", max_bytes=MAX_OUTPUT_BYTES)
+            read_json(data, where="output.json")
+            sha256, size_bytes = hashlib.sha256(data).hexdigest(), len(data)
+        except (BadJson, NotAFile) as problem:
+            error = _record(letter, "invalid_output", f"the output cannot be kept: {problem.message}")
+        except FileNotFoundError:
+            error = _record(letter, "worker_died", _how_it_went(result))
+    return Outcome(sha256, size_bytes, error, usage, refinements, models)
+
+
+def _error_of(attempt_dir: Path, letter: Letter, result: Result) -> ErrorRecord | None:
+    if result.how in _ENDED:
+        error_class, text = _ENDED[result.how]
+        message = text.format(**letter.limits.model_dump())
+        return _record(letter, error_class, message, hint=_HINTS.get(result.how))
+    try:
+        data = read_regular(attempt_dir / "error.json", max_bytes=MAX_OUTPUT_BYTES)
+        written = ErrorRecord.model_validate(read_json(data))
+    except FileNotFoundError:
+        clean = result.how == "exited" and result.code == 0
+        return None if clean else _record(letter, "worker_died", _how_it_went(result))
+    except (BadJson, NotAFile, ValidationError):
+        return _record(letter, "worker_died", "its error.json cannot be read")
+    return written.model_copy(update={"instance": letter.instance, "attempt": letter.attempt})
+
+
+def _how_it_went(result: Result) -> str:
+    if result.signal:
+        try:
+            name = signal.Signals(result.signal).name
+        except ValueError:
+            name = str(result.signal)
+        return f"the worker was ended by {name}"
+    return f"the worker ended with exit code {result.code} and left no output"
+
+
+def _record(letter: Letter, error_class: ErrorClass, message: str, hint: str | None = None) -> ErrorRecord:
+    return ErrorRecord(
+        error_class=error_class,
+        code=error_class.replace("_", "-"),
+        message=message,
+        hint=hint,
+        instance=letter.instance,
+        attempt=letter.attempt,
+    )
+
+
+def place(disk: Disk, run_dir: Path, attempt: Attempt) -> None:
+    """Make the output durable and put it, with the artifacts, where "done" is looked for. Repeatable."""
+    step_dir, attempt_dir = Path(attempt.step_dir), Path(attempt.attempt_dir)
+    artifacts = attempt_dir / "artifacts"
+    if artifacts.is_dir() and not artifacts.is_symlink():
+        _sync_tree(disk, artifacts)
+        _replace_folder(artifacts, step_dir / "artifacts")
+    source = attempt_dir / "output.json"
+    if source.exists():
+        fd = open_regular(source, max_bytes=MAX_OUTPUT_BYTES)
+        try:
+            disk.sync(fd)
+        finally:
+            os.close(fd)
+        os.rename(source, step_dir / "output.json")
+    (step_dir / "error.json").unlink(missing_ok=True)
+    disk.sync_folder(step_dir)
+    disk.sync_folder(step_dir.parent)
+
+
+def _replace_folder(source: Path, target: Path) -> None:
+    if target.is_dir():
+        shutil.rmtree(target)
+    os.rename(source, target)
+
+
+def _sync_tree(disk: Disk, folder: Path) -> None:
+    """Fsync every regular file below `folder`; links and special files are removed, they are no artifacts."""
+    for parent, folders, files in os.walk(folder, followlinks=False):
+        for name in [*files, *(name for name in folders if Path(parent, name).is_symlink())]:
+            path = Path(parent, name)
+            if not stat.S_ISREG(os.lstat(path).st_mode):
+                path.unlink()
+                continue
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                disk.sync(fd)
+            finally:
+                os.close(fd)
+        disk.sync_folder(Path(parent))
+
+
+def done_event(letter: Letter, outcome: Outcome, seconds: float) -> dict[str, Any]:
+    """The journal's line that commits a step."""
+    return {
+        "at": events.rfc3339(time.time()),
+        "event": events.STEP_DONE,
+        "instance": letter.instance,
+        "attempt": letter.attempt,
+        "sha256": outcome.sha256,
+        "size_bytes": outcome.size_bytes,
+        "seconds": round(seconds, 6),
+        "refinements": outcome.refinements,
+        "usage": outcome.usage.model_dump(),
+        "models": outcome.models,
+    }
+
+
+def read_usage(attempt_dir: Path) -> tuple[Usage, list[str]]:
+    """What the attempt's model calls cost, from its calls.jsonl; and the models it used.
+
+    An answer from the store that no earlier attempt of this step has recorded was paid for by an attempt that died
+    before it could write it down: it counts as a call here.
+    """
+    usage, models = Usage(), dict[str, None]()
+    rows = list(_calls(attempt_dir))
+    earlier = _keys_of_earlier(attempt_dir) if any(row.get("cached") for row in rows) else set()
+    for row in rows:
+        models[str(row.get("model"))] = None
+        paid = not row.get("cached") or row.get("key") not in earlier
+        earlier.add(str(row.get("key")))
+        usage = usage.plus(_usage_of(row, paid))
+    return usage, list(models)
+
+
+def _usage_of(row: dict[str, Any], paid: bool) -> Usage:
+    if not paid:
+        return Usage(cached_calls=1)
+    return Usage(
+        calls=1,
+        input_tokens=int(row.get("input_tokens") or 0),
+        output_tokens=int(row.get("output_tokens") or 0),
+        cost_usd=float(row.get("cost_usd") or 0.0),
+    )
+
+
+def _calls(attempt_dir: Path) -> list[dict[str, Any]]:
+    try:
+        data = read_regular(attempt_dir / "calls.jsonl", max_bytes=MAX_TRAIL_BYTES)
+    except (FileNotFoundError, NotAFile):
+        return []
+    rows = []
+    for line in data.splitlines():
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def _keys_of_earlier(attempt_dir: Path) -> set[str]:
+    number = int(attempt_dir.name)
+    folders = [path for path in attempt_dir.parent.iterdir() if path.name.isdigit() and int(path.name) < number]
+    return {str(row.get("key")) for folder in folders for row in _calls(folder)}
+
+
+def last_trail_line(attempt_dir: Path) -> dict[str, Any] | None:
+    """The newest whole line of the attempt's trail, or None."""
+    try:
+        fd = os.open(attempt_dir / "trail.jsonl", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        size = os.fstat(fd).st_size
+        tail = os.pread(fd, 16384, max(0, size - 16384))
+    finally:
+        os.close(fd)
+    for line in reversed(tail.split(b"\n")):
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            continue
+        if isinstance(row, dict):
+            return row
+    return None
+
+
+def _refinements(attempt_dir: Path) -> int:
+    row = last_trail_line(attempt_dir)
+    value = row.get("round") if row else 0
+    return value if isinstance(value, int) else 0

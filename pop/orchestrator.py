@@ -1,0 +1,447 @@
+"""Drives the active runs: asks the planner what may happen, makes it happen, journals it, asks again.
+
+All decisions are taken on one event loop; file work is done in a few threads, so that the fsyncs of different runs
+overlap. A run's history changes only here, one event after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import structlog
+
+from pop import attempts, events
+from pop.attempts import Outcome
+from pop.errors import PopError, RootError
+from pop.executors import Attempt, Executor, Result
+from pop.expressions import ExpressionError
+from pop.history import Instance, RunHistory, run_record, status_of
+from pop.letters import LetterWriter
+from pop.pipeline import Pipeline
+from pop.plan import Start, next_moves, recovery
+from pop.records import ErrorRecord, Letter, Usage, dump_json
+from pop.settings import Root, Settings
+from pop.store import Disk, root_trouble
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+STATUS_EVERY_S = 0.1
+
+
+class Slots:
+    """The places for workers, handed out in turn: every run waits in line once, so none starves another."""
+
+    def __init__(self, size: int) -> None:
+        self.free = size
+        self._line: deque[ActiveRun] = deque()
+
+    def ask(self, run: ActiveRun) -> None:
+        if run not in self._line:
+            self._line.append(run)
+        self._grant()
+
+    def give_back(self) -> None:
+        self.free += 1
+        self._grant()
+
+    def leave(self, run: ActiveRun) -> None:
+        if run in self._line:
+            self._line.remove(run)
+        while run.granted:
+            run.granted -= 1
+            self.give_back()
+
+    def _grant(self) -> None:
+        while self.free and self._line:
+            run = self._line.popleft()
+            self.free -= 1
+            run.granted += 1
+            run.changed.set()
+
+
+@dataclass(eq=False)
+class ActiveRun:
+    """A run the daemon works on."""
+
+    run_dir: Path
+    history: RunHistory
+    pipeline: Pipeline
+    letters: LetterWriter
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    granted: int = 0
+    live: dict[str, Attempt] = field(default_factory=dict)  # by instance
+    record: dict[str, Any] = field(default_factory=dict)
+    status_due: bool = False
+
+    @property
+    def run_id(self) -> str:
+        return self.run_dir.name
+
+
+class Orchestrator:
+    """Runs the active runs. `on_end` is called with each run that left the stage, complete or not."""
+
+    def __init__(
+        self,
+        root: Root,
+        settings: Settings,
+        disk: Disk,
+        executor: Executor,
+        *,
+        notes: Callable[[], list[str]],
+        gateway: Callable[[], str | None],
+        on_trouble: Callable[[RootError], None],
+    ) -> None:
+        self.root = root
+        self.settings = settings
+        self.disk = disk
+        self.executor = executor
+        self.slots = Slots(settings.concurrency.workers)
+        self.runs: dict[str, ActiveRun] = {}
+        self.draining = False
+        self.io = ThreadPoolExecutor(max_workers=8, thread_name_prefix="disk")
+        self._notes = notes
+        self._gateway = gateway
+        self._on_trouble = on_trouble
+        self._rng = random.Random()
+        self._healthy = asyncio.Event()
+        self._healthy.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._status_timer: asyncio.TimerHandle | None = None
+        self._flushing: set[ActiveRun] = set()
+
+    async def on_disk(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do file work in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self.io, lambda: work(*args, **kwargs))
+
+    async def surely(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do repeatable file work; while the disk is full or read-only, wait and do it again.
+
+        Raises:
+            DiskFailed: Data may have been lost; the daemon must stop.
+        """
+        while True:
+            try:
+                return await self.on_disk(work, *args, **kwargs)
+            except OSError as error:
+                trouble = root_trouble(error)
+                if trouble is None:
+                    raise
+                self._healthy.clear()
+                self._on_trouble(trouble)
+                await self._healthy.wait()
+
+    def recovered(self) -> None:
+        """The disk takes files again."""
+        self._healthy.set()
+
+    def trouble(self) -> None:
+        """The disk takes no files: start nothing."""
+        self._healthy.clear()
+
+    async def drive(self, run: ActiveRun) -> None:
+        """Take one run as far as it goes: complete, failed, cancelled, or (draining) as it stands."""
+        self.runs[run.run_id] = run
+        try:
+            await self._journal(run, {"event": events.RUN_STARTED}, durable=False)
+            outcome = await self._play(run)
+            if outcome:
+                await self._end(run, outcome)
+        finally:
+            self.slots.leave(run)
+            del self.runs[run.run_id]
+
+    async def _play(self, run: ActiveRun) -> str | None:
+        while True:
+            run.changed.clear()
+            moves = next_moves(run.pipeline, run.history, time.time(), limit=max(1, run.granted))
+            if moves.outcome:
+                return moves.outcome
+            if self.draining:
+                if not run.live:
+                    return None
+            elif moves.decide or moves.expand or moves.skip:
+                await self._decide(run, moves)
+                continue
+            elif moves.start and self._healthy.is_set():
+                if run.granted:
+                    run.granted -= 1
+                    self._launch(run, moves.start[0])
+                else:
+                    self.slots.ask(run)
+                if run.granted:
+                    continue
+            await self._wait(run, moves.wake_at)
+
+    async def _wait(self, run: ActiveRun, wake_at: float | None) -> None:
+        timeouts = [1.0] if not self._healthy.is_set() else []
+        if wake_at is not None:
+            timeouts.append(max(0.0, wake_at - time.time()))
+        try:
+            await asyncio.wait_for(run.changed.wait(), min(timeouts) if timeouts else None)
+        except TimeoutError:
+            pass
+
+    async def _decide(self, run: ActiveRun, moves: Any) -> None:
+        """Evaluate conditions and lists, and journal what came out; a mistake in one fails the run in its place."""
+        try:
+            decided = await self.on_disk(run.letters.decide, run.history, moves)
+        except (ExpressionError, PopError) as error:
+            await self._fail_expression(run, error)
+            return
+        for event in decided:
+            await self._journal(run, event, durable=event["event"] != events.STEP_SKIPPED)
+
+    async def _fail_expression(self, run: ActiveRun, error: PopError) -> None:
+        record = ErrorRecord(error_class="bad_input", **error.to_json())  # type: ignore[arg-type]
+        await self._journal(run, {"event": events.RUN_FAILED, "error": record.model_dump()})
+
+    def _launch(self, run: ActiveRun, start: Start) -> None:
+        letter = run.letters.write(run.history, start, gateway=self._gateway(), now=time.time())
+        run.history.apply(
+            {
+                "event": events.STEP_STARTED,
+                "at": events.rfc3339(time.time()),
+                "instance": letter.instance,
+                "attempt": letter.attempt,
+                "generation": letter.generation,
+            }
+        )
+        self.spawn(self._attempt(run, letter))
+
+    def spawn(self, work: Any) -> None:
+        """Run a coroutine beside the others; a bug in it stops the daemon with its traceback."""
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception():
+            self.fatal = task.exception()
+            if self.on_fatal:
+                self.on_fatal(task.exception())
+
+    fatal: BaseException | None = None
+    on_fatal: Callable[[BaseException | None], None] | None = None
+
+    async def _attempt(self, run: ActiveRun, letter: Letter) -> None:
+        try:
+            letter, attempt, event = await self.surely(attempts.begin, self.disk, run.run_dir, letter)
+            run.history.instances[letter.instance].started = letter.attempt
+            run.live[letter.instance] = attempt
+            self.show(run)
+            began = time.monotonic()
+            result = await self.executor.run(attempt)
+            await self._commit(run, letter, attempt, result, time.monotonic() - began)
+        finally:
+            run.live.pop(letter.instance, None)
+            self.slots.give_back()
+            run.changed.set()
+
+    async def _commit(self, run: ActiveRun, letter: Letter, attempt: Attempt, result: Result, seconds: float) -> None:
+        outcome, event = await self.surely(self._judge_and_place, run, letter, attempt, result, seconds)
+        if event is None:
+            event = await self._fail_attempt(run, letter, outcome, seconds)
+        run.history.apply(event)
+        self.show(run)
+
+    def _judge_and_place(
+        self, run: ActiveRun, letter: Letter, attempt: Attempt, result: Result, seconds: float
+    ) -> tuple[Outcome, dict[str, Any] | None]:
+        """In a thread: a good output is placed and committed in one go; a failure goes back for a decision."""
+        outcome = attempts.judge(attempt, letter, result)
+        if outcome.error is not None:
+            return outcome, None
+        event = attempts.done_event(letter, outcome, seconds)
+        attempts.place(self.disk, run.run_dir, attempt)
+        self.disk.append(run.run_dir / "events.jsonl", dump_json(event, pretty=False))
+        return outcome, event
+
+    async def _fail_attempt(self, run: ActiveRun, letter: Letter, outcome: Outcome, seconds: float) -> dict[str, Any]:
+        assert outcome.error is not None
+        error = outcome.error
+        if shutil.disk_usage(self.root.path).free < attempts.MIN_FREE_BYTES:
+            full = {"error_class": "interrupted", "message": f"the disk is full; the worker said: {error.message}"}
+            error = error.model_copy(update=full)
+        instance = run.history.instances[letter.instance]
+        again = recovery(
+            error.error_class,
+            failures=instance.failures + 1,
+            interruptions=instance.interruptions + 1,
+            attempts_allowed=run.letters.attempts_allowed(letter.step),
+            rng=self._rng,
+        )
+        event = {
+            "at": events.rfc3339(time.time()),
+            "event": events.STEP_ATTEMPT_FAILED,
+            "instance": letter.instance,
+            "attempt": letter.attempt,
+            "error": error.model_dump(exclude_none=True),
+            "action": "fail" if again.action == "fail" or run.history.cancelled else "retry",
+            "not_before": round(time.time() + again.delay_s, 3) if again.delay_s else None,
+            "more_time": instance.more_time * (2 if again.more_time else 1),
+            "seconds": round(seconds, 6),
+            "refinements": outcome.refinements,
+            "usage": outcome.usage.model_dump(),
+            "models": outcome.models,
+        }
+        await self.surely(self._record_failure, run.run_dir, letter.instance, event)
+        return event
+
+    def _record_failure(self, run_dir: Path, instance: str, event: dict[str, Any]) -> None:
+        if event["action"] == "fail":
+            self.disk.put(run_dir / "tasks" / instance / "error.json", dump_json(event["error"]))
+        self.disk.append(run_dir / "events.jsonl", dump_json(event, pretty=False))
+
+    async def _journal(self, run: ActiveRun, event: dict[str, Any], *, durable: bool = True) -> None:
+        event = {"at": events.rfc3339(time.time()), **event}
+        line = dump_json(event, pretty=False)
+        await self.surely(self.disk.append, run.run_dir / "events.jsonl", line, durable=durable)
+        run.history.apply(event)
+        self.show(run)
+
+    async def cancel(self, run: ActiveRun, by: str, reason: str | None) -> None:
+        """End a run: journal it, end its workers, start nothing more."""
+        await self._journal(run, {"event": events.RUN_CANCELLED, "by": by, "reason": reason})
+        for attempt in list(run.live.values()):
+            self.executor.cancel(attempt.attempt_id, "cancelled")
+        run.changed.set()
+
+    def interrupt_all(self) -> None:
+        """End every worker without using up an attempt."""
+        for run in self.runs.values():
+            for attempt in run.live.values():
+                self.executor.cancel(attempt.attempt_id, "interrupted")
+
+    def wake_all(self) -> None:
+        for run in self.runs.values():
+            run.changed.set()
+
+    async def _end(self, run: ActiveRun, outcome: str) -> None:
+        if outcome == "complete":
+            await self._journal(run, {"event": events.RUN_COMPLETE})
+        elif outcome == "failed" and run.history.state != "failed":
+            error = next((i.error for i in run.history.instances.values() if i.state == "failed"), None)
+            await self._journal(run, {"event": events.RUN_FAILED, "error": error})
+        await self._put_last_status(run)
+        log.info("run.ended", run=run.run_id, state=run.history.state)
+
+    async def _put_last_status(self, run: ActiveRun) -> None:
+        """The status of a run that leaves the stage; a flush that is under way must not come after it."""
+        run.status_due = False
+        while run in self._flushing:
+            await asyncio.sleep(0.001)
+        await self.surely(self._put_status, run.run_dir, self.status(run), True)
+
+    async def write_record(self, run: ActiveRun) -> None:
+        """Write record.json of a complete run; repeatable."""
+        run.record = run_record(run.history, models=list(run.history.models))
+        await self.surely(self.disk.put, run.run_dir / "record.json", dump_json(run.record))
+
+    async def interrupt_leftovers(self, run: ActiveRun) -> None:
+        """Journal what an earlier daemon was doing as interrupted, with what it had spent."""
+        for name, instance in list(run.history.instances.items()):
+            if instance.state == "running":
+                attempt_dir = run.run_dir / "tasks" / name / "attempts" / str(instance.started)
+                usage, models = await self.on_disk(attempts.read_usage, attempt_dir)
+                await self._journal(run, _interruption(name, instance, usage, models))
+
+    def status(self, run: ActiveRun) -> dict[str, Any]:
+        """The run's tasks-status.json as it should read now."""
+        begun = {name.partition("@")[0].partition(".")[0] for name in run.history.instances}
+        expected = [] if run.history.state == "complete" else [n for n in run.pipeline.tasks if n not in begun]
+        return status_of(run.history, now=events.rfc3339(time.time()), expected=expected, notes=self._notes())
+
+    def background(self) -> list[asyncio.Task[None]]:
+        """What still runs beside the loop (status writes), to be ended at the very end."""
+        if self._status_timer:
+            self._status_timer.cancel()
+        return list(self._tasks)
+
+    def _put_status(self, run_dir: Path, status: dict[str, Any], durable: bool) -> None:
+        self.disk.put(run_dir / "tasks-status.json", dump_json(status), durable=durable)
+
+    def show(self, run: ActiveRun) -> None:
+        """The run changed: write its status file soon (several changes make one write)."""
+        run.status_due = True
+        if self._status_timer is None:
+            self._status_timer = asyncio.get_running_loop().call_later(STATUS_EVERY_S, self._flush_soon)
+
+    def _flush_soon(self) -> None:
+        self.spawn(self._flush())
+
+    async def _flush(self) -> None:
+        began = time.monotonic()
+        due = [run for run in self.runs.values() if run.status_due]
+        for run in due:
+            run.status_due = False
+        self._flushing.update(due)
+        try:
+            await self.on_disk(self._put_statuses, [(run.run_dir, self.status(run)) for run in due])
+        except OSError as error:
+            log.warning("status.unwritten", error=str(error))
+        finally:
+            self._flushing.clear()
+        spent = time.monotonic() - began
+        more = any(run.status_due for run in self.runs.values())
+        loop = asyncio.get_running_loop()
+        self._status_timer = loop.call_later(max(STATUS_EVERY_S, 10 * spent), self._flush_soon) if more else None
+
+    def _put_statuses(self, statuses: list[tuple[Path, dict[str, Any]]]) -> None:
+        for run_dir, status in statuses:
+            if run_dir.is_dir() and status["state"] == "running":
+                self._put_status(run_dir, status, False)
+
+    def look_at_trails(self) -> None:
+        """Take the stage and progress of long attempts from their trails (called once a second)."""
+        for run in self.runs.values():
+            for instance, attempt in run.live.items():
+                row = attempts.last_trail_line(Path(attempt.attempt_dir))
+                live = _live(row) if row else {}
+                if live and live != run.history.instances[instance].live:
+                    run.history.instances[instance].live = live
+                    self.show(run)
+
+
+MAX_INTERRUPTIONS = 20
+
+
+def _interruption(name: str, instance: Instance, usage: Usage, models: list[str]) -> dict[str, Any]:
+    give_up = instance.interruptions + 1 >= MAX_INTERRUPTIONS
+    error = ErrorRecord(
+        error_class="interrupted",
+        code="interrupted",
+        message="the daemon ended while it was at work",
+        instance=name,
+        attempt=instance.started,
+    )
+    return {
+        "event": events.STEP_ATTEMPT_FAILED,
+        "instance": name,
+        "attempt": instance.started,
+        "error": error.model_dump(exclude_none=True),
+        "action": "fail" if give_up else "retry",
+        "seconds": 0.0,
+        "usage": usage.model_dump(),
+        "models": models,
+    }
+
+
+def _live(row: dict[str, Any]) -> dict[str, Any]:
+    live = {"stage": row.get("stage"), "refinements": row.get("round") or 0}
+    if row.get("total") is not None:
+        live["progress"] = [row.get("done"), row.get("total")]
+    return live

@@ -1,0 +1,121 @@
+"""Orders to a run are files in its folder, written by a command, the dashboard or a person.
+
+``orders/<verb>.json``; the content is optional: ``{"by": str, "reason": str}``. An order that was carried out moves to
+``orders/done/``. They work while the daemon is down and are carried out when it is back.
+
+| verb   | a run that is active        | a run at rest                                       |
+|--------|-----------------------------|-----------------------------------------------------|
+| cancel | its workers are ended       | a failed one is journaled as cancelled              |
+| retry  | nothing (it is at work)     | failed steps get fresh attempts, the run goes on    |
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pop import events
+from pop.history import read_history
+from pop.records import BadJson, dump_json, read_json
+from pop.settings import Root
+from pop.store import Disk, NotAFile, mend_tail, read_regular
+
+VERBS = ("cancel", "retry")
+AT_ONCE = 500
+
+
+@dataclass(frozen=True)
+class Order:
+    run_dir: Path
+    verb: str
+    by: str
+    reason: str | None
+
+    @property
+    def run_id(self) -> str:
+        return self.run_dir.name
+
+
+def write_order(disk: Disk, run_dir: Path, verb: str, reason: str | None = None) -> Path:
+    """Give an order as a person at this machine; returns the file that was written."""
+    folder = run_dir / "orders"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / f"{verb}.json"
+    by = getpass.getuser() if os.environ.get("USER") or os.environ.get("LOGNAME") else f"uid {os.getuid()}"
+    disk.put(path, dump_json({"by": by, "reason": reason, "at": events.rfc3339(time.time())}))
+    return path
+
+
+class Orders:
+    """Finds orders: in every active run at each look, in runs at rest a bounded number per look, in turn."""
+
+    def __init__(self, root: Root, disk: Disk) -> None:
+        self._root = root
+        self._disk = disk
+        self._next = ""
+
+    def find(self, active: set[str]) -> list[Order]:
+        resting = [name for name in os.listdir(self._root.current) if name not in active and name[0] != "."]
+        found: list[Order] = []
+        for name in [*active, *self._slice(resting)]:
+            found.extend(self._in(self._root.current / name))
+        return found
+
+    def _slice(self, names: list[str]) -> list[str]:
+        if len(names) <= AT_ONCE:
+            return names
+        names.sort()
+        after = [name for name in names if name > self._next][:AT_ONCE]
+        self._next = after[-1] if len(after) == AT_ONCE else ""
+        return after
+
+    def _in(self, run_dir: Path) -> list[Order]:
+        try:
+            names = os.listdir(run_dir / "orders")
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [self._read(run_dir, verb) for verb in VERBS if f"{verb}.json" in names or verb in names]
+
+    def _read(self, run_dir: Path, verb: str) -> Order:
+        by, reason = "a file", None
+        try:
+            value = read_json(read_regular(run_dir / "orders" / f"{verb}.json", max_bytes=65536))
+            by, reason = str(value.get("by") or by), value.get("reason") and str(value["reason"])
+        except (BadJson, NotAFile, OSError, AttributeError):
+            pass  # the name alone is the order
+        return Order(run_dir, verb, by, reason)
+
+    def apply_to_resting(self, order: Order) -> bool:
+        """Carry out an order to a run nobody works on; returns whether the run is to be taken up again."""
+        try:
+            mend_tail(order.run_dir / "events.jsonl")
+            history = read_history(order.run_dir)
+        except FileNotFoundError:
+            return False
+        about = {"at": events.rfc3339(time.time()), "by": order.by, "reason": order.reason}
+        if order.verb == "cancel" and history.state != "cancelled":
+            rows = [{**about, "event": events.RUN_CANCELLED}]
+        elif order.verb == "retry" and history.state in ("failed", "cancelled"):
+            again = [name for name, instance in history.instances.items() if instance.state in ("failed", "retry")]
+            rows = [{**about, "event": events.RUN_RESUMED}]
+            rows += [{"at": about["at"], "event": events.STEP_RESET, "instance": name} for name in again]
+        else:
+            return False
+        lines = b"".join(dump_json(row, pretty=False) for row in rows)
+        self._disk.append(order.run_dir / "events.jsonl", lines)
+        return order.verb == "retry"
+
+    def file_away(self, order: Order) -> None:
+        """Move a carried-out order to orders/done/, under a name of its own."""
+        done = order.run_dir / "orders" / "done"
+        try:
+            done.mkdir(mode=0o700, exist_ok=True)
+        except FileNotFoundError:  # the run was promoted meanwhile, with its orders
+            return
+        for name in (f"{order.verb}.json", order.verb):
+            source = order.run_dir / "orders" / name
+            if source.exists():
+                os.rename(source, done / f"{time.time_ns()}-{name}")

@@ -1,0 +1,143 @@
+"""The pipelines of a root, read when a seed asks for one and kept while their files stay as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pop import __version__
+from pop.errors import ConfigError, SeedRejected, did_you_mean
+from pop.pipeline import Pipeline, load_pipeline
+from pop.settings import Root
+from pop.tasks import hash_task, list_tasks
+
+Signature = tuple[tuple[int, int, int] | None, ...]
+
+
+class BrokenPipeline(ConfigError):
+    """A pipeline cannot be used as it stands; seeds that ask for it wait until it is mended."""
+
+    code = "broken-pipeline"
+
+    def __init__(self, name: str, error: ConfigError) -> None:
+        super().__init__(str(error))
+        self.pipeline_name = name
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True)
+class Shelved:
+    """A usable pipeline: its bytes as a run freezes them, and what they mean."""
+
+    data: bytes
+    pipeline: Pipeline
+
+
+class PipelineShelf:
+    """Thread-safe."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._lock = threading.Lock()
+        self._shelved: dict[str, tuple[Signature, Shelved]] = {}
+        self._frozen: dict[str, Pipeline] = {}
+        self._broken: dict[str, Signature] = {}
+        self._hashes: dict[str, tuple[Signature, dict[str, str]]] = {}
+
+    def take(self, name: str) -> Shelved:
+        """The pipeline called `name` as it is now.
+
+        Raises:
+            SeedRejected: There is no such pipeline.
+            BrokenPipeline: Its file, or the set of tasks, has mistakes.
+        """
+        with self._lock:
+            signature = self._signature(name)
+            known = self._shelved.get(name)
+            if known and known[0] == signature:
+                return known[1]
+            shelved = self._read(name, signature)
+            self._shelved[name] = (signature, shelved)
+            return shelved
+
+    def _read(self, name: str, signature: Signature) -> Shelved:
+        path = self._root.pipeline_path(name)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            if name == "default":
+                self._broken[name] = signature
+                error = ConfigError("pipeline.json is missing", where=path, hint="put it back, or pop init")
+                raise BrokenPipeline(name, error) from None
+            names = self._root.pipeline_names()
+            raise SeedRejected(
+                f"no pipeline {name!r}", where="pipelines/", hint=did_you_mean(name, names), code="unknown-pipeline"
+            ) from None
+        try:
+            tasks = list_tasks(self._root.tasks)
+            where = os.path.relpath(path, self._root.path)
+            return Shelved(data, load_pipeline(data, where=where, name=name, known_tasks=tasks))
+        except ConfigError as error:
+            self._broken[name] = signature
+            raise BrokenPipeline(name, error) from error
+
+    def _signature(self, name: str) -> Signature:
+        paths = (self._root.pipeline_path(name), self._root.tasks, self._root.tasks / "index.json")
+        return tuple(_signature_of(path) for path in paths)
+
+    def changed(self, name: str) -> bool:
+        """Whether a broken pipeline's files have changed since."""
+        with self._lock:
+            return self._broken.get(name) != self._signature(name)
+
+    def frozen(self, run_dir: Path, name: str) -> Pipeline:
+        """The pipeline a run froze when it was sealed.
+
+        Raises:
+            ConfigError: Somebody broke the run's own copy.
+        """
+        data = (run_dir / "pipeline.json").read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        with self._lock:
+            if digest not in self._frozen:
+                if len(self._frozen) > 100:
+                    self._frozen.clear()
+                self._frozen[digest] = load_pipeline(data, where=f"{run_dir.name}/pipeline.json", name=name)
+            return self._frozen[digest]
+
+    def provenance(self, pipeline: Pipeline) -> dict[str, Any]:
+        """provenance.json: versions, and the sha256 of every file of every task the pipeline names."""
+        tasks = sorted({step.task for step in pipeline.tasks.values()})
+        return {
+            "pop": __version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "tasks": {name: self._hash(name) for name in tasks},
+        }
+
+    def _hash(self, name: str) -> dict[str, str]:
+        with self._lock:
+            known = self._hashes.get(name)
+            if known and known[0] == self._files_signature(known[1]):
+                return known[1]
+            hashes = hash_task(self._root.tasks, name)
+            self._hashes[name] = (self._files_signature(hashes), hashes)
+            return hashes
+
+    def _files_signature(self, hashes: dict[str, str]) -> Signature:
+        return (_signature_of(self._root.tasks), *(_signature_of(self._root.tasks / name) for name in sorted(hashes)))
+
+
+def _signature_of(path: Path) -> tuple[int, int, int] | None:
+    try:
+        info = os.stat(path)
+    except OSError:
+        return None
+    return (info.st_mtime_ns, info.st_size, info.st_ino)

@@ -1,0 +1,76 @@
+"""Hints from the kernel that something happened in pipeline-pending/. A hint saves waiting; the scan is the truth.
+
+One folder is watched, and it is watched anew when somebody replaced it (the kernel follows the old one). When no
+watch can be had (limits, odd file systems) the scan alone does the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
+
+log = structlog.get_logger()
+
+
+class _Handler(FileSystemEventHandler):
+    """Passes the names of changed entries to the event loop. An exception here would end watchdog's thread."""
+
+    def __init__(self, folder: Path, loop: asyncio.AbstractEventLoop, hint: Callable[[str], None]) -> None:
+        self._folder = os.fsencode(folder)
+        self._loop = loop
+        self._hint = hint
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        if event.event_type not in ("created", "moved", "closed"):
+            return
+        path = os.fsencode(event.dest_path if event.event_type == "moved" else event.src_path)
+        if os.path.dirname(path) != self._folder:
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._hint, os.fsdecode(os.path.basename(path)))
+        except RuntimeError:  # the loop has closed: the daemon is going down
+            return
+
+
+class Watch:
+    """Watches one folder; call `check` with every scan, `stop` at the end."""
+
+    def __init__(self, folder: Path, hint: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._handler = _Handler(folder, asyncio.get_running_loop(), hint)
+        self._observer: Observer | None = None
+        self._inode: int | None = None
+        self.check()
+
+    def check(self) -> None:
+        """Watch anew when the folder is not the one that is watched."""
+        try:
+            inode = os.stat(self._folder).st_ino
+        except FileNotFoundError:
+            self._folder.mkdir(exist_ok=True)
+            inode = os.stat(self._folder).st_ino
+        if inode == self._inode:
+            return
+        self.stop()
+        self._inode = inode
+        observer = Observer()
+        observer.daemon = True
+        try:
+            observer.schedule(self._handler, str(self._folder))
+            observer.start()
+        except OSError as error:
+            log.warning("watch.unavailable", error=str(error))
+            return
+        self._observer = observer
+
+    def stop(self) -> None:
+        if self._observer:
+            self._observer.stop()
+            self._observer.join(2.0)
+            self._observer = None
