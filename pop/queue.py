@@ -19,6 +19,7 @@ import codecs
 import errno
 import fcntl
 import heapq
+import json
 import os
 import re
 import signal
@@ -212,11 +213,15 @@ def _is_a_beginning(data: bytes) -> bool:
         from_json(text, allow_partial="trailing-strings", allow_inf_nan=False)
     except (ValueError, RecursionError):
         return False
+    return not _holds_a_whole_document(text)
+
+
+def _holds_a_whole_document(text: str) -> bool:
     try:
-        from_json(text, allow_inf_nan=False)
+        json.JSONDecoder().raw_decode(text.lstrip())
     except ValueError:
-        return True
-    return False
+        return False
+    return True
 
 
 def _peek_folder(path: Path, info: os.stat_result, limits: SeedSettings) -> Peek:
