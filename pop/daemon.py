@@ -64,7 +64,7 @@ def prepare_root(root: Root) -> None:
     for folder in (root.path, root.tasks):
         if folder.is_dir() and stat.S_IMODE(folder.stat().st_mode) & stat.S_IWOTH:
             hint = f"chmod o-w {folder}"
-            raise RootError("anybody on this machine may write here, so anybody could run code", where=folder, hint=hint)
+            raise RootError("anybody on this machine may write here and so run code", where=folder, hint=hint)
     try:
         for folder in (root.pending, root.rejected, root.current, root.complete):
             folder.mkdir(exist_ok=True)

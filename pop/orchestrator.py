@@ -7,6 +7,7 @@ overlap. A run's history changes only here, one event after the other.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import shutil
 import time
@@ -189,10 +190,8 @@ class Orchestrator:
         timeouts = [1.0] if not self._healthy.is_set() else []
         if wake_at is not None:
             timeouts.append(max(0.0, wake_at - time.time()))
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(run.changed.wait(), min(timeouts) if timeouts else None)
-        except TimeoutError:
-            pass
 
     async def _decide(self, run: ActiveRun, moves: Any) -> None:
         """Evaluate conditions and lists, and journal what came out; a mistake in one fails the run in its place."""

@@ -10,7 +10,7 @@ file open for writing; where leases are missing, and for folders, size and times
 | can never be right                      | SeedRejected | moved to rejected/ with a reason               |
 | dot-names, and names that end in neither .json nor .zip | ignored | left alone                             |
 
-In memory a waiting seed costs about 200 bytes; at most `HEAP_LIMIT` are held, the rest stay on disk until there is room.
+In memory a waiting seed costs about 200 bytes; at most `HEAP_LIMIT` are held, the rest wait on disk for room.
 """
 
 from __future__ import annotations

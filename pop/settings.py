@@ -160,10 +160,14 @@ class DaemonSettings(_Table):
     inotify: bool = True
 
 
+def _auto() -> dict[str, ModelSettings | str]:
+    return {"default": "auto"}
+
+
 class Settings(_Table):
     """pop.toml as a whole."""
 
-    models: dict[str, ModelSettings | str] = Field(default_factory=lambda: {"default": "auto"})
+    models: dict[str, ModelSettings | str] = Field(default_factory=_auto)
     concurrency: Concurrency = Field(default_factory=Concurrency)
     seeds: SeedSettings = Field(default_factory=SeedSettings)
     worker: WorkerSettings = Field(default_factory=WorkerSettings)

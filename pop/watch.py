@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
+from watchdog.observers.api import BaseObserver
 
 log = structlog.get_logger()
 
@@ -44,7 +45,7 @@ class Watch:
     def __init__(self, folder: Path, hint: Callable[[str], None]) -> None:
         self._folder = folder
         self._handler = _Handler(folder, asyncio.get_running_loop(), hint)
-        self._observer: Observer | None = None
+        self._observer: BaseObserver | None = None
         self._inode: int | None = None
         self.check()
 

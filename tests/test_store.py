@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from pop.store import Disk, NotAFile, RootHeld, contained, hold_root, lock_holder, mend_tail, read_regular, rename_noreplace
+from pop.store import (
+    Disk,
+    NotAFile,
+    RootHeld,
+    contained,
+    hold_root,
+    lock_holder,
+    mend_tail,
+    read_regular,
+    rename_noreplace,
+)
 
 
 def test_put_replaces_a_file_whole(tmp_path: Path) -> None:

@@ -1,0 +1,23 @@
+"""Fixtures shared by the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.living import LivingRoot, living_root
+
+
+@pytest.fixture
+def make_living(tmp_path: Path) -> Iterator[Callable[..., LivingRoot]]:
+    """Makes roots with real daemons, which end with the test."""
+    with ExitStack() as stack:
+
+        def make(name: str = "root", **about: Any) -> LivingRoot:
+            return stack.enter_context(living_root(tmp_path / name, **about))
+
+        yield make
