@@ -1,0 +1,303 @@
+"""The fork server: imports everything a worker needs once, then forks one process per attempt.
+
+It is single-threaded, holds no keys and no model SDK, and knows nothing of pipelines. Orders come as JSON lines on a
+socket whose number is the only argument, reports go back the same way:
+
+    {"op": "start", "id": ..., "letter": path, "attempt_dir": path, "step_dir": path, "memory_mb": n, "output_mb": x}
+    {"op": "kill", "id": ..., "grace_s": x}            TERM now, KILL after the grace
+    {"ev": "ready"}   {"ev": "exit", "id": ..., "code": n | null, "signal": n | null, "flood": bool, "cpu_s", "max_rss_kb"}
+
+Every worker leads a session of its own and adopts its orphans; the fork server adopts the orphans of dead workers. So
+a living child that the server did not fork itself belongs to nobody any more, and is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import gc
+import heapq
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from pop import worker
+from pop.executors import process
+
+FLOOD_FACTOR = 16
+STRAYS_EVERY_S = 0.5
+LOCK_PATIENCE_S = 5.0
+MB = 2**20
+
+
+@dataclass
+class Child:
+    """One living worker."""
+
+    attempt_id: str
+    pid: int
+    pipe: int
+    stdout_path: str
+    keep_bytes: int
+    seen_bytes: int = 0
+    flood: bool = False
+    ended: bool = False
+
+
+class ForkServer:
+    """The loop. One thread; every read is of something that is there."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._selector = selectors.DefaultSelector()
+        self._children: dict[int, Child] = {}
+        self._by_id: dict[str, Child] = {}
+        self._kills: list[tuple[float, int]] = []
+        self._strays_due: float | None = None
+        self._strays_last = 0.0
+        self._inbox = b""
+
+    def serve(self) -> None:
+        """Until the supervisor's end of the socket closes."""
+        wakeup_read, wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._selector.register(self._control, selectors.EVENT_READ, "control")
+        self._selector.register(wakeup_read, selectors.EVENT_READ, "children")
+        self._report({"ev": "ready"})
+        while True:
+            for key, _ in self._selector.select(self._patience_s()):
+                if key.data == "control":
+                    if not self._take_orders():
+                        return self._end_all()
+                elif key.data == "children":
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(wakeup_read, 65536)
+                else:
+                    self._drain(key.data)
+            self._reap()
+            self._kill_overdue()
+            self._end_strays()
+
+    def _patience_s(self) -> float | None:
+        due = [when for when in (self._kills[0][0] if self._kills else None, self._strays_due) if when is not None]
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _take_orders(self) -> bool:
+        data = self._control.recv(1 << 20)
+        if not data:
+            return False
+        *lines, self._inbox = (self._inbox + data).split(b"\n")
+        for line in lines:
+            order = orjson.loads(line)
+            if order["op"] == "start":
+                self._fork(order)
+            elif child := self._by_id.get(order["id"]):
+                process.end_group(child.pid, signal.SIGTERM)
+                heapq.heappush(self._kills, (time.monotonic() + order["grace_s"], child.pid))
+        return True
+
+    def _report(self, report: dict[str, Any]) -> None:
+        self._control.sendall(orjson.dumps(report) + b"\n")
+
+    def _fork(self, order: dict[str, Any]) -> None:
+        server_pid = os.getpid()
+        try:
+            read_end, write_end = os.pipe()
+        except OSError as error:
+            return self._could_not_start(order, error)
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(read_end)
+            os.close(write_end)
+            return self._could_not_start(order, error)
+        if pid == 0:
+            _become_worker(order, server_pid, write_end)
+        os.close(write_end)
+        os.set_blocking(read_end, False)
+        path = os.path.join(order["attempt_dir"], "stdout.txt")
+        child = Child(order["id"], pid, read_end, path, int(order["output_mb"] * MB))
+        self._children[pid] = self._by_id[child.attempt_id] = child
+        self._selector.register(read_end, selectors.EVENT_READ, child)
+
+    def _could_not_start(self, order: dict[str, Any], error: OSError) -> None:
+        print(f"cannot fork: {error}", file=sys.stderr, flush=True)
+        self._report({"ev": "exit", "id": order["id"], "code": None, "signal": None, "lost": True})
+
+    def _drain(self, child: Child) -> None:
+        """Keep what a worker prints up to the limit, say so when it is reached, end it when it does not stop."""
+        try:
+            data = os.read(child.pipe, 65536)
+        except BlockingIOError:
+            return
+        if not data:
+            self._close_pipe(child)
+            return
+        self._keep(child, data)
+        if child.seen_bytes > FLOOD_FACTOR * child.keep_bytes and not child.flood:
+            child.flood = True
+            process.end_group(child.pid, signal.SIGKILL)
+
+    def _keep(self, child: Child, data: bytes) -> None:
+        room = child.keep_bytes - child.seen_bytes
+        child.seen_bytes += len(data)
+        if room <= 0:
+            return
+        if len(data) > room:
+            data = data[:room] + f"\n[pop: output capped at {child.keep_bytes / MB:g} MB]\n".encode()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        with contextlib.suppress(OSError):
+            fd = os.open(child.stdout_path, flags, 0o600)
+            try:
+                os.write(fd, data)
+            finally:
+                os.close(fd)
+
+    def _close_pipe(self, child: Child) -> None:
+        if child.pipe >= 0:
+            self._selector.unregister(child.pipe)
+            os.close(child.pipe)
+            child.pipe = -1
+
+    def _reap(self) -> None:
+        """Report ended workers. The group is killed while the dead leader still holds its number."""
+        while True:
+            try:
+                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if info is None:
+                return
+            child = self._children.pop(info.si_pid, None)
+            if child:
+                process.end_group(child.pid, signal.SIGKILL)
+            _, status, usage = os.wait4(info.si_pid, 0)
+            if child:
+                self._finish(child, status, usage)
+
+    def _finish(self, child: Child, status: int, usage: Any) -> None:
+        for _ in range(64):  # what still stands in the pipe; somebody else may hold its other end
+            if child.pipe < 0:
+                break
+            before = child.seen_bytes
+            self._drain(child)
+            if child.seen_bytes == before:
+                break
+        self._close_pipe(child)
+        del self._by_id[child.attempt_id]
+        if self._strays_due is None:
+            self._strays_due = max(time.monotonic() + 0.02, self._strays_last + STRAYS_EVERY_S)
+        self._report(
+            {
+                "ev": "exit",
+                "id": child.attempt_id,
+                "code": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
+                "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
+                "flood": child.flood,
+                "cpu_s": round(usage.ru_utime + usage.ru_stime, 6),
+                "max_rss_kb": usage.ru_maxrss,
+            }
+        )
+
+    def _kill_overdue(self) -> None:
+        while self._kills and self._kills[0][0] <= time.monotonic():
+            _, pid = heapq.heappop(self._kills)
+            if pid in self._children:
+                process.end_group(pid, signal.SIGKILL)
+
+    def _end_strays(self) -> None:
+        if self._strays_due is None or time.monotonic() < self._strays_due:
+            return
+        self._strays_due, self._strays_last = None, time.monotonic()
+        for pid in process.children_of(os.getpid()):
+            if pid not in self._children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _end_all(self) -> None:
+        for pid in self._children:
+            process.end_group(pid, signal.SIGKILL)
+        for pid in process.children_of(os.getpid()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _become_worker(order: dict[str, Any], server_pid: int, output: int) -> None:
+    """The child's side of the fork; never returns."""
+    code = 70
+    try:
+        os.setsid()
+        process.die_with_parent(server_pid)
+        process.adopt_orphans()
+        _inherit_nothing(output)
+        lock = _hold_step(order["step_dir"])
+        if lock is None:
+            os._exit(75)
+        process.limit_memory(order["memory_mb"])
+        os.environ["POP_ATTEMPT"] = order["id"]
+        code = worker.main(order["letter"], order["attempt_dir"])
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:
+        with contextlib.suppress(BaseException):
+            import traceback
+
+            traceback.print_exc()
+            sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def _inherit_nothing(output: int) -> None:
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - lives as long as the process
+    sys.stdout = open(1, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+
+
+def _hold_step(step_dir: str) -> int | None:
+    """A flock on the step: an orphan of a killed daemon never meets a second worker. None when it is held."""
+    fd = os.open(os.path.join(step_dir, ".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    give_up = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES) or time.monotonic() > give_up:
+                return None
+        time.sleep(0.05)
+
+
+def main() -> None:
+    """Entry point; the supervisor starts it with the socket's number."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    process.die_with_parent(int(sys.argv[2]))
+    process.adopt_orphans()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.dont_write_bytecode = True
+    os.umask(0o077)
+    gc.collect()
+    gc.freeze()
+    ForkServer(control).serve()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""Runs attempts on this machine through the fork server, and owns their deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import structlog
+
+from pop.executors import Attempt, How, Result
+from pop.executors.process import MARK, adopt_orphans, end_orphans
+from pop.settings import Root, Settings
+
+log = structlog.get_logger()
+
+ALLOWED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "USER", "LOGNAME")
+GRACE_S = 2.0
+WATCHED = ("trail.jsonl", "calls.jsonl", "log.jsonl", "stdout.txt")
+
+
+@dataclass
+class _Running:
+    attempt: Attempt
+    ended: asyncio.Future[Result]
+    began: float
+    timer: asyncio.TimerHandle
+    how: How | None = None
+
+
+class LocalExecutor:
+    """The supervisor's side of the fork server. All calls come from the event loop's thread."""
+
+    def __init__(self, root: Root, settings: Settings) -> None:
+        self._root = root
+        self._environment = worker_environment(root, settings)
+        self._running: dict[str, _Running] = {}
+        self._server: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._inbox = b""
+        self._stopping = False
+        self._started_at = 0.0
+        self._stall_timer: asyncio.TimerHandle | None = None
+
+    async def start(self) -> None:
+        adopt_orphans()
+        self._open()
+
+    @property
+    def pid(self) -> int | None:
+        return self._server.pid if self._server else None
+
+    def _open(self) -> None:
+        """Start the fork server; orders wait in the socket until it is ready."""
+        ours, theirs = socket.socketpair()
+        self._started_at = time.monotonic()
+        with theirs, open(self._root.machine_room / "log" / "forkserver.err", "ab") as errors:
+            self._server = subprocess.Popen(
+                [sys.executable, "-m", "pop.executors.forkserver", str(theirs.fileno()), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                env=self._environment,
+                cwd=self._root.path,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        ours.setblocking(False)
+        self._socket = ours
+        self._inbox = b""
+        asyncio.get_running_loop().add_reader(ours, self._on_report)
+
+    async def run(self, attempt: Attempt) -> Result:
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(attempt.limits.timeout_s, self.cancel, attempt.attempt_id, "timeout")
+        running = _Running(attempt, loop.create_future(), time.monotonic(), timer)
+        self._running[attempt.attempt_id] = running
+        if self._stall_timer is None:
+            self._stall_timer = loop.call_later(1.0, self._end_stalled)
+        self._send(
+            {
+                "op": "start",
+                "id": attempt.attempt_id,
+                "letter": attempt.letter_path,
+                "attempt_dir": attempt.attempt_dir,
+                "step_dir": attempt.step_dir,
+                "memory_mb": attempt.limits.memory_mb,
+                "output_mb": attempt.limits.output_mb,
+            }
+        )
+        return await running.ended
+
+    def cancel(self, attempt_id: str, how: How) -> None:
+        running = self._running.get(attempt_id)
+        if running is None or running.how is not None:
+            return
+        running.how = how
+        self._send({"op": "kill", "id": attempt_id, "grace_s": GRACE_S})
+
+    def _send(self, order: dict[str, Any]) -> None:
+        if self._socket is None:
+            return self._lose(order["id"])
+        data = orjson.dumps(order) + b"\n"
+        self._socket.setblocking(True)
+        try:
+            self._socket.sendall(data)
+        except OSError:
+            self._lose(order["id"])
+        finally:
+            self._socket.setblocking(False)
+
+    def _lose(self, attempt_id: str) -> None:
+        running = self._running.get(attempt_id)
+        if running:
+            self._end(running, Result(attempt_id, running.how or "lost"))
+
+    def _on_report(self) -> None:
+        assert self._socket is not None
+        try:
+            data = self._socket.recv(1 << 18)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            return self._on_death()
+        *lines, self._inbox = (self._inbox + data).split(b"\n")
+        for line in lines:
+            report = orjson.loads(line)
+            if report["ev"] == "exit" and (running := self._running.get(report["id"])):
+                self._end(running, _result(running, report))
+
+    def _end(self, running: _Running, result: Result) -> None:
+        running.timer.cancel()
+        self._running.pop(running.attempt.attempt_id, None)
+        if not running.ended.done():
+            running.ended.set_result(result)
+
+    def _on_death(self) -> None:
+        """The fork server has gone and its workers with it: end what they left, start another."""
+        self._close_socket()
+        if self._server:
+            self._server.kill()
+            self._server.wait()
+        end_orphans(self._root.path)
+        for running in list(self._running.values()):
+            self._end(running, Result(running.attempt.attempt_id, running.how or "lost"))
+        if self._stopping:
+            return
+        lived_s = time.monotonic() - self._started_at
+        log.error("forkserver.died", lived_s=round(lived_s, 3))
+        asyncio.get_running_loop().call_later(0.0 if lived_s > 2 else 1.0, self._reopen)
+
+    def _reopen(self) -> None:
+        if not self._stopping:
+            self._open()
+
+    def _close_socket(self) -> None:
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None
+
+    def _end_stalled(self) -> None:
+        self._stall_timer = None
+        now = time.time()
+        for running in list(self._running.values()):
+            limit_s = running.attempt.limits.stall_s
+            old_enough = time.monotonic() - running.began > limit_s
+            if old_enough and now - last_sign_of_life(running.attempt) > limit_s and not waits(running.attempt):
+                self.cancel(running.attempt.attempt_id, "stalled")
+        if self._running:
+            self._stall_timer = asyncio.get_running_loop().call_later(1.0, self._end_stalled)
+
+    async def stop(self) -> None:
+        self._stopping = True
+        if self._stall_timer:
+            self._stall_timer.cancel()
+        self._close_socket()
+        if self._server:
+            try:
+                self._server.wait(5.0)
+            except subprocess.TimeoutExpired:
+                self._server.kill()
+                self._server.wait()
+        for running in list(self._running.values()):
+            self._end(running, Result(running.attempt.attempt_id, "interrupted"))
+
+
+def _result(running: _Running, report: dict[str, Any]) -> Result:
+    how: How = "exited" if report["code"] is not None else "signalled"
+    if report.get("lost") or report["code"] == 75:
+        how = "lost"
+    elif report.get("flood"):
+        how = "flood"
+    return Result(
+        attempt_id=running.attempt.attempt_id,
+        how=running.how or how,
+        code=report["code"],
+        signal=report["signal"],
+        seconds=time.monotonic() - running.began,
+        cpu_s=report.get("cpu_s", 0.0),
+        max_rss_kb=report.get("max_rss_kb", 0),
+    )
+
+
+def worker_environment(root: Root, settings: Settings) -> dict[str, str]:
+    """What a worker may see of the daemon's environment: names on the list, locale, and the mark of its root."""
+    names = {*ALLOWED, *settings.worker.env, *(name for name in os.environ if name.startswith("LC_"))}
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    return {**found, MARK: os.path.realpath(root.path), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def last_sign_of_life(attempt: Attempt) -> float:
+    """Unix time at which the attempt last wrote its trail, calls, log or output."""
+    newest = 0.0
+    for name in WATCHED:
+        try:
+            newest = max(newest, os.stat(os.path.join(attempt.attempt_dir, name)).st_mtime)
+        except OSError:
+            continue
+    return newest
+
+
+def waits(attempt: Attempt) -> bool:
+    """Whether the newest line of the trail says that a model call is open (the gateway bounds it)."""
+    try:
+        with open(os.path.join(attempt.attempt_dir, "trail.jsonl"), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
+            lines = file.read().splitlines()
+        return bool(lines) and orjson.loads(lines[-1]).get("event") == "call.begin"
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,92 @@
+"""One attempt of one task, in a process of its own: read the letter, run the stages, leave an output or an error.
+
+It writes its attempt's folder and nothing else. Whatever goes wrong becomes error.json there, for the supervisor to
+decide and for a person to read.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from pathlib import Path
+
+from pop.errors import AttemptFailed, PopError
+from pop.executors import process
+from pop.models.client import GatewayClient
+from pop.records import ErrorRecord, Letter, dump_json
+from pop.runner import run_attempt
+
+
+def main(letter_path: str, attempt_dir: str) -> int:
+    """Work through one letter.
+
+    Returns:
+        0 when output.json stands in `attempt_dir`, 1 when error.json does.
+    """
+    folder = Path(attempt_dir)
+    try:
+        letter = Letter.model_validate_json(Path(letter_path).read_bytes())
+        os.chdir(folder)
+        run_attempt(letter, folder, _gateway(letter))
+    except AttemptFailed as error:
+        return _fail(folder, _expected(error))
+    except MemoryError:
+        process.allow_last_words()
+        return _fail(folder, _memory_error())
+    except PopError as error:
+        return _fail(folder, ErrorRecord(error_class="bug", **error.to_json()))  # type: ignore[arg-type]
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        return _fail(folder, _bug(error))
+    return 0
+
+
+def _gateway(letter: Letter) -> GatewayClient | None:
+    if letter.gateway is None:
+        return None
+    return GatewayClient(letter.gateway, letter.run_id, letter.instance, letter.generation, letter.attempt)
+
+
+def _expected(error: AttemptFailed) -> ErrorRecord:
+    return ErrorRecord(
+        error_class=error.error_class,
+        code=error.code,
+        message=error.message,
+        where=error.where,
+        hint=error.hint,
+        problems=error.problems,
+    )
+
+
+def _memory_error() -> ErrorRecord:
+    return ErrorRecord(
+        error_class="worker_died",
+        code="worker-died",
+        message="it needed more memory than its limit",
+        hint="raise the step's \"memory_mb\"",
+    )
+
+
+def _bug(error: BaseException) -> ErrorRecord:
+    text = "".join(traceback.format_exception(error))
+    return ErrorRecord(
+        error_class="bug",
+        code="bug",
+        message=f"{type(error).__name__}: {error}"[:2000],
+        where=_place(error),
+        hint="the traceback stands in error.json and stdout.txt of the attempt",
+        traceback=text[-20_000:],
+    )
+
+
+def _place(error: BaseException) -> str | None:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else None
+
+
+def _fail(folder: Path, record: ErrorRecord) -> int:
+    if record.traceback:
+        print(record.traceback, flush=True)
+    draft = folder / ".error.json.tmp"
+    draft.write_bytes(dump_json(record.model_dump(exclude_none=True)))
+    os.rename(draft, folder / "error.json")
+    return 1
