@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import random
+import shutil
 import signal
 import stat
 import sys
@@ -24,6 +25,7 @@ import structlog
 
 from pop import admission, events
 from pop.admission import Claimed
+from pop.attempts import MIN_FREE_BYTES
 from pop.errors import PopError, RootError, SeedRejected
 from pop.executors import open_executor
 from pop.gatekeeper import GatewayProcess
@@ -42,7 +44,6 @@ from pop.watch import Watch
 log = structlog.get_logger()
 
 CLAIM_AT_ONCE = 32
-PROBE_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,8 @@ class Daemon:
         began = time.monotonic()
         if self._trouble:
             await self.orchestrator.on_disk(self._probe)
+        elif shutil.disk_usage(self.root.path).free < MIN_FREE_BYTES:
+            self._on_trouble(RootError("the disk is full", where=self.root.path, hint="free some space; POP goes on by itself"))
         if self.only is None and not self._stopping:
             try:
                 refusals = await self.orchestrator.on_disk(self.queue.scan)
@@ -396,8 +399,10 @@ class Daemon:
         probes = [self.root.machine_room / ".probe", self.root.current / ".probe", self.root.complete / ".probe"]
         try:
             for probe in probes:
-                probe.write_bytes(b"\0" * (PROBE_BYTES if probe is probes[0] else 4096))
+                probe.write_bytes(b"\0" * 4096)
             os.listdir(self.root.pending)
+            if shutil.disk_usage(self.root.path).free < 2 * MIN_FREE_BYTES:
+                return
         except OSError:
             return
         finally:

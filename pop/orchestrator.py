@@ -289,7 +289,7 @@ class Orchestrator:
             "instance": letter.instance,
             "attempt": letter.attempt,
             "error": error.model_dump(exclude_none=True),
-            "action": "fail" if again.action == "fail" or run.history.cancelled else "retry",
+            "action": "fail" if again.action == "fail" else "retry",
             "not_before": round(time.time() + again.delay_s, 3) if again.delay_s else None,
             "more_time": instance.more_time * (2 if again.more_time else 1),
             "seconds": round(seconds, 6),

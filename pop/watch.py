@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,10 @@ import structlog
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
+
+if sys.platform == "linux":
+    from watchdog.observers.inotify import InotifyEmitter, InotifyObserver
+    from watchdog.observers.inotify_c import InotifyConstants, Mask
 
 log = structlog.get_logger()
 
@@ -39,6 +44,29 @@ class _Handler(FileSystemEventHandler):
             return
 
 
+if sys.platform == "linux":
+
+    class _ArrivalsEmitter(InotifyEmitter):
+        """Asks the kernel for arrivals only.
+
+        Each claim moves a seed out of the folder. watchdog holds such an event for half a second, in case the other
+        half of a rename follows, and everything behind it waits too.
+        """
+
+        def get_event_mask_from_filter(self) -> Mask:
+            kinds = (InotifyConstants.IN_MOVED_TO, InotifyConstants.IN_CREATE, InotifyConstants.IN_CLOSE_WRITE)
+            return Mask(kinds[0] | kinds[1] | kinds[2] | InotifyConstants.IN_DELETE_SELF)
+
+    class _ArrivalsObserver(InotifyObserver):
+        def __init__(self) -> None:
+            super().__init__()
+            self._emitter_class = _ArrivalsEmitter
+
+
+def _observer() -> BaseObserver:
+    return _ArrivalsObserver() if sys.platform == "linux" else Observer()
+
+
 class Watch:
     """Watches one folder; call `check` with every scan, `stop` at the end."""
 
@@ -60,7 +88,7 @@ class Watch:
             return
         self.stop()
         self._inode = inode
-        observer = Observer()
+        observer = _observer()
         observer.daemon = True
         try:
             observer.schedule(self._handler, str(self._folder))

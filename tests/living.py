@@ -68,7 +68,7 @@ class LivingRoot:
         """Poll until `condition` says yes; fails with the daemon's log when it never does."""
         give_up = time.monotonic() + patience_s
         while time.monotonic() < give_up:
-            with contextlib.suppress(OSError, ValueError, KeyError):
+            with contextlib.suppress(OSError, ValueError, LookupError):
                 value = condition()
                 if value:
                     return value
