@@ -1,0 +1,489 @@
+"""Expressions of the pipeline language: what stands in ``when`` and ``each``.
+
+Jinja expressions over ``seed``, ``inputs``, ``item`` and ``lap``. They are evaluated in the supervisor, over data that
+nobody vouches for, so the language is small: no loops, no ``range``, filters and tests from a list, five methods of
+texts, ``*`` ``**`` ``%`` for numbers of bounded size only. A name after a dot is always a key of the data, never a
+Python attribute. Nothing can be changed, and what an expression builds is at most as big as the data it read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, wraps
+from typing import Any, Literal, cast
+
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined, nodes
+from jinja2.environment import TemplateExpression
+from jinja2.filters import FILTERS
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.tests import TESTS
+
+from pop.errors import (
+    EXIT_RUN_FAILED,
+    ConfigError,
+    ConfigErrors,
+    PopError,
+    did_you_mean,
+)
+
+NAMES = ("seed", "inputs", "item", "lap")
+MAX_TEXT = 4000  # characters of one expression
+MAX_ITEMS = 100_000  # of one `each`
+MAX_BITS = 4096  # of a whole number made by `*` or `**`
+TEXT_METHODS = frozenset({"lower", "upper", "strip", "startswith", "endswith"})
+FILTER_NAMES = frozenset(
+    [
+        "abs",
+        "count",
+        "d",
+        "default",
+        "first",
+        "float",
+        "int",
+        "last",
+        "length",
+        "list",
+        "lower",
+        "map",
+        "max",
+        "min",
+        "reject",
+        "rejectattr",
+        "reverse",
+        "round",
+        "select",
+        "selectattr",
+        "sort",
+        "sum",
+        "trim",
+        "unique",
+        "upper",
+    ]
+)
+TEST_NAMES = frozenset(
+    [
+        "boolean",
+        "defined",
+        "divisibleby",
+        "eq",
+        "equalto",
+        "even",
+        "false",
+        "float",
+        "ge",
+        "greaterthan",
+        "gt",
+        "in",
+        "integer",
+        "iterable",
+        "le",
+        "lessthan",
+        "lt",
+        "mapping",
+        "ne",
+        "none",
+        "number",
+        "odd",
+        "sequence",
+        "string",
+        "true",
+        "undefined",
+        "==",
+        "!=",
+        "<",
+        "<=",
+        ">",
+        ">=",
+    ]
+)
+
+Expects = Literal["bool", "list", "any"]
+
+
+class ExpressionError(PopError):
+    """An expression that looked right cannot be worked out for the data at hand."""
+
+    code = "bad-expression"
+    exit_code = EXIT_RUN_FAILED
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A checked expression.
+
+    `where` is its place for errors; `expects` is what `evaluate` insists on; `inputs` are the steps it reads.
+    """
+
+    text: str
+    where: str
+    expects: Expects = "any"
+    inputs: frozenset[str] = frozenset()
+
+    def evaluate(self, scope: Mapping[str, Any]) -> Any:
+        """Work it out.
+
+        Args:
+            scope: Values of the names, e.g. ``{"seed": ..., "inputs": {step: output}, "item": ...}``; ``inputs`` may be
+                a lazy mapping. The output of a skipped step is None.
+
+        Returns:
+            A bool where a ``when`` is expected, a list where an ``each`` is, else any JSON value.
+
+        Raises:
+            ExpressionError: It names a missing key, does not fit the data, or gives another type than expected.
+        """
+        try:
+            return self._checked(_compiled(self.text)(**_scope(scope)))
+        except ExpressionError:
+            raise
+        except (
+            TemplateError,
+            ArithmeticError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+        ) as error:
+            raise self._error(_cut(str(error) or type(error).__name__)) from None
+        except (RecursionError, MemoryError) as error:
+            raise self._error(
+                f"the data is too large for it ({type(error).__name__})"
+            ) from None
+
+    def check_inputs(
+        self, known: Collection[str], steps: Collection[str] = ()
+    ) -> list[ConfigError]:
+        """One error for each ``inputs.<step>`` that names no step before this place.
+
+        Args:
+            known: The steps whose outputs are there by then.
+            steps: All steps of the pipeline, to tell a later step from an unknown one.
+        """
+        readable, all_steps = (
+            {_spelled(name) for name in known},
+            {_spelled(name) for name in steps},
+        )
+        problems = []
+        for name in sorted(self.inputs):
+            if _spelled(name) in readable:
+                continue
+            if _spelled(name) in all_steps:
+                message, hint = (
+                    f"`{self.text}` reads step {name!r}, which does not come before it",
+                    "see `needs`",
+                )
+            else:
+                near = (
+                    did_you_mean(_spelled(name), readable)
+                    or "no step comes before this one"
+                )
+                message, hint = f"`{self.text}` reads an unknown step {name!r}", near
+            problems.append(
+                ConfigError(message, where=self.where, hint=hint, code="unknown-input")
+            )
+        return problems
+
+    def _checked(self, value: Any) -> Any:
+        if isinstance(value, Undefined):
+            str(value)  # a strict one raises with its explanation
+            raise self._error("gave nothing", "an `if` needs an `else`")
+        if ("[" in self.text or "{" in self.text) and not _is_data(value):
+            raise self._error("a value inside the list or object is missing")
+        if self.expects == "bool" and not isinstance(value, bool):
+            raise self._error(
+                f"must be true or false, gave {_type_name(value)}",
+                "compare it with something",
+            )
+        if self.expects == "list" and not isinstance(value, (list, tuple)):
+            raise self._error(f"must be a list, gave {_type_name(value)}")
+        if self.expects == "list" and len(value) > MAX_ITEMS:
+            raise self._error(f"{len(value)} items are too many (at most {MAX_ITEMS})")
+        return list(value) if isinstance(value, tuple) else value
+
+    def _error(self, message: str, hint: str | None = None) -> ExpressionError:
+        return ExpressionError(f"`{self.text}`: {message}", where=self.where, hint=hint)
+
+
+def compile_expression(
+    text: str,
+    where: object,
+    *,
+    expects: Expects = "any",
+    names: Collection[str] = NAMES,
+    inputs: Collection[str] | None = None,
+) -> Expression:
+    """Check an expression before any data is there.
+
+    Args:
+        where: Its place, for errors.
+        expects: What `Expression.evaluate` is to insist on.
+        names: The names that mean something at this place.
+        inputs: The steps that ``inputs`` may name; None leaves that to `Expression.check_inputs`.
+
+    Raises:
+        ConfigErrors: Every mistake found: syntax, unknown names, filters, tests, methods, steps.
+    """
+    tree = _parse(text, where)
+    problems = [
+        ConfigError(message, where=where, hint=hint)
+        for message, hint in _mistakes(tree, names)
+    ]
+    expression = Expression(text, str(where), expects, frozenset(_inputs_read(tree)))
+    if inputs is not None:
+        problems += expression.check_inputs(inputs)
+    if problems:
+        raise ConfigErrors(problems)
+    try:
+        _compiled(text)
+    except (
+        RecursionError,
+        MemoryError,
+        SyntaxError,
+        ValueError,
+        TemplateError,
+    ) as error:
+        raise ConfigErrors(
+            [ConfigError(f"not an expression: {_cut(str(error))}", where=where)]
+        ) from None
+    return expression
+
+
+def _parse(text: str, where: object) -> nodes.Node:
+    try:
+        if len(text) > MAX_TEXT:
+            raise TemplateSyntaxError(
+                f"{len(text)} characters are too many (at most {MAX_TEXT})", 1
+            )
+        parser = Parser(_ENVIRONMENT, text, state="variable")
+        tree = parser.parse_expression()
+        if not parser.stream.eos:
+            raise TemplateSyntaxError(f"unexpected {parser.stream.current.value!r}", 1)
+        return tree
+    except TemplateSyntaxError as error:
+        message = f"`{_cut(text)}` is not an expression: {_cut(str(error.message))}"
+    except RecursionError:
+        message = "the expression is nested too deep"
+    raise ConfigErrors(
+        [ConfigError(message, where=where, hint="see docs/pipelines.md")]
+    )
+
+
+def _mistakes(
+    tree: nodes.Node, names: Collection[str]
+) -> Iterator[tuple[str, str | None]]:
+    for node in _walk(tree):
+        match node:
+            case nodes.Name(name=name) if name not in names:
+                yield _unknown_name(name, names)
+            case nodes.Filter(name=name) if name not in _ENVIRONMENT.filters:
+                yield (
+                    f"unknown filter {name!r}",
+                    did_you_mean(name, _ENVIRONMENT.filters),
+                )
+            case nodes.Test(name=name) if name not in TEST_NAMES:
+                yield f"unknown test {name!r}", did_you_mean(name, TEST_NAMES)
+            case nodes.Call(node=nodes.Getattr(attr=name)) if name in TEXT_METHODS:
+                pass
+            case nodes.Call():
+                yield (
+                    "only these can be called: " + ", ".join(sorted(TEXT_METHODS)),
+                    "use a filter: `... | length`",
+                )
+
+
+def _unknown_name(name: str, names: Collection[str]) -> tuple[str, str | None]:
+    if name == "item" and name not in names:
+        return (
+            "`item` has a meaning only inside an `each`",
+            "the `each` itself and its `when` stand outside",
+        )
+    if name == "lap" and name not in names:
+        return (
+            "`lap` has a meaning only inside a `repeat`, which comes with a later version",
+            None,
+        )
+    return f"unknown name {name!r}", did_you_mean(name, names)
+
+
+def _inputs_read(tree: nodes.Node) -> Iterator[str]:
+    for node in _walk(tree):
+        match node:
+            case nodes.Getattr(node=nodes.Name(name="inputs"), attr=name):
+                yield name
+            case nodes.Getitem(
+                node=nodes.Name(name="inputs"), arg=nodes.Const(value=str() as name)
+            ):
+                yield name
+
+
+def _walk(tree: nodes.Node) -> Iterator[nodes.Node]:
+    yield tree
+    yield from tree.find_all(nodes.Node)
+
+
+class _Inputs(Mapping[str, Any]):
+    """Outputs by step, where ``_`` also reads ``-``."""
+
+    def __init__(self, outputs: Mapping[str, Any]):
+        self._outputs = outputs
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self._outputs:
+            return self._outputs[name]
+        return self._outputs[
+            next((key for key in self._outputs if _spelled(key) == name), name)
+        ]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._outputs)
+
+    def __len__(self) -> int:
+        return len(self._outputs)
+
+
+def _scope(scope: Mapping[str, Any]) -> dict[str, Any]:
+    return (
+        {**scope, "inputs": _Inputs(scope["inputs"])}
+        if "inputs" in scope
+        else dict(scope)
+    )
+
+
+def _spelled(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _type_name(value: Any) -> str:
+    if isinstance(value, Undefined):
+        return "nothing"
+    kinds: tuple[tuple[Any, str], ...] = (
+        (type(None), "null"), (bool, "true or false"), ((int, float), "a number"), (str, "a text"),
+        ((list, tuple), "a list"), (Mapping, "an object"),
+    )  # fmt: skip
+    return next(
+        (name for kind, name in kinds if isinstance(value, kind)), "something else"
+    )
+
+
+def _cut(text: str, limit: int = 300) -> str:
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def _is_data(value: Any) -> bool:
+    """Whether a value that an expression may have built of parts is JSON all through."""
+    if isinstance(value, (list, tuple)):
+        return all(_is_data(element) for element in value)
+    if isinstance(value, Mapping):
+        return all(
+            isinstance(key, str) and _is_data(element) for key, element in value.items()
+        )
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox: dots and brackets reach keys and indexes of data and the methods in `TEXT_METHODS`."""
+
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, str) and attribute in TEXT_METHODS:
+            return getattr(obj, attribute)
+        return self.getitem(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        by_index = isinstance(obj, (list, tuple, str)) and isinstance(argument, int)
+        if by_index or isinstance(obj, Mapping):
+            try:
+                return obj[argument]
+            except LookupError:
+                pass
+        return self.undefined(
+            hint=_missing(obj, argument), obj=obj, name=_cut(str(argument), 80)
+        )
+
+    def is_safe_callable(self, obj: Any) -> bool:
+        return (
+            isinstance(getattr(obj, "__self__", None), str)
+            and getattr(obj, "__name__", "") in TEXT_METHODS
+        )
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if not isinstance(left, (int, float)) or not isinstance(right, (int, float)):
+            raise TypeError(
+                f"{operator} is for numbers, not {_type_name(left)} and {_type_name(right)}"
+            )
+        if operator == "*" and _bits(left) + _bits(right) > MAX_BITS:
+            raise OverflowError("the product is too large")
+        if operator == "**" and (
+            abs(right) > 64 or _bits(left) * abs(right) > MAX_BITS
+        ):
+            raise OverflowError("the power is too large")
+        return super().call_binop(context, operator, left, right)
+
+
+def _bits(number: float) -> int:
+    return number.bit_length() if isinstance(number, int) else 64
+
+
+def _missing(obj: Any, key: Any) -> str:
+    if isinstance(obj, Undefined):
+        return "a value is missing"
+    if obj is None:
+        return f"{_cut(str(key), 80)!r} is asked of null (the output of a skipped step is null)"
+    if isinstance(obj, Mapping):
+        keys = [
+            name
+            for _, name in zip(range(200), obj, strict=False)
+            if isinstance(name, str) and len(name) <= 80
+        ]
+        near = did_you_mean(str(key)[:80], keys)
+        return f"no key {_cut(str(key), 80)!r}" + (f", {near}" if near else "")
+    return f"{_type_name(obj)} has no {_cut(str(key), 80)!r}"
+
+
+def _eager(lazy: Callable[..., Any]) -> Callable[..., Any]:
+    """The same filter, giving a list at once where it would give a generator, and no missing values in it."""
+
+    @wraps(lazy)
+    def eager(*args: Any, **kwargs: Any) -> Any:
+        value = lazy(*args, **kwargs)
+        if not isinstance(value, Iterator):
+            return value
+        found = list(value)
+        for element in found:
+            if isinstance(element, Undefined):
+                str(element)
+                raise TypeError("an element is missing")
+        return found
+
+    return eager
+
+
+def _batch(value: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """Cut a list into lists of `size`, the last one may be shorter."""
+    if not isinstance(value, (list, tuple)) or not isinstance(size, int) or size < 1:
+        raise TypeError("batch is for a list and a size of at least 1")
+    return [value[start : start + size] for start in range(0, len(value), size)]
+
+
+def _environment() -> _Environment:
+    environment = _Environment(undefined=StrictUndefined, autoescape=False)
+    environment.globals.clear()
+    environment.filters = {
+        name: _eager(FILTERS[name]) for name in sorted(FILTER_NAMES)
+    } | {"batch": _batch}
+    environment.tests = {name: TESTS[name] for name in sorted(TEST_NAMES)}
+    return environment
+
+
+_ENVIRONMENT = _environment()
+
+
+@lru_cache(maxsize=1000)
+def _compiled(text: str) -> TemplateExpression:
+    compiled: Callable[..., Any] = _ENVIRONMENT.compile_expression(
+        text, undefined_to_none=False
+    )
+    return cast(TemplateExpression, compiled)

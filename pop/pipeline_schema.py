@@ -1,0 +1,89 @@
+"""The JSON Schema of pipeline.json, for editors (``pop schema pipeline``). ``pop check`` knows more than it can say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pop.records import NAME_PATTERN
+
+_NAME = {"type": "string", "pattern": f"^{NAME_PATTERN}$"}
+_DURATION = {
+    "anyOf": [
+        {"type": "number", "exclusiveMinimum": 0},
+        {"type": "string", "pattern": r"^\s*\d+(\.\d+)?(ms|s|m|h|d)\s*$"},
+    ]
+}
+_STEPS = {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/step"}}
+_STEP = {"$ref": "#/$defs/step"}
+
+
+def _described(schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {**schema, "description": description}
+
+
+_ORDER: dict[str, Any] = {
+    "name": _described(_NAME, "How this step is called in the run, in `inputs` and in `needs`"),
+    "needs": {
+        "type": "array", "items": _NAME, "uniqueItems": True,
+        "description": "What must have ended first; [] starts at once",
+    },
+    "when": {"type": "string", "description": "Runs only if this expression is true"},
+}  # fmt: skip
+
+_OPTIONS: dict[str, Any] = {
+    "task": _described(_NAME, "A task in pipeline-tasks/"),
+    "with": {"type": "object", "description": "ctx.config of the task"},
+    "model": {"type": "string", "minLength": 1, "description": "A name from [models] in pop.toml"},
+    "timeout": _described(_DURATION, "Of one attempt: seconds, or a text like 90s, 5m, 1h"),
+    "stall": _described(_DURATION, "An attempt without progress for so long is ended"),
+    "attempts": {"type": "integer", "minimum": 1, "maximum": 100},
+    "refinements": {"type": "integer", "minimum": 0, "maximum": 100},
+    "memory_mb": {"type": "integer", "minimum": 64, "maximum": 10_000_000},
+    "output_mb": {"type": "number", "exclusiveMinimum": 0},
+}
+
+
+def _block(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {**_ORDER, **properties},
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+def pipeline_schema() -> dict[str, Any]:
+    """A JSON Schema (draft 2020-12) that every valid pipeline.json fulfils."""
+    task = _block(_OPTIONS)
+    del task["required"]
+    task["anyOf"] = [{"required": ["task"]}, {"required": ["name"]}]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "POP pipeline",
+        "type": "object",
+        "properties": {
+            "$schema": {"type": "string"},
+            "name": _NAME,
+            "description": {"type": "string"},
+            "tasks": _STEPS,
+            "models": {"type": "object", "additionalProperties": {"type": "string", "minLength": 1}},
+            "concurrency": {"type": "integer", "minimum": 1, "description": "Attempts of one run at work at once"},
+        },
+        "required": ["tasks"],
+        "additionalProperties": False,
+        "$defs": {
+            "step": {
+                "anyOf": [
+                    _described(_NAME, "The name of a task"),
+                    _described(_STEPS, "Steps one after the other"),
+                    _described(task, "A task with options"),
+                    _described(_block({"parallel": _STEPS}, "parallel"), "Steps side by side"),
+                    _described(
+                        _block({"each": {"type": "string"}, "do": _STEP}, "each", "do"),
+                        "A step for each item of a list",
+                    ),
+                    _described(_block({"do": _STEP}, "do"), "Steps with a `when` or `needs` of their own"),
+                ]
+            }
+        },
+    }

@@ -1,0 +1,459 @@
+"""What may happen next in a run: a pure function of the pipeline, the facts and the time.
+
+``next_moves`` reads no clock, no disk and no values. An expression is handed out as a `Decide` or an `Expand`; whoever
+evaluates it records the result among the facts and asks again. So a restart that replays the recorded facts is told
+what the daemon was told before.
+
+| facts say of a block                    | the answer                                            |
+|-----------------------------------------|-------------------------------------------------------|
+| what it waits for has not ended         | nothing                                               |
+| its `when` is not decided               | Decide                                                |
+| its `when` is false                     | Skip for every step in it                             |
+| an `each` without a count               | Expand                                                |
+| an `each` with a count of 0             | Skip for every step in it                             |
+| a step without an instance              | Start                                                 |
+| an instance in ``retry``                | Start once `not_before` has come, else `wake_at`      |
+| an instance that has failed             | no further moves; ``failed`` once nothing is running  |
+| cancelled                               | no further moves; ``cancelled`` once nothing is running |
+| everything done or skipped              | ``complete``                                          |
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Literal, Protocol, TypeAlias, assert_never
+
+from pop.errors import ErrorClass
+from pop.expressions import Expression
+from pop.steps import Block, Each, Items, Parallel, Pipeline, Sequence, Task, instance_name
+
+Outcome = Literal["complete", "failed", "waiting", "cancelled"]
+References: TypeAlias = "str | list[References] | None"
+
+BATCH = 256  # decisions, expansions and skips in one answer
+MAX_INTERRUPTIONS = 20
+
+
+class InstanceFacts(Protocol):
+    """One instance of a step; `state` is ``running``, ``done``, ``failed``, ``skipped`` or ``retry``."""
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def not_before(self) -> float | None:
+        """Unix time in seconds before which a ``retry`` must not start."""
+
+
+class Facts(Protocol):
+    """What is known about a run. Only ``running``, ``retry`` and ``failed`` are ever left for another state."""
+
+    @property
+    def instances(self) -> Mapping[str, InstanceFacts]:
+        """By name; in the order they came, none ever leaves."""
+
+    @property
+    def decisions(self) -> Mapping[str, bool]:
+        """By key of a `Decide`."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Number of items by key of an `Expand`."""
+
+    @property
+    def cancelled(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """Begin an attempt of `step`."""
+
+    instance: str
+    step: str
+    items: Items
+    lap: int | None = None
+
+
+@dataclass(frozen=True)
+class Decide:
+    """Evaluate the `when` of the step or block `step` and record it under `key`."""
+
+    key: str
+    step: str
+    expression: Expression
+    items: Items
+    lap: int | None = None
+
+
+@dataclass(frozen=True)
+class Expand:
+    """Evaluate the list of the `each` called `step` and record its length under `key`."""
+
+    key: str
+    step: str
+    expression: Expression
+    items: Items
+    lap: int | None = None
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Record that an instance will not run."""
+
+    instance: str
+    step: str
+    reason: str
+
+
+Move: TypeAlias = Start | Decide | Expand
+
+
+@dataclass(frozen=True)
+class Moves:
+    """What may happen now; starts are to be taken from the front.
+
+    `outcome` is None as long as something can happen by itself; `wake_at` is the Unix time in seconds at which a
+    waiting retry becomes due.
+    """
+
+    start: tuple[Start, ...] = ()
+    decide: tuple[Decide, ...] = ()
+    expand: tuple[Expand, ...] = ()
+    skip: tuple[Skip, ...] = ()
+    outcome: Outcome | None = None
+    wake_at: float | None = None
+
+
+@dataclass
+class _ItemsSeen:
+    """The items of one `each`: all before `fresh_from` have begun, and those not in `open` of them have ended."""
+
+    fresh_from: int = 0
+    open: list[int] = field(default_factory=list)
+    turn: int = 0
+
+
+@dataclass
+class Settled:
+    """What need not be looked at again, because a step that is done or skipped stays so.
+
+    A cache beside one facts object: it makes an answer cost what is open, not what has ended, and never changes it.
+    """
+
+    turn: int = 0
+    known: int = 0
+    open: dict[str, None] = field(default_factory=dict)
+    eaches: dict[str, _ItemsSeen] = field(default_factory=dict)
+
+    def open_states(self, instances: Mapping[str, InstanceFacts]) -> set[str]:
+        """The states of the instances that have not ended."""
+        self.turn += 1
+        if len(instances) != self.known:
+            self.open.update(dict.fromkeys(list(instances)[self.known :]))
+            self.known = len(instances)
+        self.open = {name: None for name in self.open if instances[name].state not in _ENDED}
+        return {instances[name].state for name in self.open}
+
+
+_ENDED = frozenset({"done", "skipped"})
+
+
+class _State(IntEnum):
+    FRESH = 0  # nothing is recorded about it
+    BEGUN = 1
+    ENDED = 2
+
+
+def next_moves(
+    pipeline: Pipeline, facts: Facts, now: float, *, limit: int | None = None, settled: Settled | None = None
+) -> Moves:
+    """What may happen next.
+
+    The same pipeline, facts and time give the same answer, and every fact that follows from one answer keeps the other
+    answers of the same moment valid.
+
+    Args:
+        now: Unix time in seconds.
+        limit: At most this many starts.
+        settled: A cache that belongs to `facts`; without one, the answer costs time in proportion to all instances.
+    """
+    settled = settled if settled is not None else Settled()
+    states = settled.open_states(facts.instances)
+    if facts.cancelled or "failed" in states:
+        return Moves(outcome=None if "running" in states else "cancelled" if facts.cancelled else "failed")
+    walk = _Walk(pipeline, facts, now, _places(pipeline, facts, settled, limit), settled)
+    if walk.state(pipeline.root, ()) is _State.ENDED:
+        return Moves(outcome="complete")
+    walk.offer(pipeline.root, ())
+    return Moves(tuple(walk.start), tuple(walk.decide), tuple(walk.expand), tuple(walk.skip), wake_at=walk.wake_at)
+
+
+def _places(pipeline: Pipeline, facts: Facts, settled: Settled, limit: int | None) -> int | None:
+    if pipeline.concurrency is None:
+        return limit
+    running = sum(facts.instances[name].state == "running" for name in settled.open)
+    free = max(0, pipeline.concurrency - running)
+    return free if limit is None else min(limit, free)
+
+
+class _Walk:
+    """One walk over the blocks: `state` looks, `offer` collects the moves of a block that may begin or go on."""
+
+    def __init__(self, pipeline: Pipeline, facts: Facts, now: float, limit: int | None, settled: Settled) -> None:
+        self.pipeline = pipeline
+        self.facts = facts
+        self.now = now
+        self.limit = limit
+        self.settled = settled
+        self.start: list[Start] = []
+        self.decide: list[Decide] = []
+        self.expand: list[Expand] = []
+        self.skip: list[Skip] = []
+        self.wake_at: float | None = None
+
+    def state(self, block: Block, items: Items) -> _State:
+        """Whether the block has ended, has begun, or is untouched by the facts."""
+        if isinstance(block, Task):
+            return self._task_state(block, items)
+        decided = self.facts.decisions.get(instance_name(block.name, items)) if block.when else None
+        if decided is False:
+            return _State.ENDED if self._all_skipped(block, items) else _State.BEGUN
+        state = self._each_state(block, items) if isinstance(block, Each) else self._inner_state(block, items)
+        return _State.BEGUN if decided and state is _State.FRESH else state
+
+    def _task_state(self, task: Task, items: Items) -> _State:
+        name = instance_name(task.name, items)
+        instance = self.facts.instances.get(name)
+        if instance is None:
+            return _State.BEGUN if task.when and name in self.facts.decisions else _State.FRESH
+        return _State.ENDED if instance.state in _ENDED else _State.BEGUN
+
+    def _inner_state(self, block: Sequence | Parallel, items: Items) -> _State:
+        states = {self.state(child, items) for child in block.inner}
+        return states.pop() if len(states) == 1 else _State.BEGUN
+
+    def _each_state(self, each: Each, items: Items) -> _State:
+        count = self.facts.counts.get(instance_name(each.name, items))
+        if not count:  # skipped with a block around it, empty, or not expanded yet
+            skipped = self._all_skipped(each, items)
+            return _State.ENDED if skipped else _State.FRESH if count is None else _State.BEGUN
+        seen = self._items_seen(each, items, count)
+        return _State.ENDED if seen.fresh_from == count and not seen.open else _State.BEGUN
+
+    def _items_seen(self, each: Each, items: Items, count: int) -> _ItemsSeen:
+        seen = self.settled.eaches.setdefault(instance_name(each.name, items), _ItemsSeen())
+        if seen.turn == self.settled.turn:
+            return seen
+        seen.turn = self.settled.turn
+        seen.open = [n for n in seen.open if self.state(each.do, (*items, n)) is not _State.ENDED]
+        while seen.fresh_from < count:
+            state = self.state(each.do, (*items, seen.fresh_from))
+            if state is _State.FRESH:
+                break
+            if state is _State.BEGUN:
+                seen.open.append(seen.fresh_from)
+            seen.fresh_from += 1
+        return seen
+
+    def _all_skipped(self, block: Block, items: Items) -> bool:
+        return all(instance_name(leaf.name, items) in self.facts.instances for leaf in self.pipeline.leaves[block.name])
+
+    def offer(self, block: Block, items: Items) -> None:
+        """Collect the moves of a block that has not ended and waits for nothing."""
+        key = instance_name(block.name, items)
+        decided = self.facts.decisions.get(key) if block.when else True
+        if block.when and decided is None:
+            if not self._many():
+                self.decide.append(Decide(key, block.name, block.when, items))
+        elif block.when and not decided:
+            self._offer_skips(block, items, f"`{block.when.text}` is false")
+        else:
+            self._offer_inside(block, items, key)
+
+    def _offer_inside(self, block: Block, items: Items, key: str) -> None:
+        match block:
+            case Task():
+                self._offer_start(block, items, key)
+            case Each():
+                self._offer_items(block, items, key)
+            case Sequence() | Parallel():
+                self._offer_entries(block, items)
+            case _:
+                assert_never(block)
+
+    def _offer_start(self, task: Task, items: Items, name: str) -> None:
+        instance = self.facts.instances.get(name)
+        if instance is not None and instance.state != "retry":
+            return
+        due = instance.not_before if instance is not None else None
+        if due is not None and due > self.now:
+            self.wake_at = due if self.wake_at is None else min(due, self.wake_at)
+        elif not self._full():
+            self.start.append(Start(name, task.name, items))
+
+    def _offer_entries(self, block: Sequence | Parallel, items: Items) -> None:
+        all_before = True
+        for child in block.inner:
+            ended = self.state(child, items) is _State.ENDED
+            in_turn = all_before or isinstance(block, Parallel)
+            if not ended and self._may_begin(child, items, in_turn):
+                self.offer(child, items)
+            all_before = all_before and ended
+
+    def _may_begin(self, block: Block, items: Items, in_turn: bool) -> bool:
+        if block.needs is None:
+            return in_turn
+        eaches = self.pipeline.eaches
+        return all(
+            self.state(needed, items[: len(eaches[needed.name])]) is _State.ENDED
+            for needed in self.pipeline.waits[block.name]
+        )
+
+    def _offer_items(self, each: Each, items: Items, key: str) -> None:
+        count = self.facts.counts.get(key)
+        if count is None:
+            if not self._many():
+                self.expand.append(Expand(key, each.name, each.over, items))
+        elif count == 0:
+            self._offer_skips(each, items, f"`{each.over.text}` is empty")
+        elif self._may_begin(each.do, (*items, 0), in_turn=True):
+            seen = self._items_seen(each, items, count)
+            for n in seen.open:
+                self.offer(each.do, (*items, n))
+            self._offer_fresh(each, items, range(seen.fresh_from, count))
+
+    def _offer_fresh(self, each: Each, items: Items, fresh: range) -> None:
+        """Fresh items are all alike: when one has nothing to offer, none has, and none further on has begun."""
+        for n in fresh:
+            if self._full() or self._many():
+                return
+            inner, before = (*items, n), self._offered()
+            state = self.state(each.do, inner)
+            if state is not _State.ENDED:
+                self.offer(each.do, inner)
+            if state is _State.FRESH and self._offered() == before:
+                return
+
+    def _offer_skips(self, block: Block, items: Items, reason: str) -> None:
+        for leaf in self.pipeline.leaves[block.name]:
+            name = instance_name(leaf.name, items)
+            if name not in self.facts.instances and not self._many():
+                self.skip.append(Skip(name, leaf.name, reason))
+
+    def _full(self) -> bool:
+        return self.limit is not None and len(self.start) >= self.limit
+
+    def _many(self) -> bool:
+        return len(self.decide) + len(self.expand) + len(self.skip) >= BATCH
+
+    def _offered(self) -> int:
+        return len(self.start) + len(self.decide) + len(self.expand) + len(self.skip)
+
+
+def inputs_of(pipeline: Pipeline, facts: Facts, move: Move) -> dict[str, References]:
+    """The instances whose outputs a move may read, by step.
+
+    Inside an `each`: the same item's instance of the steps beside it. From outside: a list in item order, nested where
+    `each` blocks are. None stands for a skipped step, an empty list for an empty `each`.
+    """
+    around = pipeline.eaches[move.step]
+    return {name: _reference(pipeline, facts, name, around, move.items) for name in pipeline.ancestors(move.step)}
+
+
+def _reference(pipeline: Pipeline, facts: Facts, name: str, around: tuple[Each, ...], items: Items) -> References:
+    shared = sum(1 for each in pipeline.eaches[name] if each in around)
+    path: list[Block] = [pipeline.blocks[name]]
+    while (parent := pipeline.parents.get(path[0].name)) and parent not in around:
+        path.insert(0, parent)
+    return _outputs(facts, path, items[:shared])
+
+
+def _outputs(facts: Facts, path: list[Block], items: Items) -> References:
+    block, *inside = path
+    key = instance_name(block.name, items)
+    if block.when and facts.decisions.get(key) is False:
+        return None
+    if isinstance(block, Each):
+        count = facts.counts.get(key)
+        return None if count is None else [_outputs(facts, inside, (*items, n)) for n in range(count)]
+    if inside:
+        return _outputs(facts, inside, items)
+    instance = facts.instances.get(key)
+    return key if instance is not None and instance.state == "done" else None
+
+
+def item_expressions(pipeline: Pipeline, move: Move) -> tuple[Expand, ...]:
+    """What gives a move its `item`: the lists of the `each` blocks around it, outermost first.
+
+    The item is element ``move.items[k]`` of list k; the expression of list k sees the element of list k - 1 as `item`.
+    Lists are the same for all moves with the same `Expand.key`.
+    """
+    return tuple(
+        Expand(instance_name(each.name, move.items[:depth]), each.name, each.over, move.items[:depth])
+        for depth, each in enumerate(pipeline.eaches[move.step])
+    )
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What follows a failed attempt.
+
+    `again` uses up no attempt. The wait before it is drawn evenly below a bound that doubles from `base_s` up to
+    `cap_s`; 0 means at once. `more_time` doubles the next attempt's deadline.
+    """
+
+    action: Literal["retry", "fail", "again"]
+    base_s: float = 0.0
+    cap_s: float = 0.0
+    more_time: bool = False
+
+
+RECOVERY: Mapping[ErrorClass, Recovery] = {
+    "invalid_output": Recovery("retry"),
+    "refused": Recovery("fail"),
+    "truncated": Recovery("retry"),
+    "timeout": Recovery("retry", more_time=True),
+    "stalled": Recovery("retry"),
+    "rate_limited": Recovery("retry", base_s=2.0, cap_s=120.0),
+    "unavailable": Recovery("retry", base_s=1.0, cap_s=60.0),
+    "auth": Recovery("fail"),
+    "budget": Recovery("fail"),
+    "worker_died": Recovery("retry"),
+    "bug": Recovery("fail"),
+    "bad_input": Recovery("fail"),
+    "interrupted": Recovery("again", base_s=0.1, cap_s=5.0),
+}
+
+
+@dataclass(frozen=True)
+class Next:
+    """What to do after a failed attempt, and how many seconds to wait before it."""
+
+    action: Literal["retry", "fail", "again"]
+    delay_s: float = 0.0
+    more_time: bool = False
+
+
+def recovery(
+    error_class: ErrorClass, *, failures: int, attempts_allowed: int, rng: random.Random, interruptions: int = 0
+) -> Next:
+    """What follows an attempt that ended with `error_class`.
+
+    Args:
+        failures: Attempts that failed so far, this one included, interrupted ones not.
+        attempts_allowed: Of the step.
+        rng: Draws the wait.
+        interruptions: Interrupted attempts so far, this one included.
+
+    Source of the waits: Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    """
+    rule = RECOVERY[error_class]
+    again = rule.action == "again"
+    count, most = (interruptions, MAX_INTERRUPTIONS) if again else (failures, attempts_allowed)
+    if rule.action == "fail" or count >= most:
+        return Next("fail")
+    bound_s = min(rule.cap_s, rule.base_s * 2 ** min(max(0, count - 1), 30))
+    return Next(rule.action, rng.uniform(0.0, bound_s), rule.more_time)

@@ -1,0 +1,220 @@
+"""What a pipeline is made of, and who waits for whom.
+
+| block    | meaning                                                    | ended when                        |
+|----------|------------------------------------------------------------|-----------------------------------|
+| Task     | one task, run by attempts                                  | its instance is done or skipped   |
+| Sequence | an entry starts when those before it, or its needs, ended  | all entries have ended            |
+| Parallel | all entries start at once, or when their needs ended       | all entries have ended            |
+| Each     | `do` once per item of a list                               | it has ended for every item       |
+
+Every block has a name that is unique in its pipeline: the given one, or its place (``tasks[2]``). An instance of a
+block is named ``<name>[.<item>...][@<lap>]``, items counted from 0, outermost first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
+from typing import Any, TypeAlias
+
+from pop.expressions import Expression
+
+Items: TypeAlias = tuple[int, ...]
+
+ROOT = "."  # the name of the outermost block; no step can be called so
+
+
+@dataclass(frozen=True)
+class Task:
+    """A step: the smallest block. Seconds and mebibytes; None leaves a limit to pop.toml, the model to the task."""
+
+    name: str
+    task: str
+    needs: tuple[str, ...] | None = None
+    when: Expression | None = None
+    with_: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    model: str | None = None
+    timeout_s: float | None = None
+    stall_s: float | None = None
+    attempts: int | None = None
+    refinements: int | None = None
+    memory_mb: int | None = None
+    output_mb: float | None = None
+
+    @property
+    def inner(self) -> tuple[Block, ...]:
+        return ()
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Entries one after the other, unless their `needs` say otherwise."""
+
+    name: str
+    inner: tuple[Block, ...]
+    needs: tuple[str, ...] | None = None
+    when: Expression | None = None
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Entries side by side, unless their `needs` say otherwise."""
+
+    name: str
+    inner: tuple[Block, ...]
+    needs: tuple[str, ...] | None = None
+    when: Expression | None = None
+
+
+@dataclass(frozen=True)
+class Each:
+    """`do` once per item of the list that `over` gives."""
+
+    name: str
+    over: Expression
+    do: Block
+    needs: tuple[str, ...] | None = None
+    when: Expression | None = None
+
+    @property
+    def inner(self) -> tuple[Block, ...]:
+        return (self.do,)
+
+
+Block: TypeAlias = Task | Sequence | Parallel | Each
+
+
+class CyclicNeeds(Exception):
+    """Blocks wait for each other in a circle; `names` is the circle, first and last alike."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(" -> ".join(names))
+        self.names = names
+
+
+@dataclass(frozen=True, eq=False)
+class Pipeline:
+    """A checked pipeline.
+
+    `models` replaces names of models for its runs; `concurrency` is the number of attempts of one run that may be at
+    work at once (None: as many as the daemon has places for).
+    """
+
+    name: str
+    description: str
+    root: Sequence
+    models: Mapping[str, str] = field(default_factory=dict)
+    concurrency: int | None = None
+
+    @cached_property
+    def blocks(self) -> dict[str, Block]:
+        """Every block by name, outer ones first, in the order they stand."""
+        return {block.name: block for block in below(self.root)}
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """The steps by name, in the order they stand."""
+        return {name: block for name, block in self.blocks.items() if isinstance(block, Task)}
+
+    @cached_property
+    def parents(self) -> dict[str, Block]:
+        """The block around each block but the root."""
+        return {child.name: block for block in self.blocks.values() for child in block.inner}
+
+    @cached_property
+    def eaches(self) -> dict[str, tuple[Each, ...]]:
+        """The `each` blocks around each block, outermost first; an `each` is not around itself."""
+        around: dict[str, tuple[Each, ...]] = {self.root.name: ()}
+        for block in self.blocks.values():
+            inside = (*around[block.name], block) if isinstance(block, Each) else around[block.name]
+            around.update((child.name, inside) for child in block.inner)
+        return around
+
+    @cached_property
+    def waits(self) -> dict[str, tuple[Block, ...]]:
+        """What the blocks with `needs` wait for: a step inside an `each` stands for the whole `each` when asked for
+        from outside of it."""
+        return {
+            block.name: tuple(self._seen_from(block, self.blocks[name]) for name in block.needs)
+            for block in self.blocks.values()
+            if block.needs is not None
+        }
+
+    def _seen_from(self, asking: Block, needed: Block) -> Block:
+        around = self.eaches[asking.name]
+        return next((each for each in self.eaches[needed.name] if each not in around), needed)
+
+    @cached_property
+    def leaves(self) -> dict[str, tuple[Task, ...]]:
+        """The steps in each block."""
+        found: dict[str, tuple[Task, ...]] = {}
+        for block in reversed(self.blocks.values()):
+            inner = tuple(leaf for child in block.inner for leaf in found[child.name])
+            found[block.name] = (block,) if isinstance(block, Task) else inner
+        return found
+
+    def ancestors(self, name: str) -> frozenset[str]:
+        """The steps that have ended, or were skipped, whenever the step or block `name` begins.
+
+        Raises:
+            CyclicNeeds: Some blocks wait for each other.
+        """
+        return self._ancestors[name]
+
+    @cached_property
+    def _ancestors(self) -> dict[str, frozenset[str]]:
+        before = dict(self._moments())
+        try:
+            order = list(TopologicalSorter(before).static_order())
+        except CycleError as error:
+            raise CyclicNeeds(self._circle(error.args[1])) from None
+        ended: dict[_Moment, frozenset[str]] = {}
+        for moment in order:
+            what, name = moment
+            itself = frozenset({name}) if what == "end" and isinstance(self.blocks[name], Task) else frozenset()
+            ended[moment] = itself.union(*(ended[earlier] for earlier in before.get(moment, ())))
+        return {name: ended["begin", name] for name in self.blocks}
+
+    def _moments(self) -> Iterator[tuple[_Moment, list[_Moment]]]:
+        """The beginning and the end of every block, each with the moments that must lie before it. ``through`` a
+        block in a sequence: it and all entries before it have ended."""
+        for name, block in self.blocks.items():
+            begin: list[_Moment] = [("begin", self.parents[name].name)] if name in self.parents else []
+            yield ("begin", name), begin + [("end", needed.name) for needed in self.waits.get(name, ())]
+            yield ("end", name), [("begin", name), *(("end", child.name) for child in block.inner)]
+        for block in self.blocks.values():
+            if isinstance(block, Sequence):
+                yield from self._chain(block)
+
+    def _chain(self, block: Sequence) -> Iterator[tuple[_Moment, list[_Moment]]]:
+        through: list[_Moment] = []
+        for child in block.inner:
+            if child.needs is None:
+                yield ("begin", child.name), [("begin", block.name), *through]
+            yield ("through", child.name), [("end", child.name), *through]
+            through = [("through", child.name)]
+
+    def _circle(self, moments: list[_Moment]) -> list[str]:
+        """The named blocks of a circle, each waiting for the next, beginning with one that has `needs`."""
+        begun = [name for what, name in reversed(moments[1:]) if what == "begin"]
+        named = [name for name in dict.fromkeys(begun) if self.blocks[name].needs is not None or name[-1] not in "].o"]
+        first = next(n for n, name in enumerate(named) if self.blocks[name].needs is not None)
+        return [*named[first:], *named[:first], named[first]]
+
+
+_Moment: TypeAlias = tuple[str, str]
+
+
+def below(block: Block) -> Iterator[Block]:
+    """The block itself and every block in it, outer ones first, in the order they stand."""
+    yield block
+    for child in block.inner:
+        yield from below(child)
+
+
+def instance_name(name: str, items: Items, lap: int | None = None) -> str:
+    """``<name>[.<item>...][@<lap>]``: the folder of an instance of a step, and the key of a decision about a block."""
+    dotted = ".".join((name, *map(str, items))) if items else name
+    return dotted if lap is None else f"{dotted}@{lap}"
