@@ -7,7 +7,7 @@ The journal is the truth about a run; ``tasks-status.json`` is a view of it (see
 |---------------------|--------------------------------------------------------------------|-------------------------|
 | run.created         | run_id name pipeline priority seed_sha256 pipeline_sha256          | yes |
 | run.started         |                                                                    | no  |
-| step.started        | instance step attempt generation                                   | no: a power cut ends the worker too |
+| step.started        | instance step attempt generation                                   | no: a cut ends the worker |
 | step.done           | instance attempt sha256 size_bytes seconds refinements usage       | yes: the commit of a step |
 | step.attempt_failed | instance attempt error action not_before seconds refinements usage | yes |
 | step.skipped        | instance reason                                                    | no: decided again alike |

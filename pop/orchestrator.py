@@ -24,11 +24,10 @@ from pop import attempts, events
 from pop.attempts import Outcome
 from pop.errors import PopError, RootError
 from pop.executors import Attempt, Executor, Result
-from pop.expressions import ExpressionError
 from pop.history import Instance, RunHistory, run_record, status_of
 from pop.letters import LetterWriter
 from pop.pipeline import Pipeline
-from pop.plan import Start, next_moves, recovery
+from pop.plan import Moves, Settled, Start, next_moves, recovery
 from pop.records import ErrorRecord, Letter, Usage, dump_json
 from pop.settings import Root, Settings
 from pop.store import Disk, root_trouble
@@ -80,6 +79,7 @@ class ActiveRun:
     history: RunHistory
     pipeline: Pipeline
     letters: LetterWriter
+    settled: Settled = field(default_factory=Settled)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     granted: int = 0
     live: dict[str, Attempt] = field(default_factory=dict)  # by instance
@@ -167,7 +167,9 @@ class Orchestrator:
     async def _play(self, run: ActiveRun) -> str | None:
         while True:
             run.changed.clear()
-            moves = next_moves(run.pipeline, run.history, time.time(), limit=max(1, run.granted))
+            moves = next_moves(
+                run.pipeline, run.history, time.time(), limit=max(1, run.granted), settled=run.settled
+            )
             if moves.outcome:
                 return moves.outcome
             if self.draining:
@@ -193,11 +195,11 @@ class Orchestrator:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(run.changed.wait(), min(timeouts) if timeouts else None)
 
-    async def _decide(self, run: ActiveRun, moves: Any) -> None:
+    async def _decide(self, run: ActiveRun, moves: Moves) -> None:
         """Evaluate conditions and lists, and journal what came out; a mistake in one fails the run in its place."""
         try:
             decided = await self.on_disk(run.letters.decide, run.history, moves)
-        except (ExpressionError, PopError) as error:
+        except PopError as error:
             await self._fail_expression(run, error)
             return
         for event in decided:

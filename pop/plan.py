@@ -24,7 +24,8 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Literal, Protocol, TypeAlias, assert_never
+from itertools import islice
+from typing import Literal, Protocol, TypeAlias, assert_never, cast
 
 from pop.errors import ErrorClass
 from pop.expressions import Expression
@@ -53,7 +54,7 @@ class Facts(Protocol):
 
     @property
     def instances(self) -> Mapping[str, InstanceFacts]:
-        """By name; in the order they came, none ever leaves."""
+        """By name; a dict in the order they came, which none ever leaves."""
 
     @property
     def decisions(self) -> Mapping[str, bool]:
@@ -151,9 +152,11 @@ class Settled:
     def open_states(self, instances: Mapping[str, InstanceFacts]) -> set[str]:
         """The states of the instances that have not ended."""
         self.turn += 1
-        if len(instances) != self.known:
-            self.open.update(dict.fromkeys(list(instances)[self.known :]))
-            self.known = len(instances)
+        new = len(instances) - self.known
+        if new:
+            newest_first = reversed(cast(dict[str, InstanceFacts], instances))
+            self.open.update(dict.fromkeys(islice(newest_first, new)))
+            self.known += new
         self.open = {name: None for name in self.open if instances[name].state not in _ENDED}
         return {instances[name].state for name in self.open}
 

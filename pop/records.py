@@ -251,7 +251,7 @@ class Letter(Record):
     generation: int
     seed: FileRef
     files_dir: str | None = None
-    inputs: dict[str, InputRef] = Field(default_factory=dict)
+    inputs: dict[str, InputRef | None] = Field(default_factory=dict)
     has_item: bool = False
     item: Any = None
     item_index: int | None = None

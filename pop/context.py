@@ -1,0 +1,388 @@
+"""``ctx``: everything a stage may know and do. Inputs are read when first looked at."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pop.errors import AttemptFailed, PopError, did_you_mean
+from pop.events import rfc3339
+from pop.models.request import Answer, Message, ModelError, ModelRequest
+from pop.parsing import Unparsable, parse_json
+from pop.records import FileRef, InputRef, Letter, read_json
+from pop.store import contained, read_regular
+from pop.trail import Trail
+
+MAX_INPUT_BYTES = 64 * 2**20
+CHARS_PER_TOKEN = 4.0
+Prompt = str | Sequence[Mapping[str, str]]
+
+
+class ModelCaller(Protocol):
+    """What asks models for us: the gateway's client."""
+
+    def ask(self, request: ModelRequest) -> Answer:
+        """One answer.
+
+        Raises:
+            ModelError: With its error class.
+        """
+
+    def ask_many(self, requests: Sequence[ModelRequest]) -> list[Answer | ModelError]:
+        """Answers in the order of the requests, asked at once."""
+
+
+class Inputs(Mapping[str, Any]):
+    """The newest output of every step before this one; ``inputs.my_step`` and ``inputs["my-step"]`` are the same.
+
+    The output of a skipped step is None; that of a step inside an ``each`` is a list, in order.
+    """
+
+    def __init__(self, run_dir: Path, refs: Mapping[str, InputRef | None]) -> None:
+        self._run_dir = run_dir
+        self._refs = dict(refs)
+        self._names = {name.replace("-", "_"): name for name in refs}
+        self._loaded: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        known = name if name in self._refs else self._names.get(str(name).replace("-", "_"))
+        if known is None:
+            raise KeyError(name)
+        if known not in self._loaded:
+            self._loaded[known] = load_ref(self._run_dir, self._refs[known])
+        return self._loaded[known]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        try:
+            return self[name]
+        except KeyError:
+            hint = did_you_mean(name, self._refs) or "no step comes before this one"
+            raise AttributeError(f"no input {name!r}: {hint}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._refs)
+
+    def __len__(self) -> int:
+        return len(self._refs)
+
+    def places(self) -> dict[str, Any]:
+        """Where each input stands in the run's folder, for the reader of the attempt."""
+        return {name: _place(ref) for name, ref in self._refs.items()}
+
+
+def _place(ref: Any) -> Any:
+    if isinstance(ref, list):
+        return [_place(one) for one in ref[:20]] + ([f"... [{len(ref)} items]"] if len(ref) > 20 else [])
+    return {"$same_as": ref.path} if ref else None
+
+
+def load_ref(run_dir: Path, ref: Any) -> Any:
+    """The document a reference names.
+
+    Raises:
+        AttemptFailed: ``bad_input`` when it is gone or not the one that was recorded.
+    """
+    if ref is None:
+        return None
+    if isinstance(ref, list):
+        return [load_ref(run_dir, one) for one in ref]
+    return _load_file(run_dir, ref)
+
+
+def _load_file(run_dir: Path, ref: FileRef) -> Any:
+    try:
+        data = read_regular(contained(run_dir, ref.path), max_bytes=MAX_INPUT_BYTES)
+    except (OSError, PopError) as error:
+        raise AttemptFailed("bad_input", f"cannot read {ref.path}: {error}") from None
+    if hashlib.sha256(data).hexdigest() != ref.sha256:
+        hint = "somebody changed it after its step was done; pop retry does not undo that"
+        raise AttemptFailed("bad_input", f"{ref.path} is not the file that was recorded", hint=hint)
+    value = read_json(data, where=ref.path)
+    return value[ref.pointer] if ref.pointer is not None else value
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A model's answer. `data` is its JSON where a schema was asked for, else None."""
+
+    text: str
+    data: Any
+    answer: Answer
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Call:
+    """A model call that has not been made yet, for `Context.gather`."""
+
+    prompt: Prompt
+    schema: dict[str, Any] | None = None
+    model: str | None = None
+    temperature: float | None = None
+    max_output_tokens: int | None = None
+
+
+class Log:
+    """Lines in the attempt's log.jsonl."""
+
+    def __init__(self, trail: Trail) -> None:
+        self._trail = trail
+
+    def _line(self, level: str, text: str, fields: dict[str, Any]) -> None:
+        row = {"at": rfc3339(time.time()), "level": level, "stage": self._trail.stage, "text": str(text), **fields}
+        self._trail.append("log.jsonl", row)
+
+    def info(self, text: str, **fields: Any) -> None:
+        self._line("info", text, fields)
+
+    def warning(self, text: str, **fields: Any) -> None:
+        self._line("warning", text, fields)
+
+    def error(self, text: str, **fields: Any) -> None:
+        self._line("error", text, fields)
+
+
+@dataclass
+class Context:
+    """What a stage gets last. See docs/tasks.md."""
+
+    letter: Letter
+    seed: Any
+    inputs: Inputs
+    trail: Trail
+    caller: ModelCaller | None
+    default_model: str = "default"
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    log: Log = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.log = Log(self.trail)
+
+    @property
+    def item(self) -> Any:
+        return self.letter.item
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.letter.config
+
+    @property
+    def lap(self) -> int | None:
+        return self.letter.lap
+
+    @property
+    def run_id(self) -> str:
+        return self.letter.run_id
+
+    @property
+    def step(self) -> str:
+        return self.letter.step
+
+    @property
+    def attempt(self) -> int:
+        return self.letter.attempt
+
+    @property
+    def files(self) -> Path | None:
+        """The folder of what came with the seed, or None when it came alone. Read only."""
+        return Path(self.letter.files_dir) if self.letter.files_dir else None
+
+    def artifact(self, name: str) -> Path:
+        """A path for a file the step produces; its folders are made, and it stays inside the step's artifacts/.
+
+        Raises:
+            NotAFile: The name is no plain relative path.
+        """
+        base = self.trail.folder / "artifacts"
+        base.mkdir(exist_ok=True)
+        path = contained(base, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def progress(self, done: float, total: float) -> None:
+        """Say how far the work is; also tells the daemon that the attempt is alive."""
+        self.trail.note("progress", done=done, total=total)
+
+    def model(self, name: str | None = None) -> _Model:
+        """A model to call: ``ctx.model("large")("Say hello")``."""
+        return _Model(self, name)
+
+    def gather(self, calls: Sequence[Prompt | Call], *, model: str | None = None, schema: Any = None) -> list[Reply]:
+        """Ask for many answers at once, in order; the gateway bounds how many are under way.
+
+        Raises:
+            AttemptFailed: The first call that failed, after all have ended.
+        """
+        asked = [call if isinstance(call, Call) else Call(call, schema, model) for call in calls]
+        requests = [self._request(call) for call in asked]
+        self.trail.note("call.begin", text=f"{len(requests)} calls")
+        answers = self._caller().ask_many(requests) if requests else []
+        self.trail.note("call.end")
+        for answer in answers:
+            if not isinstance(answer, ModelError):
+                self._record(answer)
+        failed = next((answer for answer in answers if isinstance(answer, ModelError)), None)
+        if failed:
+            raise _as_failure(failed)
+        return [self._reply(answer, call) for answer, call in zip(answers, asked, strict=True)]  # type: ignore[arg-type]
+
+    def ask(self, call: Call) -> Reply:
+        """One model call.
+
+        Raises:
+            AttemptFailed: The model could not be asked, refused, or was cut off.
+        """
+        request = self._request(call)
+        self.trail.note("call.begin", text=request.model)
+        try:
+            answer = self._caller().ask(request)
+        except ModelError as error:
+            raise _as_failure(error) from None
+        finally:
+            self.trail.note("call.end")
+        self._record(answer)
+        return self._reply(answer, call)
+
+    def _caller(self) -> ModelCaller:
+        if self.caller is None:
+            raise AttemptFailed("unavailable", "there is no gateway to ask models through")
+        return self.caller
+
+    def _request(self, call: Call) -> ModelRequest:
+        name = call.model or self.default_model
+        messages = call.prompt
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        return ModelRequest(
+            model=self.letter.models.get(name, name),
+            messages=[Message.model_validate(dict(message)) for message in messages],
+            schema=call.schema,
+            schema_name=self.letter.task,
+            temperature=call.temperature if call.temperature is not None else self.temperature,
+            max_output_tokens=call.max_output_tokens or self.max_output_tokens,
+        )
+
+    def _record(self, answer: Answer) -> None:
+        row = {
+            "at": rfc3339(time.time()),
+            "stage": self.trail.stage,
+            "key": answer.key,
+            "model": answer.model,
+            "provider": answer.provider,
+            "provider_model": answer.provider_model,
+            "input_tokens": answer.input_tokens,
+            "output_tokens": answer.output_tokens,
+            "cached_input_tokens": answer.cached_input_tokens,
+            "cost_usd": answer.cost_usd,
+            "ms": answer.ms,
+            "cached": answer.cached,
+            "finish_reason": answer.finish_reason,
+            "note": answer.note,
+        }
+        self.trail.append("calls.jsonl", row)
+
+    def _reply(self, answer: Answer, call: Call) -> Reply:
+        if answer.finish_reason == "length":
+            raise AttemptFailed(
+                "truncated",
+                f"the answer of {answer.model!r} was cut off at its output limit",
+                hint="raise max_output_tokens, or ask for less",
+            )
+        if answer.finish_reason in ("refusal", "content_filter"):
+            raise AttemptFailed("refused", f"{answer.model!r} declined: {answer.text[:500]}", problems=[answer.text])
+        data = None
+        if call.schema is not None:
+            try:
+                data = parse_json(answer.text).value
+            except Unparsable:
+                data = None
+        return Reply(answer.text, data, answer)
+
+    def compress(self, text: str, max_tokens: int, *, model: str | None = None) -> str:
+        """Condense a text to about `max_tokens` tokens: parts side by side, then the parts' digests together.
+
+        Tokens are estimated at four characters each. A text that fits comes back as it is.
+        """
+        for _ in range(6):
+            if estimate_tokens(text) <= max_tokens:
+                return text
+            parts = split_text(text, 12_000)
+            share = max(40, int(max_tokens / len(parts)))
+            calls = [Call(_COMPRESS.format(words=int(share * 0.75), text=part), model=model) for part in parts]
+            shorter = "\n\n".join(reply.text.strip() for reply in self.gather(calls))
+            if len(shorter) >= len(text):
+                break
+            text = shorter
+        return text[: int(max_tokens * CHARS_PER_TOKEN)]
+
+    @property
+    def control(self) -> Any:
+        """Orders to the own run (add, skip, pause)."""
+        raise AttemptFailed("bug", "ctx.control is not part of this version of POP")
+
+
+_COMPRESS = """Condense the document to at most {words} words. Keep names, numbers and claims; invent nothing.
+
+<document>
+{text}
+</document>"""
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model by its name, callable."""
+
+    ctx: Context
+    name: str | None
+
+    def __call__(
+        self,
+        prompt: Prompt,
+        schema: dict[str, Any] | None = None,
+        *,
+        temperature: float | None = None,
+        max_output_tokens: int | None = None,
+    ) -> Reply:
+        return self.ctx.ask(Call(prompt, schema, self.name, temperature, max_output_tokens))
+
+
+def _as_failure(error: ModelError) -> AttemptFailed:
+    return AttemptFailed(error.error_class, error.message, where=error.where, hint=error.hint)
+
+
+def estimate_tokens(text: str) -> int:
+    """About how many tokens a text has: a quarter of its characters."""
+    return int(len(text) / CHARS_PER_TOKEN) + 1
+
+
+def split_text(text: str, size_chars: int) -> list[str]:
+    """Cut a text at blank lines into parts of at most `size_chars` characters; a longer paragraph is cut inside."""
+    parts, current = [], ""
+    for paragraph in text.split("\n\n"):
+        for piece in [paragraph[at : at + size_chars] for at in range(0, len(paragraph), size_chars)] or [""]:
+            if current and len(current) + len(piece) + 2 > size_chars:
+                parts.append(current)
+                current = ""
+            current = f"{current}\n\n{piece}" if current else piece
+    return [*parts, current] if current.strip() else parts
+
+
+def load_seed(letter: Letter) -> Any:
+    """The seed's data: an envelope's ``data``, else the whole object."""
+    value = load_ref(Path(letter.run_dir), letter.seed)
+    return value["data"] if isinstance(value, dict) and "data" in value else value
+
+
+def json_text(value: Any) -> str:
+    """A value as a person reads it in a prompt."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)

@@ -1,0 +1,138 @@
+"""Writes the letters of one run: what a worker is told, by value or by file and hash; and evaluates its expressions."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from pathlib import Path
+from typing import Any
+
+from pop import events
+from pop.context import Inputs
+from pop.history import Instance, RunHistory
+from pop.pipeline import Pipeline
+from pop.plan import Expand, Move, Moves, Start, inputs_of, item_expressions
+from pop.queue import parse_seed
+from pop.records import FileRef, Letter, Limits
+from pop.settings import Root, Settings
+
+
+class LetterWriter:
+    """The letters of one run. Values are read from the run's folder when an expression or an item needs them."""
+
+    def __init__(
+        self,
+        root: Root,
+        settings: Settings,
+        run_dir: Path,
+        pipeline: Pipeline,
+        created: dict[str, Any],
+        *,
+        seed_data: bytes | None = None,
+    ) -> None:
+        self._root = root
+        self._settings = settings
+        self._run_dir = run_dir
+        self._pipeline = pipeline
+        self._created = created
+        data = seed_data if seed_data is not None else (run_dir / "seed.json").read_bytes()
+        self._envelope = parse_seed(data).model_copy(update={"data": None})
+        self._lock = threading.Lock()
+        self._lists: dict[str, list[Any]] = {}
+
+    def attempts_allowed(self, step: str) -> int:
+        return self._pipeline.tasks[step].attempts or self._settings.worker.attempts
+
+    def write(self, history: RunHistory, start: Start, *, gateway: str | None, now: float) -> Letter:
+        """The letter for the next attempt of an instance."""
+        task = self._pipeline.tasks[start.step]
+        instance = history.instances.get(start.instance) or Instance(state="retry")
+        limits = self._limits(task, instance.more_time)
+        number = instance.started + 1
+        return Letter(
+            run_id=self._created["run_id"],
+            run_name=self._created["name"],
+            instance=start.instance,
+            step=start.step,
+            task=task.task,
+            tasks_dir=str(self._root.tasks),
+            run_dir=str(self._run_dir),
+            attempt=number,
+            attempt_id=f"{self._created['run_id']}/{start.instance}/{number}-{secrets.token_hex(4)}",
+            generation=instance.generation,
+            seed=FileRef(path="seed.json", sha256=self._created["seed_sha256"]),
+            files_dir=str(self._run_dir / "files") if (self._run_dir / "files").is_dir() else None,
+            inputs=self.inputs(history, start),
+            has_item=bool(start.items),
+            item=self._item(history, start) if start.items else None,
+            item_index=start.items[-1] if start.items else None,
+            lap=start.lap,
+            config=dict(task.with_),
+            model=task.model,
+            models={**self._pipeline.models, **(self._envelope.models or {})},
+            refinements=task.refinements,
+            limits=limits,
+            deadline_at=now + limits.timeout_s,
+            gateway=gateway,
+            problems=(instance.error or {}).get("problems", []),
+        )
+
+    def _limits(self, task: Any, more_time: float) -> Limits:
+        worker = self._settings.worker
+        return Limits(
+            timeout_s=(task.timeout_s or worker.timeout_s) * more_time,
+            stall_s=(task.stall_s or worker.stall_s) * more_time,
+            memory_mb=task.memory_mb or worker.memory_mb,
+            output_mb=task.output_mb or worker.output_mb,
+        )
+
+    def inputs(self, history: RunHistory, move: Move) -> dict[str, Any]:
+        """The outputs an instance may read, by step."""
+        return {name: self._ref(history, which) for name, which in inputs_of(self._pipeline, history, move).items()}
+
+    def _ref(self, history: RunHistory, which: Any) -> Any:
+        if isinstance(which, list):
+            return [self._ref(history, one) for one in which]
+        instance = history.instances.get(which) if which else None
+        if instance is None or instance.state != "done":
+            return None
+        return FileRef(path=f"tasks/{which}/output.json", sha256=instance.sha256 or "")
+
+    # -- expressions -------------------------------------------------------------------------------------------
+
+    def decide(self, history: RunHistory, moves: Moves) -> list[dict[str, Any]]:
+        """Evaluate what the planner asks for; returns the events that record the results, in order.
+
+        Raises:
+            ExpressionError: An expression does not fit the data.
+        """
+        found: list[dict[str, Any]] = []
+        for decide in moves.decide:
+            value = decide.expression.evaluate(self._scope(history, decide))
+            found.append({"event": events.WHEN_DECIDED, "key": decide.key, "value": value})
+        for expand in moves.expand:
+            found.append({"event": events.EACH_EXPANDED, "key": expand.key, "count": len(self._list(history, expand))})
+        for skip in moves.skip:
+            found.append({"event": events.STEP_SKIPPED, "instance": skip.instance, "reason": skip.reason})
+        return found
+
+    def _scope(self, history: RunHistory, move: Move) -> dict[str, Any]:
+        scope = {"seed": self._seed(), "inputs": Inputs(self._run_dir, self.inputs(history, move))}
+        return {**scope, "item": self._item(history, move)} if move.items else scope
+
+    def _item(self, history: RunHistory, move: Move) -> Any:
+        around = item_expressions(self._pipeline, move)
+        return self._list(history, around[-1])[move.items[len(around) - 1]]
+
+    def _list(self, history: RunHistory, expand: Expand) -> list[Any]:
+        """The list of an `each`, read once; outputs never change, so it is the same at every look."""
+        with self._lock:
+            known = self._lists.get(expand.key)
+        if known is None:
+            known = list(expand.expression.evaluate(self._scope(history, expand)))
+            with self._lock:
+                self._lists[expand.key] = known
+        return known
+
+    def _seed(self) -> Any:
+        return parse_seed((self._run_dir / "seed.json").read_bytes()).data

@@ -1,0 +1,242 @@
+"""The inner loop of one attempt: infer, parse, validate; and while that finds problems, critique and refine.
+
+    ingest -> preprocess -> prompt -> infer -> parse -> validate_structure -> validate_quality -> finalize
+                                        ^                                        |  problems
+                                        +------------- refine <--- critique <----+  at most `refinements` times
+
+The best output so far is kept: fewest structural problems first, then the lowest sum of the problems' scores. The loop
+ends early when a round repeats an output it has seen. A structure that never fits fails the attempt
+(``invalid_output``); problems of quality that remain are recorded in problems.json and the best output is kept, unless
+one of them is fatal.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from pop.context import Context, Inputs, ModelCaller, Reply, json_text, load_seed
+from pop.errors import AttemptFailed, ConfigError
+from pop.records import Letter, dump_json
+from pop.stages import Problem, Stages, prompt_text
+from pop.parsing import Unparsable
+from pop.tasks import bad_task, load_task
+from pop.trail import Trail
+
+DEFAULT_REFINEMENTS = 2
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An answer, what was made of it, and what is wrong with that."""
+
+    answer: str
+    output: Any
+    structure: list[Problem]
+    quality: list[Problem]
+
+    @property
+    def problems(self) -> list[Problem]:
+        return self.structure or self.quality
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Lower is better."""
+        return (bool(self.structure), sum(problem.score for problem in self.problems))
+
+    @property
+    def blocked(self) -> bool:
+        return bool(self.structure) or any(problem.fatal for problem in self.quality)
+
+
+def run_attempt(letter: Letter, folder: Path, caller: ModelCaller | None) -> None:
+    """Work through one letter and leave output.json in `folder`.
+
+    Raises:
+        AttemptFailed: With the class that decides what happens next.
+        Exception: A bug in the task's own code.
+    """
+    trail = Trail(folder)
+    try:
+        task = load_task(Path(letter.tasks_dir), letter.task)
+    except ConfigError as error:
+        raise bad_task(error) from None
+    ctx = Context(
+        letter=letter,
+        seed=load_seed(letter),
+        inputs=Inputs(Path(letter.run_dir), letter.inputs),
+        trail=trail,
+        caller=caller,
+        default_model=letter.model or task.front.model or "default",
+        max_output_tokens=task.front.max_output_tokens,
+        temperature=task.front.temperature,
+    )
+    output = _Loop(letter, Stages(task, ctx), trail).run()
+    _leave(folder, output)
+
+
+def _leave(folder: Path, output: Any) -> None:
+    if isinstance(output, BaseModel):
+        output = output.model_dump(mode="json")
+    try:
+        data = dump_json(output)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise AttemptFailed("bug", f"the output has no JSON form: {error}") from None
+    draft = folder / ".output.json.tmp"
+    draft.write_bytes(data)
+    os.rename(draft, folder / "output.json")
+
+
+class _Loop:
+    """One pass through the stages."""
+
+    def __init__(self, letter: Letter, stages: Stages, trail: Trail) -> None:
+        self._stages = stages
+        self._trail = trail
+        self._ctx = stages.ctx
+        self._rounds = DEFAULT_REFINEMENTS if letter.refinements is None else letter.refinements
+
+    def run(self) -> Any:
+        material = self._prepare()
+        prompt = self._prompt(material)
+        best = self._first(prompt)
+        if best.problems and self._rounds:
+            best = self._improve(best, prompt, material)
+        self._record_problems(best)
+        return self._finalize(best.output)
+
+    def _prepare(self) -> Any:
+        with self._trail.during("ingest", quiet=not self._stages.has("ingest")) as fields:
+            material = self._stages.ingest()
+            self._trail.keep(self._sources(material), fields)
+        if not self._stages.has("preprocess"):
+            self._trail._number += 1
+            return material
+        with self._trail.during("preprocess") as fields:
+            material = self._stages.preprocess(material)
+            self._trail.keep(material, fields)
+        return material
+
+    def _sources(self, material: Any) -> dict[str, Any]:
+        ctx = self._ctx
+        sources: dict[str, Any] = {"seed": {"$same_as": ctx.letter.seed.path}, "inputs": ctx.inputs.places()}
+        if ctx.letter.has_item:
+            sources["item"] = ctx.item
+        if ctx.config:
+            sources["config"] = ctx.config
+        if material is not None:
+            sources["material"] = material
+        return sources
+
+    def _prompt(self, material: Any) -> Any:
+        with self._trail.during("prompt", quiet=not self._stages.has("prompt")) as fields:
+            prompt = self._stages.prompt(material)
+            if prompt is not None:
+                self._trail.keep(prompt_text(prompt), fields)
+        return prompt
+
+    def _first(self, prompt: Any) -> Candidate:
+        with self._trail.during("infer") as fields:
+            answers = self._stages.samples(prompt)
+            self._keep_answers(answers, fields)
+        candidates = [self._judge(answer) for answer in answers]
+        return min(candidates, key=lambda candidate: (candidate.rank, -_votes(candidate, candidates)))
+
+    def _keep_answers(self, answers: list[Any], fields: dict[str, Any]) -> None:
+        texts = [_answer_text(answer) for answer in answers if isinstance(answer, Reply)]
+        if texts:
+            self._trail.keep("\n\n---\n\n".join(texts), fields)
+
+    def _judge(self, raw: Any) -> Candidate:
+        text = raw.text if isinstance(raw, Reply) else raw if isinstance(raw, str) else ""
+        try:
+            output = self._parse(raw)
+        except Unparsable as error:
+            return Candidate(text, None, [Problem(str(error))], [])
+        with self._trail.during("validate_structure", quiet=True) as fields:
+            structure = self._stages.validate_structure(output)
+            self._keep_problems(structure, fields)
+        if structure:
+            self._trail._number += 1
+            return Candidate(text or json_text_or_repr(output), output, structure, [])
+        with self._trail.during("validate_quality", quiet=not self._stages.has("validate_quality")) as fields:
+            quality = self._stages.validate_quality(output)
+            self._keep_problems(quality, fields)
+        return Candidate(text or json_text_or_repr(output), output, [], quality)
+
+    def _parse(self, raw: Any) -> Any:
+        with self._trail.during("parse", quiet=not self._stages.has("parse")) as fields:
+            try:
+                output, found_by = self._stages.parse(raw)
+            except Unparsable as error:
+                fields["problems"] = [str(error)]
+                raise
+            fields["text"] = found_by
+            if found_by != "as it is":
+                self._trail.keep(output, fields)
+        return output
+
+    def _keep_problems(self, problems: list[Problem], fields: dict[str, Any]) -> None:
+        if problems:
+            fields["problems"] = [str(problem) for problem in problems]
+            fields["score"] = sum(problem.score for problem in problems)
+            self._trail.keep([str(problem) for problem in problems], fields)
+
+    def _improve(self, best: Candidate, prompt: Any, material: Any) -> Candidate:
+        current, seen = best, [best.output]
+        for number in range(1, self._rounds + 1):
+            if not self._stages.can_refine:
+                break
+            self._trail.round = number
+            current = self._refine(current, prompt, material)
+            repeats = current.output in seen
+            seen.append(current.output)
+            if current.rank < best.rank:
+                best = current
+            if not best.problems or repeats:
+                break
+        return best
+
+    def _refine(self, current: Candidate, prompt: Any, material: Any) -> Candidate:
+        with self._trail.during("critique") as fields:
+            critique = self._stages.critique(current.output, current.problems, material)
+            self._trail.keep(critique, fields)
+        with self._trail.during("refine") as fields:
+            raw = self._stages.refine(current.output, current.answer, critique, current.problems, prompt, material)
+            self._keep_answers([raw], fields)
+        return self._judge(raw)
+
+    def _record_problems(self, best: Candidate) -> None:
+        """A structure that does not fit, or a fatal problem, ends the attempt; other problems are kept beside it."""
+        if not best.problems:
+            return
+        sentences = [str(problem) for problem in best.problems]
+        (self._trail.folder / "problems.json").write_bytes(dump_json(sentences))
+        if best.blocked:
+            kind = "does not have the asked form" if best.structure else "is not good enough"
+            raise AttemptFailed("invalid_output", f"the output {kind}: {sentences[0][:500]}", problems=sentences)
+
+    def _finalize(self, output: Any) -> Any:
+        with self._trail.during("finalize", quiet=not self._stages.has("finalize")):
+            return self._stages.finalize(output)
+
+
+def _votes(candidate: Candidate, candidates: list[Candidate]) -> int:
+    return sum(1 for other in candidates if other.output == candidate.output)
+
+
+def _answer_text(reply: Reply) -> str:
+    note = f"> {reply.answer.model}: {reply.answer.note}\n\n" if reply.answer.note else ""
+    return note + reply.text
+
+
+def json_text_or_repr(value: Any) -> str:
+    """A value as text, whatever it is."""
+    try:
+        return json_text(value)
+    except (TypeError, ValueError):
+        return repr(value)[:10_000]

@@ -1,0 +1,241 @@
+"""The ten stages and what each does when a task does not replace it.
+
+| stage              | gets                  | gives              | default                                                |
+|--------------------|-----------------------|--------------------|--------------------------------------------------------|
+| ingest             | seed                  | material           | the seed and the inputs as they are                    |
+| preprocess         | material              | material           | nothing                                                |
+| prompt             | material              | text or messages   | renders NAME.md                                        |
+| infer              | prompt                | answer             | asks the step's model                                  |
+| parse              | answer                | output             | JSON where there is a schema, else the text            |
+| validate_structure | output                | problems           | the JSON Schema, the pydantic ``Output``               |
+| validate_quality   | output                | problems           | none                                                   |
+| critique           | output, problems      | critique           | NAME.critique.md to the model, else the problems       |
+| refine             | output, critique      | answer             | NAME.refine.md to the model, else the same talk goes on|
+| finalize           | output                | output             | nothing                                                |
+
+`ctx` comes last everywhere. A stage may be ``async def``. Problems are sentences or `Problem`; none means good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pop.context import Call, Context, Reply, json_text
+from pop.parsing import Unparsable, model_problems, parse_json, schema_problems
+from pop.tasks import LoadedTask
+from pop.templates import Prompt
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with an output.
+
+    Args:
+        text: A sentence for the model and for the reader.
+        score: How bad it is; the output with the lowest sum is kept.
+        fatal: The step fails when no round gets rid of it (others are recorded and the best output is kept).
+    """
+
+    text: str
+    score: float = 1.0
+    fatal: bool = False
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def call_stage(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a task's stage, whether it is a plain function, a generator, or either of them async."""
+    value = function(*arguments)
+    if inspect.isasyncgen(value):
+        return asyncio.run(_collect(value))
+    if inspect.isawaitable(value):
+        return asyncio.run(_await(value))
+    return list(value) if inspect.isgenerator(value) else value
+
+
+async def _await(value: Any) -> Any:
+    return await value
+
+
+async def _collect(value: Any) -> list[Any]:
+    return [entry async for entry in value]
+
+
+def as_problems(found: Any) -> list[Problem]:
+    """What a validator returned, as a list of problems.
+
+    Raises:
+        TypeError: It is neither None, a sentence, a problem, nor a list of those.
+    """
+    if found is None or found is True:
+        return []
+    if isinstance(found, (str, Problem)):
+        found = [found]
+    if not isinstance(found, Iterable):
+        raise TypeError(f"a validator gives sentences (or nothing when all is well), not {type(found).__name__}")
+    return [entry if isinstance(entry, Problem) else Problem(str(entry)) for entry in found]
+
+
+class Stages:
+    """The stages of one task: its own where it has them, the defaults elsewhere."""
+
+    def __init__(self, task: LoadedTask, ctx: Context) -> None:
+        self.task = task
+        self.ctx = ctx
+
+    def has(self, name: str) -> bool:
+        """Whether the task brings this stage itself."""
+        return name in self.task.stages
+
+    def _own(self, name: str, *arguments: Any) -> Any:
+        return call_stage(self.task.stages[name], *arguments, self.ctx)
+
+    def ingest(self) -> Any:
+        return self._own("ingest", self.ctx.seed) if self.has("ingest") else None
+
+    def preprocess(self, material: Any) -> Any:
+        return self._own("preprocess", material) if self.has("preprocess") else material
+
+    def prompt(self, material: Any) -> Any:
+        """Messages or a text; None for a task without words."""
+        if self.has("prompt"):
+            return self._own("prompt", material)
+        if self.task.prompt is None:
+            return None
+        names = self.names(material)
+        text = self.task.prompt.render(names) + self._earlier_problems()
+        messages = [{"role": "user", "content": text}]
+        if self.task.system:
+            messages.insert(0, {"role": "system", "content": self.task.system.render(names)})
+        return messages
+
+    def _earlier_problems(self) -> str:
+        """An attempt that follows bad answers is told what was wrong with them."""
+        problems = self.ctx.letter.problems
+        if not problems or (self.task.prompt and "problems_before" in self.task.prompt.text):
+            return ""
+        listed = "\n".join(f"- {problem}" for problem in problems)
+        return f"\n\nAn earlier answer to this was not accepted. Avoid its mistakes:\n{listed}"
+
+    def names(self, material: Any, **more: Any) -> dict[str, Any]:
+        """What a template can name."""
+        ctx = self.ctx
+        names = {
+            "seed": ctx.seed,
+            "inputs": ctx.inputs,
+            "item": ctx.item,
+            "lap": ctx.lap,
+            "config": ctx.config,
+            "material": material,
+            "run_id": ctx.run_id,
+            "step": ctx.step,
+            "attempt": ctx.attempt,
+            "problems_before": ctx.letter.problems,
+        }
+        added = {str(key): value for key, value in material.items()} if isinstance(material, Mapping) else {}
+        return {**names, **added, **more}
+
+    def infer(self, prompt: Any) -> Any:
+        """One answer: a `Reply` of a model, or whatever the task's own code gives."""
+        if self.has("infer"):
+            return self._own("infer", prompt)
+        return self.ctx.ask(self._call(prompt))
+
+    def samples(self, prompt: Any) -> list[Any]:
+        """As many answers as the task asks for, at once."""
+        count = self.task.front.samples
+        if count == 1 or self.has("infer"):
+            return [self.infer(prompt)]
+        return list(self.ctx.gather([self._call(prompt)] * count))
+
+    def _call(self, prompt: Any) -> Call:
+        return Call(prompt, schema=self.task.schema)
+
+    def parse(self, raw: Any) -> tuple[Any, str]:
+        """The output and how it was found (``parsing``'s table, or ``as it is``).
+
+        Raises:
+            Unparsable: There is a schema and the text holds no JSON.
+        """
+        text = raw.text if isinstance(raw, Reply) else raw
+        if self.has("parse"):
+            return self._own("parse", text), "parse()"
+        if isinstance(text, str) and self.task.schema is not None:
+            found = parse_json(text)
+            return found.value, found.found_by
+        return (text.strip() if isinstance(raw, Reply) else text), "as it is"
+
+    def validate_structure(self, output: Any) -> list[Problem]:
+        if self.has("validate_structure"):
+            return as_problems(self._own("validate_structure", output))
+        found: list[str] = []
+        if self.task.schema is not None:
+            found += schema_problems(output, self.task.schema)
+        if self.task.output_model is not None and not found:
+            found += model_problems(output, self.task.output_model)
+        return as_problems(found)
+
+    def validate_quality(self, output: Any) -> list[Problem]:
+        return as_problems(self._own("validate_quality", output)) if self.has("validate_quality") else []
+
+    def critique(self, output: Any, problems: list[Problem], material: Any) -> str:
+        if self.has("critique"):
+            return json_text(self._own("critique", output, problems))
+        listed = "\n".join(f"- {problem}" for problem in problems)
+        if self.task.critique is None:
+            return listed
+        names = self.names(material, output=output, problems=[str(p) for p in problems], critique=listed, answer=output)
+        return self.ctx.ask(Call(self.task.critique.render({**names, "prompt": ""}))).text
+
+    @property
+    def can_refine(self) -> bool:
+        return self.has("refine") or (self.task.prompt is not None and not self.has("infer"))
+
+    def refine(self, output: Any, answer: str, critique: str, problems: list[Problem], prompt: Any, material: Any) -> Any:
+        if self.has("refine"):
+            return self._own("refine", output, critique)
+        if self.task.refine is not None:
+            names = self.names(
+                material,
+                output=output,
+                problems=[str(problem) for problem in problems],
+                critique=critique,
+                answer=answer,
+                prompt=prompt_text(prompt),
+            )
+            return self.ctx.ask(self._call(self._with_system(self.task.refine, names)))
+        talk = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        again = f"Your answer has these problems:\n{critique}\n\nGive the whole answer again, without them."
+        return self.ctx.ask(
+            self._call([*talk, {"role": "assistant", "content": answer}, {"role": "user", "content": again}])
+        )
+
+    def _with_system(self, template: Prompt, names: dict[str, Any]) -> list[dict[str, str]]:
+        messages = [{"role": "user", "content": template.render(names)}]
+        if self.task.system:
+            messages.insert(0, {"role": "system", "content": self.task.system.render(names)})
+        return messages
+
+    def finalize(self, output: Any) -> Any:
+        if self.has("finalize"):
+            return self._own("finalize", output)
+        return output
+
+
+def prompt_text(prompt: Any) -> str:
+    """A prompt as one readable text."""
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, list) and all(isinstance(message, Mapping) and "content" in message for message in prompt):
+        if len(prompt) == 1:
+            return str(prompt[0]["content"])
+        return "\n\n".join(f"## {message.get('role', 'user')}\n\n{message['content']}" for message in prompt)
+    return json_text(prompt)
+
+
+__all__ = ["Problem", "Stages", "Unparsable", "as_problems", "call_stage", "prompt_text"]

@@ -1,0 +1,97 @@
+"""What a worker writes down while it works: the trail, one readable file per stage, the calls, the log.
+
+Everything lies in the attempt's folder and is only ever added to. A stage that changed nothing leaves no file.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from pop.events import rfc3339
+from pop.records import dump_json
+
+ABRIDGE_BYTES = 16_384
+
+
+class Trail:
+    """The attempt's diary."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.stage: str | None = None
+        self.round = 0
+        self._number = 0
+        self._fd = _appender(folder / "trail.jsonl")
+
+    def note(self, event: str, **fields: Any) -> None:
+        """Append one line (``records.TrailLine``)."""
+        row = {"at": rfc3339(time.time()), "event": event, "stage": self.stage, "round": self.round, **fields}
+        os.write(self._fd, orjson.dumps(row, default=str) + b"\n")
+
+    @contextmanager
+    def during(self, stage: str, *, quiet: bool = False) -> Iterator[dict[str, Any]]:
+        """Note that a stage begins and ends; the caller may add fields (file, problems, score) to what is yielded.
+
+        Args:
+            quiet: No begin line, for stages that take no time.
+        """
+        self.stage = stage
+        self._number += 1
+        if not quiet:
+            self.note("stage.begin")
+        began, fields = time.perf_counter(), dict[str, Any]()
+        try:
+            yield fields
+        finally:
+            self.note("stage.end", seconds=round(time.perf_counter() - began, 6), **fields)
+
+    def keep(self, value: Any, fields: dict[str, Any], *, whole: bool = False) -> None:
+        """Write the stage's file: a text as .md, anything else as .json, abridged unless `whole`."""
+        text = isinstance(value, str)
+        name = f"{self._number:02d}-{self.stage}.{'md' if text else 'json'}"
+        data = (value.rstrip() + "\n").encode("utf-8", "replace") if text else _json(value, whole)
+        fd = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+        fields["file"] = name
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        """Append one line to calls.jsonl or log.jsonl."""
+        fd = _appender(self.folder / name)
+        try:
+            os.write(fd, orjson.dumps(row, default=str) + b"\n")
+        finally:
+            os.close(fd)
+
+
+def _appender(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def _json(value: Any, whole: bool) -> bytes:
+    try:
+        data = dump_json(value)
+    except (TypeError, ValueError):
+        data = dump_json(repr(value)[:ABRIDGE_BYTES])
+    if whole or len(data) <= ABRIDGE_BYTES:
+        return data
+    return dump_json(abridge(value))
+
+
+def abridge(value: Any) -> Any:
+    """A large value with its large parts cut, saying so; big inputs stand in full where they came from."""
+    if isinstance(value, Mapping):
+        return {str(key): abridge(part) for key, part in list(value.items())[:200]}
+    if isinstance(value, str) and len(value) > 500:
+        return f"{value[:500]}... [{len(value)} characters]"
+    if isinstance(value, (list, tuple)):
+        rest = [f"... [{len(value)} items]"] if len(value) > 20 else []
+        return [*(abridge(part) for part in value[:20]), *rest]
+    return value
