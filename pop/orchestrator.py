@@ -82,6 +82,7 @@ class ActiveRun:
     settled: Settled = field(default_factory=Settled)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     granted: int = 0
+    launching: int = 0  # attempts between their letter and their end
     live: dict[str, Attempt] = field(default_factory=dict)  # by instance
     record: dict[str, Any] = field(default_factory=dict)
     status_due: bool = False
@@ -112,6 +113,7 @@ class Orchestrator:
         self.slots = Slots(settings.concurrency.workers)
         self.runs: dict[str, ActiveRun] = {}
         self.draining = False
+        self.interrupting = False
         self.io = ThreadPoolExecutor(max_workers=8, thread_name_prefix="disk")
         self._notes = notes
         self._gateway = gateway
@@ -172,16 +174,18 @@ class Orchestrator:
             )
             if moves.outcome:
                 return moves.outcome
-            if self.draining:
-                if not run.live:
+            if run.history.state == "failed":  # an expression failed; what runs may end
+                if not run.launching:
+                    return "failed"
+            elif self.draining:
+                if not run.launching:
                     return None
             elif moves.decide or moves.expand or moves.skip:
                 await self._decide(run, moves)
                 continue
             elif moves.start and self._healthy.is_set():
                 if run.granted:
-                    run.granted -= 1
-                    self._launch(run, moves.start[0])
+                    await self._launch(run, moves.start[0])
                 else:
                     self.slots.ask(run)
                 if run.granted:
@@ -205,12 +209,19 @@ class Orchestrator:
         for event in decided:
             await self._journal(run, event, durable=event["event"] != events.STEP_SKIPPED)
 
-    async def _fail_expression(self, run: ActiveRun, error: PopError) -> None:
-        record = ErrorRecord(error_class="bad_input", **error.to_json())  # type: ignore[arg-type]
+    async def _fail_expression(self, run: ActiveRun, error: PopError | OSError) -> None:
+        about = error.to_json() if isinstance(error, PopError) else {"message": str(error)}
+        record = ErrorRecord.model_validate({"error_class": "bad_input", **about})
         await self._journal(run, {"event": events.RUN_FAILED, "error": record.model_dump()})
 
-    def _launch(self, run: ActiveRun, start: Start) -> None:
-        letter = run.letters.write(run.history, start, gateway=self._gateway(), now=time.time())
+    async def _launch(self, run: ActiveRun, start: Start) -> None:
+        try:
+            letter = run.letters.write(run.history, start, gateway=self._gateway(), now=time.time())
+        except (PopError, OSError) as error:
+            await self._fail_expression(run, error)
+            return
+        run.granted -= 1
+        run.launching += 1
         run.history.apply(
             {
                 "event": events.STEP_STARTED,
@@ -245,10 +256,14 @@ class Orchestrator:
             run.live[letter.instance] = attempt
             self.show(run)
             began = time.monotonic()
-            result = await self.executor.run(attempt)
+            if run.history.cancelled or self.interrupting:
+                result = Result(attempt.attempt_id, "cancelled" if run.history.cancelled else "interrupted")
+            else:
+                result = await self.executor.run(attempt)
             await self._commit(run, letter, attempt, result, time.monotonic() - began)
         finally:
             run.live.pop(letter.instance, None)
+            run.launching -= 1
             self.slots.give_back()
             run.changed.set()
 
@@ -323,6 +338,7 @@ class Orchestrator:
 
     def interrupt_all(self) -> None:
         """End every worker without using up an attempt."""
+        self.interrupting = True
         for run in self.runs.values():
             for attempt in run.live.values():
                 self.executor.cancel(attempt.attempt_id, "interrupted")

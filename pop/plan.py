@@ -114,7 +114,7 @@ Move: TypeAlias = Start | Decide | Expand
 
 @dataclass(frozen=True)
 class Moves:
-    """What may happen now; starts are to be taken from the front.
+    """What may happen now; starts and skips are to be taken from the front.
 
     `outcome` is None as long as something can happen by itself; `wake_at` is the Unix time in seconds at which a
     waiting retry becomes due.
@@ -340,11 +340,25 @@ class _Walk:
             if state is _State.FRESH and self._offered() == before:
                 return
 
-    def _offer_skips(self, block: Block, items: Items, reason: str) -> None:
-        for leaf in self.pipeline.leaves[block.name]:
-            name = instance_name(leaf.name, items)
-            if name not in self.facts.instances and not self._many():
-                self.skip.append(Skip(name, leaf.name, reason))
+    def _offer_skips(self, block: Block, items: Items, reason: str) -> bool:
+        """Skip the steps of a block that will not run, each after what it waits for: so whatever has ended, skipped or
+        not, its ancestors have. True when all are skipped, those of this answer included."""
+        if isinstance(block, Task):
+            return self._offer_skip(block, items, reason)
+        all_before = True
+        for child in block.inner:
+            in_turn = all_before or isinstance(block, Parallel)
+            skipped = self._may_begin(child, items, in_turn) and self._offer_skips(child, items, reason)
+            all_before = all_before and skipped
+        return all_before
+
+    def _offer_skip(self, task: Task, items: Items, reason: str) -> bool:
+        name = instance_name(task.name, items)
+        if name in self.facts.instances:
+            return True
+        if not self._many():
+            self.skip.append(Skip(name, task.name, reason))
+        return not self._many()
 
     def _full(self) -> bool:
         return self.limit is not None and len(self.start) >= self.limit
