@@ -1,0 +1,98 @@
+"""``pop gc``."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tarfile
+import time
+from pathlib import Path
+
+import click
+
+from pop.commands._shared import as_json, chosen_root, print_json, with_root
+from pop.errors import UsageError
+from pop.runs import Run, runs_in
+from pop.settings import Root
+
+_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def seconds_of(text: str) -> float:
+    """``30d`` in seconds.
+
+    Raises:
+        UsageError: It is no age.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
+    if not match:
+        raise UsageError(f"{text!r} is no age", hint="write 30d, 12h or 2w")
+    return float(match[1]) * _UNIT_S[match[2]]
+
+
+@click.command()
+@click.option("--older-than", "age", required=True, metavar="AGE", help="30d, 12h, 2w: counted from the run's end.")
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("--archive", is_flag=True, help="Keep each run as pipeline-complete/archive/<run>.tar.gz.")
+@click.option("--failed", is_flag=True, help="Also failed and cancelled runs in pipeline-current/.")
+@as_json
+@with_root
+def command(age: str, dry_run: bool, archive: bool, failed: bool, as_json: bool, root: str | None) -> None:
+    """Remove finished runs that ended longer than AGE ago. The ledger keeps their lines."""
+    chosen = chosen_root(root)
+    old = [run for run in _candidates(chosen, failed) if time.time() - _ended_at(run) > seconds_of(age)]
+    freed = sum(_size_bytes(run.path) for run in old)
+    if not dry_run:
+        for run in old:
+            if archive:
+                _archive(chosen, run)
+            _remove(run.path)
+    if as_json:
+        print_json({"runs": [run.run_id for run in old], "freed_bytes": freed, "dry_run": dry_run})
+        return
+    for run in old:
+        click.echo(run.run_id)
+    click.echo(f"{'would free' if dry_run else 'freed'} {freed / 2**20:.1f} MB in {len(old)} runs", err=True)
+
+
+def _candidates(root: Root, failed: bool) -> list[Run]:
+    found = list(runs_in(root.complete, "complete"))
+    if failed:
+        resting = ("failed", "cancelled")
+        found += [run for run in runs_in(root.current, "current") if run.status().get("state") in resting]
+    return found
+
+
+def _ended_at(run: Run) -> float:
+    from pop.events import unix_s
+
+    text = run.status().get("finished_at")
+    try:
+        return unix_s(text) if text else run.path.stat().st_mtime
+    except ValueError:
+        return run.path.stat().st_mtime
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(os.lstat(Path(parent, name)).st_blocks * 512 for parent, _, names in os.walk(folder) for name in names)
+
+
+def _archive(root: Root, run: Run) -> None:
+    """A whole, durable archive stands before the folder goes."""
+    folder = root.complete / "archive"
+    folder.mkdir(exist_ok=True)
+    draft = folder / f".{run.run_id}.tmp"
+    with open(draft, "wb") as file:
+        with tarfile.open(fileobj=file, mode="w:gz") as archive:
+            archive.add(run.path, arcname=run.run_id)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(draft, folder / f"{run.run_id}.tar.gz")
+
+
+def _remove(path: Path) -> None:
+    """Out of sight by one rename, then removed, so that a half-removed run never looks like a whole one."""
+    doomed = path.with_name(f".{path.name}.removed")
+    os.rename(path, doomed)
+    shutil.rmtree(doomed)

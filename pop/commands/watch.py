@@ -1,0 +1,95 @@
+"""``pop watch``."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from pop.commands._shared import chosen_root, with_root
+from pop.display import MARKS, Progress, closing_lines
+from pop.errors import EXIT_OK, EXIT_RUN_FAILED
+from pop.runs import Run, current_runs, find_run, newest_complete, pending, safe
+from pop.settings import Root
+
+
+@click.command()
+@click.argument("run", required=False)
+@click.option("--once", is_flag=True, help="Print what is there and end.")
+@with_root
+def command(run: str | None, once: bool, root: str | None) -> int:
+    """Follow RUN until it ends; without RUN, everything in this folder until you stop it."""
+    chosen = chosen_root(root)
+    if run is None:
+        _follow_all(chosen, once)
+        return EXIT_OK
+    return _follow_one(chosen, find_run(chosen, run), once)
+
+
+def _follow_one(root: Root, run: Run, once: bool) -> int:
+    with Progress() as progress:
+        while True:
+            moved = Run(root.complete / run.run_id, "complete")
+            run = moved if moved.path.is_dir() else run
+            progress.show(run)
+            status = run.status()
+            if once or status.get("state") not in ("queued", "running"):
+                break
+            time.sleep(0.2)
+    for line in closing_lines(root, run, status):
+        click.echo(line)
+    return EXIT_RUN_FAILED if status.get("state") in ("failed", "cancelled") else EXIT_OK
+
+
+def _follow_all(root: Root, once: bool) -> None:
+    import sys
+
+    from rich.console import Console
+    from rich.live import Live
+
+    if once or not sys.stdout.isatty():
+        return _plain(root, once)
+    with Live(console=Console(), refresh_per_second=4, screen=False) as live:
+        while True:
+            live.update(_board(root))
+            time.sleep(0.5)
+
+
+def _board(root: Root) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"{root.path}   {_counts(root)}", title_justify="left", box=None)
+    for heading in ("", "run", "state", "progress", "at work"):
+        table.add_column(heading)
+    runs = [*current_runs(root)[:25], *reversed(newest_complete(root, 8))]
+    for run in runs:
+        status = run.status()
+        state = str(status.get("state"))
+        share = f"{100 * (status.get('progress') or 0):.0f} %"
+        work = ", ".join((status.get("current") or [])[:4])
+        error = status.get("error") or {}
+        table.add_row(MARKS.get(state, " "), run.run_id, state, share, Text(safe(error.get("message") or work, 80)))
+    return table
+
+
+def _counts(root: Root) -> str:
+    from pop.settings import SeedSettings
+
+    waiting = len(pending(root, SeedSettings()))
+    return f"{waiting} pending, {len(current_runs(root))} current"
+
+
+def _plain(root: Root, once: bool) -> None:
+    """One line whenever a run changes its state."""
+    said: dict[str, str] = {}
+    while True:
+        for run in [*current_runs(root), *newest_complete(root, 50)]:
+            state = str(run.status().get("state"))
+            if said.get(run.run_id) != state:
+                said[run.run_id] = state
+                click.echo(f"{MARKS.get(state, ' ')} {run.run_id}  {state}")
+        if once:
+            return
+        time.sleep(0.5)

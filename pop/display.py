@@ -1,0 +1,145 @@
+"""How a run is shown in a terminal: a live table where there is one, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from pop.runs import Run, safe
+from pop.settings import Root
+
+MARKS = {
+    "pending": "·", "running": "▸", "waiting": "?", "done": "✓", "failed": "✗", "skipped": "-", "stale": "~",
+    "cancelled": "x", "queued": "·", "complete": "✓", "paused": "=",
+}  # fmt: skip
+COLOURS = {"running": "cyan", "done": "green", "complete": "green", "failed": "red", "cancelled": "red", "waiting": "yellow"}
+MOST_ROWS = 30
+
+
+class Progress:
+    """Shows one run while it goes. `run` is the run it was given last."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.run: Run | None = None
+        self._quiet = quiet
+        self._live: Any = None
+        self._said: dict[str, str] = {}
+
+    def __enter__(self) -> Progress:
+        if not self._quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(stderr=True), refresh_per_second=10, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self, run: Run) -> None:
+        """Show where the run stands now."""
+        self.run = run
+        if self._quiet:
+            return
+        status = run.status()
+        if self._live:
+            self._live.update(table_of(run, status))
+            return
+        for line in self._news(status):
+            print(line, file=sys.stderr, flush=True)
+
+    def _news(self, status: dict[str, Any]) -> Iterator[str]:
+        if "" not in self._said:
+            self._said[""] = "said"
+            yield f"run {status['run_id']}"
+            yield from (f"note: {safe(note)}" for note in status.get("notes") or [])
+        for name, task in status.get("tasks", {}).items():
+            now = f"{task['state']}{task.get('attempt') or ''}"
+            if task["state"] == "pending" or self._said.get(name) == now:
+                continue
+            self._said[name] = now
+            yield task_line(name, task)
+
+
+def task_line(name: str, task: dict[str, Any]) -> str:
+    """One step as one line of text."""
+    parts = [f"{MARKS.get(task['state'], ' ')} {name:<24} {task['state']:<9}"]
+    if task.get("stage"):
+        parts.append(f"{task['stage']}")
+    if task.get("progress"):
+        parts.append(f"{task['progress'][0]:g}/{task['progress'][1]:g}")
+    if task.get("seconds") is not None and task["state"] != "running":
+        parts.append(f"{task['seconds']:.2f} s")
+    if task.get("attempt", 0) > 1:
+        parts.append(f"attempt {task['attempt']}")
+    if task.get("refinements"):
+        parts.append(f"{task['refinements']} refinement(s)")
+    if task.get("reason"):
+        parts.append(safe(task["reason"], 100))
+    if task.get("error"):
+        parts.append(f"{task['error'].get('error_class')}: {safe(task['error'].get('message', ''), 160)}")
+    return "  ".join(parts)
+
+
+def table_of(run: Run, status: dict[str, Any]) -> Any:
+    """One run as a rich table."""
+    from rich.table import Table
+    from rich.text import Text
+
+    usage = status.get("usage") or {}
+    title = f"{run.run_id}   {status.get('state')}   {100 * (status.get('progress') or 0):.0f} %"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in ("", "step", "state", "stage", "time", "attempt", ""):
+        table.add_column(heading)
+    tasks = list(status.get("tasks", {}).items())
+    shown = tasks if len(tasks) <= MOST_ROWS else [row for row in tasks if row[1]["state"] not in ("done", "pending")]
+    for name, task in shown[:MOST_ROWS]:
+        colour = COLOURS.get(task["state"], "")
+        error = task.get("error") or {}
+        table.add_row(
+            Text(MARKS.get(task["state"], " "), style=colour),
+            Text(name),
+            Text(task["state"], style=colour),
+            Text(task.get("stage") or ""),
+            Text(f"{task['seconds']:.1f} s" if task.get("seconds") is not None else ""),
+            Text(str(task.get("attempt") or "")),
+            Text(safe(error.get("message", ""), 80), style="red"),
+        )
+    if len(tasks) > len(shown):
+        done = sum(1 for _, task in tasks if task["state"] == "done")
+        table.caption = f"{done} of {len(tasks)} steps done"
+    elif usage.get("calls"):
+        table.caption = f"{usage['calls']} model calls, {usage['output_tokens']} tokens out, ${usage['cost_usd']:.4f}"
+    return table
+
+
+def closing_lines(root: Root, run: Run, status: dict[str, Any]) -> Iterator[str]:
+    """What is said when a run has ended: where the result lies, or what went wrong and what to do."""
+    path = run.path.relative_to(root.path)
+    state = status.get("state")
+    if state == "complete":
+        done = [name for name, task in status["tasks"].items() if task["state"] == "done"]
+        yield f"{MARKS['complete']} complete   {path}"
+        yield from (f"note       {safe(note)}" for note in status.get("notes") or [])
+        if done:
+            last = f"{path}/tasks/{done[-1]}"
+            yield f"output     {last}/output.json"
+            artifacts = root.path / last / "artifacts"
+            if artifacts.is_dir():
+                yield from (f"artifact   {last}/artifacts/{safe(p.name)}" for p in sorted(artifacts.iterdir()))
+        return
+    yield f"{MARKS.get(str(state), ' ')} {state}   {path}"
+    error = status.get("error") or {}
+    if error:
+        yield f"error      {error.get('error_class')}: {safe(error.get('message', ''), 2000)}"
+        if error.get("where"):
+            yield f"where      {safe(error['where'])}"
+        if error.get("hint"):
+            yield f"hint       {safe(error['hint'])}"
+        if error.get("instance"):
+            yield f"look at    {path}/tasks/{error['instance']}/attempts/{error.get('attempt')}/"
+    if state in ("failed", "cancelled"):
+        yield f"next       mend it, then: pop retry {run.run_id}"
