@@ -39,9 +39,18 @@ def mermaid(pipeline: Pipeline, states: Mapping[str, str] | None = None) -> str:
 def edges(pipeline: Pipeline) -> Iterator[tuple[str, str]]:
     """Pairs of steps of which the second waits for the first, without those that follow from others."""
     for name in pipeline.tasks:
-        ancestors = pipeline.ancestors(name)
-        implied = frozenset[str]().union(*(pipeline.ancestors(one) for one in ancestors))
-        yield from ((one, name) for one in pipeline.tasks if one in ancestors and one not in implied)
+        direct = _direct(pipeline, name)
+        yield from ((one, name) for one in pipeline.tasks if one in direct)
+
+
+def _direct(pipeline: Pipeline, name: str) -> set[str]:
+    direct: set[str] = set()
+    implied: set[str] = set()
+    for one in sorted(pipeline.ancestors(name), key=lambda step: -len(pipeline.ancestors(step))):
+        if one not in implied:
+            direct.add(one)
+            implied |= pipeline.ancestors(one)
+    return direct
 
 
 def _nodes(block: Block, ids: Mapping[str, str], states: Mapping[str, Counter[str]], depth: int) -> Iterator[str]:
