@@ -13,6 +13,7 @@ block is named ``<name>[.<item>...][@<lap>]``, items counted from 0, outermost f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +21,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any, TypeAlias
 
 from pop.expressions import Expression
+from pop.records import NAME_PATTERN
 
 Items: TypeAlias = tuple[int, ...]
 
@@ -197,9 +199,9 @@ class Pipeline:
             through = [("through", child.name)]
 
     def _circle(self, moments: list[_Moment]) -> list[str]:
-        """The named blocks of a circle, each waiting for the next, beginning with one that has `needs`."""
-        begun = [name for what, name in reversed(moments[1:]) if what == "begin"]
-        named = [name for name in dict.fromkeys(begun) if self.blocks[name].needs is not None or name[-1] not in "].o"]
+        """The blocks with a given name in a circle, each waiting for the next, beginning with one that has `needs`."""
+        begun = dict.fromkeys(name for what, name in reversed(moments[1:]) if what == "begin")
+        named = [name for name in begun if self.blocks[name].needs is not None or re.fullmatch(NAME_PATTERN, name)]
         first = next(n for n, name in enumerate(named) if self.blocks[name].needs is not None)
         return [*named[first:], *named[:first], named[first]]
 

@@ -1,0 +1,321 @@
+"""The pipeline language: what it means, and that every mistake is found at its own place."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from pop.errors import ConfigErrors
+from pop.pipeline import (
+    MAX_NESTING,
+    MAX_STEPS,
+    Each,
+    Parallel,
+    Pipeline,
+    Sequence,
+    Task,
+    instance_name,
+    load_pipeline,
+    pipeline_schema,
+    seconds,
+)
+
+SCHEMA = Draft202012Validator(pipeline_schema())
+
+
+def load(document: Any, **options: Any) -> Pipeline:
+    data = document if isinstance(document, bytes) else json.dumps(document).encode()
+    return load_pipeline(data, where="pipeline.json", name="default", **options)
+
+
+def steps(*entries: Any, **options: Any) -> Pipeline:
+    return load({"tasks": list(entries)}, **options)
+
+
+def problems(document: Any, **options: Any) -> list[str]:
+    with pytest.raises(ConfigErrors) as caught:
+        load(document, **options)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def problem(*entries: Any, **options: Any) -> str:
+    (only,) = problems({"tasks": list(entries)}, **options)
+    return only
+
+
+# ---- what it means ----------------------------------------------------------------------------------------------
+
+
+def test_a_step_may_be_just_the_name_of_a_task() -> None:
+    """The smallest pipeline is a list of names."""
+    assert list(steps("a", "b").tasks.values()) == [Task("a", "a"), Task("b", "b")]
+
+
+def test_a_name_alone_is_also_the_task() -> None:
+    """`{"name": "facts", "needs": []}` runs the task facts."""
+    assert steps({"name": "facts", "needs": []}).tasks["facts"] == Task("facts", "facts", needs=())
+
+
+def test_every_option_of_a_step_is_read() -> None:
+    """Durations in seconds whatever their unit, everything else as written."""
+    options = {"with": {"x": 1}, "model": "large", "timeout": "5m", "stall": 90, "attempts": 3, "refinements": 0}
+    more = {"memory_mb": 512, "output_mb": 0.5}
+    assert steps({"task": "write", "name": "draft", **options, **more}).tasks["draft"] == Task(
+        "draft", "write", None, None, {"x": 1}, "large", 300.0, 90.0, 3, 0, 512, 0.5
+    )
+
+
+def test_blocks_nest() -> None:
+    """A list is a chain, `do` a chain with a condition, `parallel` and `each` hold any block."""
+    each = {"each": "seed.parts", "do": [{"parallel": ["a", ["b", "c"]]}], "name": "parts"}
+    root = steps(each, {"do": "d", "when": "seed.x == 1"}).root
+    parts, conditional = root.inner
+    assert isinstance(parts, Each)
+    assert (parts.name, parts.over.text) == ("parts", "seed.parts")
+    assert isinstance(parts.do, Sequence)
+    (parallel,) = parts.do.inner
+    assert isinstance(parallel, Parallel)
+    assert [type(inner) for inner in parallel.inner] == [Task, Sequence]
+    assert isinstance(conditional, Sequence)
+    assert conditional.when is not None
+
+
+def test_the_top_of_the_file_is_read() -> None:
+    """Name, description, models and concurrency belong to the whole."""
+    top = {"name": "brief", "description": "A brief.", "models": {"default": "large"}, "concurrency": 4}
+    read = load({**top, "tasks": ["a"], "$schema": "x.json"})
+    assert (read.name, read.description, read.models, read.concurrency) == (*top.values(),)
+    assert load({"tasks": ["a"]}).name == "default"
+
+
+def test_ancestors_follow_order_needs_and_blocks() -> None:
+    """What a step may read is what has ended whenever it begins."""
+    of = steps("a", {"task": "b", "needs": []}, {"parallel": ["c", ["d", "e"]]}, {"task": "f", "needs": ["c"]}, "g")
+    known = {name: "".join(sorted(of.ancestors(name))) for name in of.tasks}
+    assert known == {"a": "", "b": "", "c": "ab", "d": "ab", "e": "abd", "f": "abc", "g": "abcdef"}
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("90s", 90.0), ("5m", 300.0), ("1.5h", 5400.0), ("250ms", 0.25), ("2d", 172800.0), (10, 10.0), (0.5, 0.5)],
+)
+def test_durations(written: Any, meant: float) -> None:
+    """A number is seconds; a text has a unit."""
+    assert seconds(written) == meant
+
+
+@pytest.mark.parametrize("written", ["5", "5 minutes", "-5s", "0s", 0, -1, "40d", True, None, [], "", "1h30m"])
+def test_what_is_no_duration(written: Any) -> None:
+    """Refused rather than guessed."""
+    assert "`timeout`" in problem({"task": "a", "timeout": written})
+
+
+def test_instances_are_named_by_item_and_lap() -> None:
+    """The name is the folder under tasks/, so it stays as it is."""
+    assert instance_name("draft", ()) == "draft"
+    assert instance_name("draft", (2, 0)) == "draft.2.0"
+    assert instance_name("draft", (2,), 1) == "draft.2@1"
+
+
+# ---- mistakes ---------------------------------------------------------------------------------------------------
+
+
+def test_every_mistake_is_reported_at_once_in_reading_order() -> None:
+    """Each with file, line, column, path, and the nearest name."""
+    text = b"""{
+  "tasks": [
+    {"task": "outlin", "timeot": "5m"},
+    {"task": "draft", "attempts": 0, "when": "input.x"},
+    {"each": "seed.parts", "do": "draft"}
+  ],
+  "modles": {}
+}"""
+    said = "\n".join(problems(text, known_tasks=["outline", "draft"]))
+    assert (
+        said
+        == """\
+unknown-task: no task 'outlin'
+  where: pipeline.json:3:14  tasks[0].task
+  hint: did you mean 'outline'?
+invalid-config: unknown key 'timeot'
+  where: pipeline.json:3:24  tasks[0].timeot
+  hint: did you mean 'timeout'?
+invalid-config: `attempts` must be a whole number from 1 to 100
+  where: pipeline.json:4:35  tasks[1].attempts
+invalid-config: unknown name 'input'
+  where: pipeline.json:4:46  tasks[1].when
+  hint: did you mean 'inputs'?
+name-taken: the name 'draft' is taken
+  where: pipeline.json:5:34  tasks[2].do
+  hint: it stands first at pipeline.json:4:14  tasks[1].task; give this one a `name` of its own
+invalid-config: unknown key 'modles'
+  where: pipeline.json:7:3  modles
+  hint: did you mean 'models'?"""
+    )
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (3, "a step must be a task's name, an object, or a list of steps"),
+        ({}, "a step needs one of `task`, `parallel`, `each`, `do`"),
+        ("Über", "a task must be a name"),
+        ("../x", "a task must be a name"),
+        ({"task": "a", "name": "a.b"}, "`name` must be a name"),
+        ({"task": "a", "needs": "b"}, "`needs` must be a list of names of steps"),
+        ({"task": "a", "with": []}, "`with` must be an object"),
+        ({"task": "a", "when": True}, "must be an expression, written as a text"),
+        ({"task": "a", "when": "item.x"}, "only inside an `each`"),
+        ({"task": "a", "memory_mb": 1}, "`memory_mb` must be a whole number from 64"),
+        ({"task": "a", "attempts": True}, "`attempts` must be a whole number"),
+        ({"task": "a", "do": "b"}, "unknown key 'do'"),
+        ({"parallel": []}, "must be a list of at least one step"),
+        ({"parallel": "a"}, "must be a list of at least one step"),
+        ({"each": "seed.x"}, "`do` is missing"),
+        ({"each": ["a"], "do": "a"}, "must be an expression, written as a text"),
+        ({"each": "seed.x", "do": "a", "timeout": 5}, "unknown key 'timeout'"),
+        ({"repeat": ["a"], "until": "lap > 3"}, "`repeat` comes with a later version"),
+        ({"approve": "plan"}, "`approve` comes with a later version"),
+        ({"task": "a", "recover": {}}, "`recover` comes with a later version"),
+    ],
+)
+def test_each_mistake_is_named(entry: Any, said: str) -> None:
+    """One mistake, one problem."""
+    assert said in problem(entry)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "not valid JSON"),
+        (b'{"tasks": ["a"', "bad-json: not valid JSON: expecting ',' delimiter\n  where: pipeline.json:1:15"),
+        (b"[]", "a pipeline must be an object"),
+        (b"{}", "`tasks` is missing"),
+        (b'{"tasks": "a"}', "must be a list of at least one step"),
+        (b'{"tasks": []}', "must be a list of at least one step"),
+        (b'{"tasks": ["a"], "tasks": ["b"]}', "stands twice"),
+        (b'{"tasks": [NaN]}', "NaN"),
+        (b"\xff\xfe{}", "byte order mark"),
+        (b'{"tasks": ["\xff"]}', "not UTF-8"),
+        (b'{"tasks": ' + b"[" * 100_000, "nested"),
+        (b" " * 5_000_000, "too many"),
+        (b'{"tasks": ["a"], "models": {"x": 1}}', "`models` must be an object of names of models"),
+        (b'{"tasks": ["a"], "concurrency": 0}', "`concurrency` must be a whole number"),
+        (b'{"tasks": ["a"], "budget": {"run_usd": 1}}', "`budget` comes with a later version"),
+    ],
+)
+def test_a_broken_file_is_one_clear_error(data: bytes, said: str) -> None:
+    """Hostile bytes included; never a traceback."""
+    (only,) = problems(data)
+    assert said in only
+
+
+def test_needs_must_exist() -> None:
+    """The nearest name is offered, at the entry of the list."""
+    said = problem("outline", {"task": "a", "needs": ["outlin"]})
+    assert said.startswith("unknown-step: no step 'outlin' in this pipeline\n  where: pipeline.json:1:")
+    assert said.endswith("tasks[1].needs[0]\n  hint: did you mean 'outline'?")
+
+
+@pytest.mark.parametrize(
+    ("entries", "circle"),
+    [
+        (({"task": "a", "needs": ["b"]}, {"task": "b", "needs": ["a"]}), "a → b → a"),
+        (({"task": "a", "needs": ["a"]},), "a → a"),
+        (({"task": "a", "needs": ["b"]}, "b"), "a → b → a"),
+        (({"parallel": [{"task": "foo", "needs": ["all"]}], "name": "all"},), "foo → foo"),
+        (({"each": "seed.x", "do": ["a", {"task": "b", "needs": ["c"]}]}, "c"), "b → c → b"),
+    ],
+)
+def test_cyclic_needs_are_found(entries: Any, circle: str) -> None:
+    """Also those that come about by the order of the file or by a block that waits for its own step."""
+    assert f"cyclic-needs: these wait for each other: {circle}\n" in problem(*entries)
+
+
+def test_expressions_may_read_only_what_came_before() -> None:
+    """An unknown step gets the nearest name; a later one, or one beside it, is told to be later."""
+    assert "hint: did you mean 'outline'?" in problem("outline", {"task": "a", "when": "inputs.outlin.x"})
+    assert "does not come before it" in problem({"task": "a", "when": "inputs.b.x"}, "b")
+    assert "does not come before it" in problem({"parallel": ["a", {"task": "b", "when": "inputs.a.x"}]})
+    assert steps("plan-a", {"task": "b", "when": "inputs.plan_a.x"}).tasks["b"].when is not None
+
+
+def test_names_that_read_alike_in_expressions_are_refused() -> None:
+    """`inputs.a_b` could mean either."""
+    assert "the name 'a_b' is taken" in problem("a-b", "a_b")
+
+
+def test_sizes_are_bounded() -> None:
+    """Deep nesting and endless lists are errors, not stack overflows."""
+    deep: Any = "a"
+    for _ in range(MAX_NESTING + 1):
+        deep = [deep]
+    assert "nested more than" in problem(deep)
+    assert "steps are too many" in problem(*(f"s{n}" for n in range(MAX_STEPS + 1)))
+
+
+def test_a_thousand_steps_are_fine() -> None:
+    """A generated pipeline loads in a moment."""
+    of = steps(*(f"s{n}" for n in range(MAX_STEPS)))
+    assert len(of.ancestors(f"s{MAX_STEPS - 1}")) == MAX_STEPS - 1
+
+
+_KEYS = [
+    "task",
+    "name",
+    "needs",
+    "when",
+    "with",
+    "model",
+    "timeout",
+    "stall",
+    "attempts",
+    "refinements",
+    "parallel",
+    "each",
+    "do",
+    "repeat",
+    "frob",
+]
+_VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-2, 200), st.sampled_from(["a", "b", "5m", "seed.x", "", "é"])),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(_KEYS), inner, max_size=4)),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(_VALUES)
+def test_any_document_is_a_pipeline_or_a_list_of_problems(value: Any) -> None:
+    """Nothing else comes out of the reader; and the schema for editors accepts all that the reader accepts."""
+    document = {"tasks": value}
+    try:
+        load(document)
+    except ConfigErrors as errors:
+        assert errors.problems
+        assert all(problem.where and problem.where.startswith("pipeline.json:1:") for problem in errors.problems)
+    else:
+        SCHEMA.validate(document)
+
+
+def test_the_schema_knows_every_key() -> None:
+    """A schema that lags behind the reader would underline correct files in red."""
+    task: dict[str, Any] = {
+        "task": "a",
+        "name": "b",
+        "needs": [],
+        "when": "seed.x",
+        "with": {},
+        "model": "m",
+        "timeout": "5m",
+    }
+    task |= {"stall": 5, "attempts": 1, "refinements": 0, "memory_mb": 64, "output_mb": 1}
+    document = {"tasks": [task, [{"parallel": ["c"]}], {"each": "seed.x", "do": {"do": ["d"], "when": "item"}}]}
+    load(document)
+    SCHEMA.validate(document)
+    assert not SCHEMA.is_valid({"tasks": [{"task": "a", "frob": 1}]})
