@@ -33,71 +33,15 @@ MAX_TEXT = 4000  # characters of one expression
 MAX_ITEMS = 100_000  # of one `each`
 MAX_BITS = 4096  # of a whole number made by `*` or `**`
 TEXT_METHODS = frozenset({"lower", "upper", "strip", "startswith", "endswith"})
-FILTER_NAMES = frozenset(
-    [
-        "abs",
-        "count",
-        "d",
-        "default",
-        "first",
-        "float",
-        "int",
-        "last",
-        "length",
-        "list",
-        "lower",
-        "map",
-        "max",
-        "min",
-        "reject",
-        "rejectattr",
-        "reverse",
-        "round",
-        "select",
-        "selectattr",
-        "sort",
-        "sum",
-        "trim",
-        "unique",
-        "upper",
-    ]
-)
-TEST_NAMES = frozenset(
-    [
-        "boolean",
-        "defined",
-        "divisibleby",
-        "eq",
-        "equalto",
-        "even",
-        "false",
-        "float",
-        "ge",
-        "greaterthan",
-        "gt",
-        "in",
-        "integer",
-        "iterable",
-        "le",
-        "lessthan",
-        "lt",
-        "mapping",
-        "ne",
-        "none",
-        "number",
-        "odd",
-        "sequence",
-        "string",
-        "true",
-        "undefined",
-        "==",
-        "!=",
-        "<",
-        "<=",
-        ">",
-        ">=",
-    ]
-)
+FILTER_NAMES = frozenset({
+    "abs", "count", "d", "default", "first", "float", "int", "last", "length", "list", "lower", "map", "max", "min",
+    "reject", "rejectattr", "reverse", "round", "select", "selectattr", "sort", "sum", "trim", "unique", "upper",
+})  # fmt: skip
+TEST_NAMES = frozenset({
+    "boolean", "defined", "divisibleby", "eq", "equalto", "even", "false", "float", "ge", "greaterthan", "gt", "in",
+    "integer", "iterable", "le", "lessthan", "lt", "mapping", "ne", "none", "number", "odd", "sequence", "string",
+    "true", "undefined", "==", "!=", "<", "<=", ">", ">=",
+})  # fmt: skip
 
 Expects = Literal["bool", "list", "any"]
 
@@ -148,13 +92,9 @@ class Expression:
         ) as error:
             raise self._error(_cut(str(error) or type(error).__name__)) from None
         except (RecursionError, MemoryError) as error:
-            raise self._error(
-                f"the data is too large for it ({type(error).__name__})"
-            ) from None
+            raise self._error(f"the data is too large for it ({type(error).__name__})") from None
 
-    def check_inputs(
-        self, known: Collection[str], steps: Collection[str] = ()
-    ) -> list[ConfigError]:
+    def check_inputs(self, known: Collection[str], steps: Collection[str] = ()) -> list[ConfigError]:
         """One error for each ``inputs.<step>`` that names no step before this place.
 
         Args:
@@ -175,14 +115,9 @@ class Expression:
                     "see `needs`",
                 )
             else:
-                near = (
-                    did_you_mean(_spelled(name), readable)
-                    or "no step comes before this one"
-                )
+                near = did_you_mean(_spelled(name), readable) or "no step comes before this one"
                 message, hint = f"`{self.text}` reads an unknown step {name!r}", near
-            problems.append(
-                ConfigError(message, where=self.where, hint=hint, code="unknown-input")
-            )
+            problems.append(ConfigError(message, where=self.where, hint=hint, code="unknown-input"))
         return problems
 
     def _checked(self, value: Any) -> Any:
@@ -226,10 +161,7 @@ def compile_expression(
         ConfigErrors: Every mistake found: syntax, unknown names, filters, tests, methods, steps.
     """
     tree = _parse(text, where)
-    problems = [
-        ConfigError(message, where=where, hint=hint)
-        for message, hint in _mistakes(tree, names)
-    ]
+    problems = [ConfigError(message, where=where, hint=hint) for message, hint in _mistakes(tree, names)]
     expression = Expression(text, str(where), expects, frozenset(_inputs_read(tree)))
     if inputs is not None:
         problems += expression.check_inputs(inputs)
@@ -244,18 +176,14 @@ def compile_expression(
         ValueError,
         TemplateError,
     ) as error:
-        raise ConfigErrors(
-            [ConfigError(f"not an expression: {_cut(str(error))}", where=where)]
-        ) from None
+        raise ConfigErrors([ConfigError(f"not an expression: {_cut(str(error))}", where=where)]) from None
     return expression
 
 
 def _parse(text: str, where: object) -> nodes.Node:
     try:
         if len(text) > MAX_TEXT:
-            raise TemplateSyntaxError(
-                f"{len(text)} characters are too many (at most {MAX_TEXT})", 1
-            )
+            raise TemplateSyntaxError(f"{len(text)} characters are too many (at most {MAX_TEXT})", 1)
         parser = Parser(_ENVIRONMENT, text, state="variable")
         tree = parser.parse_expression()
         if not parser.stream.eos:
@@ -265,14 +193,10 @@ def _parse(text: str, where: object) -> nodes.Node:
         message = f"`{_cut(text)}` is not an expression: {_cut(str(error.message))}"
     except RecursionError:
         message = "the expression is nested too deep"
-    raise ConfigErrors(
-        [ConfigError(message, where=where, hint="see docs/pipelines.md")]
-    )
+    raise ConfigErrors([ConfigError(message, where=where, hint="see docs/pipelines.md")])
 
 
-def _mistakes(
-    tree: nodes.Node, names: Collection[str]
-) -> Iterator[tuple[str, str | None]]:
+def _mistakes(tree: nodes.Node, names: Collection[str]) -> Iterator[tuple[str, str | None]]:
     for node in _walk(tree):
         match node:
             case nodes.Name(name=name) if name not in names:
@@ -312,9 +236,7 @@ def _inputs_read(tree: nodes.Node) -> Iterator[str]:
         match node:
             case nodes.Getattr(node=nodes.Name(name="inputs"), attr=name):
                 yield name
-            case nodes.Getitem(
-                node=nodes.Name(name="inputs"), arg=nodes.Const(value=str() as name)
-            ):
+            case nodes.Getitem(node=nodes.Name(name="inputs"), arg=nodes.Const(value=str() as name)):
                 yield name
 
 
@@ -332,9 +254,7 @@ class _Inputs(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name in self._outputs:
             return self._outputs[name]
-        return self._outputs[
-            next((key for key in self._outputs if _spelled(key) == name), name)
-        ]
+        return self._outputs[next((key for key in self._outputs if _spelled(key) == name), name)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._outputs)
@@ -344,11 +264,7 @@ class _Inputs(Mapping[str, Any]):
 
 
 def _scope(scope: Mapping[str, Any]) -> dict[str, Any]:
-    return (
-        {**scope, "inputs": _Inputs(scope["inputs"])}
-        if "inputs" in scope
-        else dict(scope)
-    )
+    return {**scope, "inputs": _Inputs(scope["inputs"])} if "inputs" in scope else dict(scope)
 
 
 def _spelled(name: str) -> str:
@@ -362,9 +278,7 @@ def _type_name(value: Any) -> str:
         (type(None), "null"), (bool, "true or false"), ((int, float), "a number"), (str, "a text"),
         ((list, tuple), "a list"), (Mapping, "an object"),
     )  # fmt: skip
-    return next(
-        (name for kind, name in kinds if isinstance(value, kind)), "something else"
-    )
+    return next((name for kind, name in kinds if isinstance(value, kind)), "something else")
 
 
 def _cut(text: str, limit: int = 300) -> str:
@@ -376,9 +290,7 @@ def _is_data(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(_is_data(element) for element in value)
     if isinstance(value, Mapping):
-        return all(
-            isinstance(key, str) and _is_data(element) for key, element in value.items()
-        )
+        return all(isinstance(key, str) and _is_data(element) for key, element in value.items())
     return value is None or isinstance(value, (bool, int, float, str))
 
 
@@ -399,26 +311,17 @@ class _Environment(ImmutableSandboxedEnvironment):
                 return obj[argument]
             except LookupError:
                 pass
-        return self.undefined(
-            hint=_missing(obj, argument), obj=obj, name=_cut(str(argument), 80)
-        )
+        return self.undefined(hint=_missing(obj, argument), obj=obj, name=_cut(str(argument), 80))
 
     def is_safe_callable(self, obj: Any) -> bool:
-        return (
-            isinstance(getattr(obj, "__self__", None), str)
-            and getattr(obj, "__name__", "") in TEXT_METHODS
-        )
+        return isinstance(getattr(obj, "__self__", None), str) and getattr(obj, "__name__", "") in TEXT_METHODS
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if not isinstance(left, (int, float)) or not isinstance(right, (int, float)):
-            raise TypeError(
-                f"{operator} is for numbers, not {_type_name(left)} and {_type_name(right)}"
-            )
+            raise TypeError(f"{operator} is for numbers, not {_type_name(left)} and {_type_name(right)}")
         if operator == "*" and _bits(left) + _bits(right) > MAX_BITS:
             raise OverflowError("the product is too large")
-        if operator == "**" and (
-            abs(right) > 64 or _bits(left) * abs(right) > MAX_BITS
-        ):
+        if operator == "**" and (abs(right) > 64 or _bits(left) * abs(right) > MAX_BITS):
             raise OverflowError("the power is too large")
         return super().call_binop(context, operator, left, right)
 
@@ -433,11 +336,7 @@ def _missing(obj: Any, key: Any) -> str:
     if obj is None:
         return f"{_cut(str(key), 80)!r} is asked of null (the output of a skipped step is null)"
     if isinstance(obj, Mapping):
-        keys = [
-            name
-            for _, name in zip(range(200), obj, strict=False)
-            if isinstance(name, str) and len(name) <= 80
-        ]
+        keys = [name for _, name in zip(range(200), obj, strict=False) if isinstance(name, str) and len(name) <= 80]
         near = did_you_mean(str(key)[:80], keys)
         return f"no key {_cut(str(key), 80)!r}" + (f", {near}" if near else "")
     return f"{_type_name(obj)} has no {_cut(str(key), 80)!r}"
@@ -471,9 +370,7 @@ def _batch(value: Sequence[Any], size: int) -> list[Sequence[Any]]:
 def _environment() -> _Environment:
     environment = _Environment(undefined=StrictUndefined, autoescape=False)
     environment.globals.clear()
-    environment.filters = {
-        name: _eager(FILTERS[name]) for name in sorted(FILTER_NAMES)
-    } | {"batch": _batch}
+    environment.filters = {name: _eager(FILTERS[name]) for name in sorted(FILTER_NAMES)} | {"batch": _batch}
     environment.tests = {name: TESTS[name] for name in sorted(TEST_NAMES)}
     return environment
 
@@ -483,7 +380,5 @@ _ENVIRONMENT = _environment()
 
 @lru_cache(maxsize=1000)
 def _compiled(text: str) -> TemplateExpression:
-    compiled: Callable[..., Any] = _ENVIRONMENT.compile_expression(
-        text, undefined_to_none=False
-    )
+    compiled: Callable[..., Any] = _ENVIRONMENT.compile_expression(text, undefined_to_none=False)
     return cast(TemplateExpression, compiled)

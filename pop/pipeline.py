@@ -1,6 +1,6 @@
 """The pipeline language: ``pipeline.json`` read, checked, and turned into blocks (docs/pipelines.md).
 
-``load_pipeline`` finds every mistake in one go. `_KEYS` is the list of what may stand in a step; `pipeline_schema` says
+``load_pipeline`` finds every mistake in one go. `KEYS` is the list of what may stand in a step; `pipeline_schema` says
 the same to editors.
 """
 
@@ -46,7 +46,7 @@ _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 _Kind = Literal["task", "parallel", "each", "do"]
 _EVERYWHERE = ("name", "needs", "when")
-_KEYS: dict[_Kind, tuple[str, ...]] = {
+KEYS: dict[_Kind, tuple[str, ...]] = {
     "task": (
         *_EVERYWHERE, "task", "with", "model", "timeout", "stall", "attempts", "refinements", "memory_mb", "output_mb",
     ),
@@ -54,7 +54,7 @@ _KEYS: dict[_Kind, tuple[str, ...]] = {
     "each": (*_EVERYWHERE, "each", "do"),
     "do": (*_EVERYWHERE, "do"),
 }  # fmt: skip
-_TOP_KEYS = ("$schema", "name", "description", "tasks", "models", "concurrency")
+TOP_KEYS = ("$schema", "name", "description", "tasks", "models", "concurrency")
 _LATER_BLOCKS = ("repeat", "approve")
 _LATER = frozenset({*_LATER_BLOCKS, "until", "at_most", "otherwise", "show", "on_timeout", "recover", "budget"})
 
@@ -182,7 +182,7 @@ class _Reader:
         if not isinstance(document, dict):
             self.wrong((), "a pipeline must be an object", '{"name": ..., "tasks": [...]}')
             return None
-        self._unknown_keys(document, _TOP_KEYS, ())
+        self._unknown_keys(document, TOP_KEYS, ())
         if "tasks" not in document:
             self.wrong((), "`tasks` is missing", 'a list of steps: {"tasks": ["summarise"]}')
             return None
@@ -246,7 +246,7 @@ class _Reader:
 
     def _object_block(self, step: dict[str, Any], path: Path, depth: int, in_each: bool) -> Block | None:
         kind = _kind(step)
-        self._unknown_keys(step, _KEYS[kind], path)
+        self._unknown_keys(step, KEYS[kind], path)
         match kind:
             case "task":
                 return self._task(step, path, in_each)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from pop.errors import ConfigErrors
+from pop.errors import ERROR_CLASSES, ConfigErrors
+from pop.expressions import FILTER_NAMES, TEXT_METHODS
 from pop.pipeline import (
+    KEYS,
     MAX_NESTING,
     MAX_STEPS,
+    TOP_KEYS,
     Each,
     Parallel,
     Pipeline,
@@ -265,26 +270,10 @@ def test_a_thousand_steps_are_fine() -> None:
     assert len(of.ancestors(f"s{MAX_STEPS - 1}")) == MAX_STEPS - 1
 
 
-_KEYS = [
-    "task",
-    "name",
-    "needs",
-    "when",
-    "with",
-    "model",
-    "timeout",
-    "stall",
-    "attempts",
-    "refinements",
-    "parallel",
-    "each",
-    "do",
-    "repeat",
-    "frob",
-]
+_WORDS = sorted({key for keys in KEYS.values() for key in keys} | {"repeat", "frob"})
 _VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-2, 200), st.sampled_from(["a", "b", "5m", "seed.x", "", "é"])),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(_KEYS), inner, max_size=4)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(_WORDS), inner, max_size=4)),
     max_leaves=12,
 )
 
@@ -319,3 +308,21 @@ def test_the_schema_knows_every_key() -> None:
     load(document)
     SCHEMA.validate(document)
     assert not SCHEMA.is_valid({"tasks": [{"task": "a", "frob": 1}]})
+
+
+# ---- the page for users -----------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parent.parent / "docs" / "pipelines.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("example", re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL))
+def test_every_example_of_the_page_is_a_pipeline(example: str) -> None:
+    """What users copy works."""
+    load(example.encode())
+
+
+def test_the_page_names_every_key_filter_and_test() -> None:
+    """Nothing can be written that is not explained."""
+    words = set(re.findall(r"[a-z_]+", PAGE))
+    keys = {key for keys in KEYS.values() for key in keys} | set(TOP_KEYS) - {"$schema"}
+    assert keys | FILTER_NAMES | TEXT_METHODS | set(ERROR_CLASSES) <= words
