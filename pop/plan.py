@@ -371,13 +371,13 @@ class _Walk:
 
 
 def inputs_of(pipeline: Pipeline, facts: Facts, move: Move) -> dict[str, References]:
-    """The instances whose outputs a move may read, by step.
+    """The instances whose outputs a move may read, by step, in the order the steps stand in the pipeline.
 
     Inside an `each`: the same item's instance of the steps beside it. From outside: a list in item order, nested where
     `each` blocks are. None stands for a skipped step, an empty list for an empty `each`.
     """
-    around = pipeline.eaches[move.step]
-    return {name: _reference(pipeline, facts, name, around, move.items) for name in pipeline.ancestors(move.step)}
+    around, before = pipeline.eaches[move.step], pipeline.ancestors(move.step)
+    return {name: _reference(pipeline, facts, name, around, move.items) for name in pipeline.tasks if name in before}
 
 
 def _reference(pipeline: Pipeline, facts: Facts, name: str, around: tuple[Each, ...], items: Items) -> References:

@@ -374,6 +374,14 @@ def test_each_runs_its_step_once_per_item_and_gives_a_list() -> None:
     assert inputs_of(of, run, d) == {"a": "a", "b": ["b.0", "b.1"], "c": ["c.0", "c.1"]}
 
 
+def test_inputs_come_in_the_order_of_the_pipeline() -> None:
+    """A prompt that lists its inputs is the same after a restart, and so is the key of its stored answer."""
+    names = [f"s{n}" for n in range(50)]
+    of, run = pipeline(*names, "end"), Run(instances={name: Instance("done") for name in names})
+    (end,) = moves(of, run).start
+    assert list(inputs_of(of, run, end)) == names
+
+
 def test_nested_each_blocks_give_nested_lists() -> None:
     """Items are counted outermost first, and the lists that give an item come in the same order."""
     of, run = pipeline({"each": "seed.books", "do": {"each": "item.pages", "do": "read"}}, "end"), Run()
