@@ -69,7 +69,7 @@ class GatewayProcess:
         self._started_at = time.monotonic()
         self._socket.unlink(missing_ok=True)
         log_file = open(self._root.machine_room / "log" / "gateway.err", "ab")
-        command = [sys.executable, "-m", "pop.models.gateway", "--root", str(self._root.path)]
+        command = [sys.executable, "-P", "-m", "pop.models.gateway", "--root", str(self._root.path)]
         with log_file:
             self._process = subprocess.Popen(
                 [*command, "--socket", str(self._socket)],

@@ -89,7 +89,7 @@ def _with_pipeline(root: Root, seed: str, pipeline: str | None) -> Path | str:
 
 
 def _start(root: Root, name: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "pop", "--root", str(root.path), "up", "--quiet", "--only", name]
+    command = [sys.executable, "-P", "-m", "pop", "--root", str(root.path), "up", "--quiet", "--only", name]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
 
 

@@ -62,7 +62,7 @@ class LocalExecutor:
         self._started_at = time.monotonic()
         with theirs, open(self._root.machine_room / "log" / "forkserver.err", "ab") as errors:
             self._server = subprocess.Popen(
-                [sys.executable, "-m", "pop.executors.forkserver", str(theirs.fileno()), str(os.getpid())],
+                [sys.executable, "-P", "-m", "pop.executors.forkserver", str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
