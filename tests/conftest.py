@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.fake_openai import FakeOpenAI
 from tests.living import LivingRoot, living_root
 
 
@@ -21,3 +22,11 @@ def make_living(tmp_path: Path) -> Iterator[Callable[..., LivingRoot]]:
             return stack.enter_context(living_root(tmp_path / name, **about))
 
         yield make
+
+
+@pytest.fixture
+def fake_openai() -> Iterator[FakeOpenAI]:
+    """A provider of our own that counts what it served."""
+    fake = FakeOpenAI()
+    yield fake
+    fake.close()

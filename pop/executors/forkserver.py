@@ -5,7 +5,8 @@ socket whose number is the only argument, reports go back the same way:
 
     {"op": "start", "id": ..., "letter": path, "attempt_dir": path, "step_dir": path, "memory_mb": n, "output_mb": x}
     {"op": "kill", "id": ..., "grace_s": x}            TERM now, KILL after the grace
-    {"ev": "ready"}   {"ev": "exit", "id": ..., "code": n | null, "signal": n | null, "flood": bool, "cpu_s", "max_rss_kb"}
+    {"ev": "ready"}   {"ev": "started", "id": ...}
+    {"ev": "exit", "id": ..., "code": n | null, "signal": n | null, "flood": bool, "cpu_s": x, "max_rss_kb": n}
 
 Every worker leads a session of its own and adopts its orphans; the fork server adopts the orphans of dead workers. So
 a living child that the server did not fork itself belongs to nobody any more, and is killed.
@@ -128,6 +129,7 @@ class ForkServer:
         child = Child(order["id"], pid, read_end, path, int(order["output_mb"] * MB))
         self._children[pid] = self._by_id[child.attempt_id] = child
         self._selector.register(read_end, selectors.EVENT_READ, child)
+        self._report({"ev": "started", "id": child.attempt_id})
 
     def _could_not_start(self, order: dict[str, Any], error: OSError) -> None:
         print(f"cannot fork: {error}", file=sys.stderr, flush=True)

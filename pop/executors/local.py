@@ -30,7 +30,7 @@ class _Running:
     attempt: Attempt
     ended: asyncio.Future[Result]
     began: float
-    timer: asyncio.TimerHandle
+    timer: asyncio.TimerHandle | None = None
     how: How | None = None
 
 
@@ -78,8 +78,7 @@ class LocalExecutor:
 
     async def run(self, attempt: Attempt) -> Result:
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(attempt.limits.timeout_s, self.cancel, attempt.attempt_id, "timeout")
-        running = _Running(attempt, loop.create_future(), time.monotonic(), timer)
+        running = _Running(attempt, loop.create_future(), time.monotonic())
         self._running[attempt.attempt_id] = running
         if self._stall_timer is None:
             self._stall_timer = loop.call_later(1.0, self._end_stalled)
@@ -133,11 +132,21 @@ class LocalExecutor:
         *lines, self._inbox = (self._inbox + data).split(b"\n")
         for line in lines:
             report = orjson.loads(line)
-            if report["ev"] == "exit" and (running := self._running.get(report["id"])):
+            running = self._running.get(report.get("id"))
+            if running and report["ev"] == "started":
+                self._begin(running)
+            elif running and report["ev"] == "exit":
                 self._end(running, _result(running, report))
 
+    def _begin(self, running: _Running) -> None:
+        """The worker's time counts from its fork, not from the order."""
+        attempt, loop = running.attempt, asyncio.get_running_loop()
+        running.began = time.monotonic()
+        running.timer = loop.call_later(attempt.limits.timeout_s, self.cancel, attempt.attempt_id, "timeout")
+
     def _end(self, running: _Running, result: Result) -> None:
-        running.timer.cancel()
+        if running.timer:
+            running.timer.cancel()
         self._running.pop(running.attempt.attempt_id, None)
         if not running.ended.done():
             running.ended.set_result(result)
