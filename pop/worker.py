@@ -34,7 +34,7 @@ def main(letter_path: str, attempt_dir: str) -> int:
         process.allow_last_words()
         return _fail(folder, _memory_error())
     except PopError as error:
-        return _fail(folder, ErrorRecord(error_class="bug", **error.to_json()))  # type: ignore[arg-type]
+        return _fail(folder, ErrorRecord(error_class="bug", **error.to_json()))
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         return _fail(folder, _bug(error))
     return 0

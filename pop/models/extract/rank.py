@@ -6,6 +6,7 @@ Source: Mihalcea and Tarau, "TextRank", EMNLP 2004 (ranking); Carbonell and Gold
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import cached_property
@@ -48,11 +49,12 @@ class Corpus:
         first: dict[str, int] = {}
         for sentence in self.sentences:
             first.setdefault(sentence.document, sentence.order)
-        return {
-            sentence.order: ranks.get(sentence.order, 0.0) / top
-            + 0.25 / (1 + (sentence.order - first[sentence.document]) / 4)
-            for sentence in self.sentences
-        }
+        found = {}
+        for sentence in self.sentences:
+            early = 0.25 / (1 + (sentence.order - first[sentence.document]) / 4)
+            leaning = 0.5 if leans_on_another(sentence.text) else 1.0
+            found[sentence.order] = leaning * (ranks.get(sentence.order, 0.0) / top + early)
+        return found
 
     def _preselected(self) -> list[Sentence]:
         if len(self.sentences) <= GRAPH_LIMIT:
@@ -134,6 +136,19 @@ class Corpus:
         return sorted((group for group in groups if len(group) > 1), key=lambda group: (-len(group), group[0].order))
 
 
+_LEANING = re.compile(
+    r"(however|furthermore|moreover|otherwise|also|therefore|thus|then|finally|hence|but|and|so|instead|similarly|again|"
+    r"additionally|its|e\.g|i\.e|in your|from this|they|it|he|she|that|these|those|here|there|such|as a result|in this|in that|in these|in case|for example|"
+    r"for instance|note|see|this(?! pep))\b",
+    re.IGNORECASE,
+)
+
+
+def leans_on_another(text: str) -> bool:
+    """Whether a sentence begins as if another had been read before; out of its place it reads badly."""
+    return bool(_LEANING.match(text))
+
+
 def similarity(one: Vector, other: Vector) -> float:
     """The cosine of two unit vectors."""
     if len(one) > len(other):
@@ -179,7 +194,7 @@ def _grams(sentences: Sequence[Sentence]) -> tuple[Counter[tuple[str, ...]], dic
     counts: Counter[tuple[str, ...]] = Counter()
     spelled: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     for sentence in sentences:
-        tokens = [token.strip(".,;:!?()[]{}\"'*`") for token in sentence.text.split()]
+        tokens = ["" if "`" in token else token.strip(".,;:!?()[]{}\"'*") for token in sentence.text.split()]
         breaks = [token[-1:] in ".,;:!?)" or token[:1] == "(" for token in sentence.text.split()]
         for size in (1, 2, 3):
             for at in range(len(tokens) - size + 1):

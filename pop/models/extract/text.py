@@ -128,6 +128,8 @@ def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
             ended = bool(_SKIP_AFTER.match(line.strip(" #")))
             block = []
             continue
+        if not block and _is_term(line, following):
+            continue
         if line.lstrip().startswith("..") or (not block and _opens_literal(line)):
             skipping_deeper_than = indent
             block = []
@@ -149,6 +151,12 @@ def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
 
 def _is_heading(line: str, following: str) -> bool:
     return bool(_UNDERLINE.match(line) or _UNDERLINE.match(following) or re.match(r"^#{1,6}\s", line))
+
+
+def _is_term(line: str, following: str) -> bool:
+    """A definition list's term: a short line that ends no sentence, above a line that stands deeper."""
+    deeper = len(following) - len(following.lstrip()) > len(line) - len(line.lstrip())
+    return bool(following.strip()) and deeper and not _BULLET.match(line) and line.rstrip()[-1:] not in ".,:;!?"
 
 
 def _opens_literal(line: str) -> bool:
