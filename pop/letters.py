@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pop import events
-from pop.context import Inputs
+from pop.inputs import Inputs
 from pop.history import Instance, RunHistory
 from pop.pipeline import Pipeline
 from pop.plan import Expand, Move, Moves, Start, inputs_of, item_expressions

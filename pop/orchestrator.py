@@ -27,7 +27,7 @@ from pop.executors import Attempt, Executor, Result
 from pop.history import Instance, RunHistory, run_record, status_of
 from pop.letters import LetterWriter
 from pop.pipeline import Pipeline
-from pop.plan import Moves, Settled, Start, next_moves, recovery
+from pop.plan import MAX_INTERRUPTIONS, Moves, Settled, Start, next_moves, recovery
 from pop.records import ErrorRecord, Letter, Usage, dump_json
 from pop.settings import Root, Settings
 from pop.store import Disk, root_trouble
@@ -431,9 +431,6 @@ class Orchestrator:
                 if live and live != run.history.instances[instance].live:
                     run.history.instances[instance].live = live
                     self.show(run)
-
-
-MAX_INTERRUPTIONS = 20
 
 
 def _interruption(name: str, instance: Instance, usage: Usage, models: list[str]) -> dict[str, Any]:

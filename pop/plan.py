@@ -35,7 +35,7 @@ Outcome = Literal["complete", "failed", "waiting", "cancelled"]
 References: TypeAlias = "str | list[References] | None"
 
 BATCH = 256  # decisions, expansions and skips in one answer
-MAX_INTERRUPTIONS = 20
+MAX_INTERRUPTIONS = 100
 
 
 class InstanceFacts(Protocol):

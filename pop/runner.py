@@ -19,8 +19,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pop.context import Context, Inputs, ModelCaller, Reply, json_text, load_seed
+from pop.context import Context, ModelCaller, Reply, json_text
 from pop.errors import AttemptFailed, ConfigError
+from pop.inputs import Inputs, load_seed
 from pop.records import Letter, dump_json
 from pop.stages import Problem, Stages, prompt_text
 from pop.parsing import Unparsable
