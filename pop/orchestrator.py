@@ -184,11 +184,10 @@ class Orchestrator:
                 await self._decide(run, moves)
                 continue
             elif moves.start and self._healthy.is_set():
-                if run.granted:
-                    await self._launch(run, moves.start[0])
-                else:
+                if not run.granted:
                     self.slots.ask(run)
                 if run.granted:
+                    await self._launch(run, moves.start[0])
                     continue
             await self._wait(run, moves.wake_at)
 

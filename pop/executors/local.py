@@ -44,6 +44,7 @@ class LocalExecutor:
         self._server: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._inbox = b""
+        self._outbox = bytearray()
         self._stopping = False
         self._started_at = 0.0
         self._stall_timer: asyncio.TimerHandle | None = None
@@ -74,6 +75,7 @@ class LocalExecutor:
         ours.setblocking(False)
         self._socket = ours
         self._inbox = b""
+        self._outbox.clear()
         asyncio.get_running_loop().add_reader(ours, self._on_report)
 
     async def run(self, attempt: Attempt) -> Result:
@@ -105,14 +107,23 @@ class LocalExecutor:
     def _send(self, order: dict[str, Any]) -> None:
         if self._socket is None:
             return self._lose(order["id"])
-        data = orjson.dumps(order) + b"\n"
-        self._socket.setblocking(True)
+        self._outbox += orjson.dumps(order) + b"\n"
+        self._flush()
+
+    def _flush(self) -> None:
+        """Send what fits. Blocking here could meet a fork server that blocks on its reports, and neither would go on."""
+        if self._socket is None:
+            return
+        loop = asyncio.get_running_loop()
         try:
-            self._socket.sendall(data)
-        except OSError:
-            self._lose(order["id"])
-        finally:
-            self._socket.setblocking(False)
+            while self._outbox:
+                del self._outbox[: self._socket.send(self._outbox)]
+        except BlockingIOError:
+            loop.add_writer(self._socket, self._flush)
+            return
+        except OSError:  # its end is noticed by the reader
+            self._outbox.clear()
+        loop.remove_writer(self._socket)
 
     def _lose(self, attempt_id: str) -> None:
         running = self._running.get(attempt_id)
@@ -173,6 +184,7 @@ class LocalExecutor:
     def _close_socket(self) -> None:
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(self._socket)
+            asyncio.get_running_loop().remove_writer(self._socket)
             self._socket.close()
             self._socket = None
 
