@@ -18,9 +18,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,10 +51,16 @@ def call_stage(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a task's stage, whether it is a plain function, a generator, or either of them async."""
     value = function(*arguments)
     if inspect.isasyncgen(value):
-        return asyncio.run(_collect(value))
+        return _in_a_loop(_collect(value))
     if inspect.isawaitable(value):
-        return asyncio.run(_await(value))
+        return _in_a_loop(_await(value))
     return list(value) if inspect.isgenerator(value) else value
+
+
+def _in_a_loop(work: Coroutine[Any, Any, Any]) -> Any:
+    import asyncio  # 2 MB in every worker, for the few that need it
+
+    return asyncio.run(work)
 
 
 async def _await(value: Any) -> Any:

@@ -18,24 +18,30 @@ import contextlib
 import errno
 import fcntl
 import gc
+import hashlib
 import heapq
 import os
 import selectors
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import orjson
 
 from pop import worker
 from pop.executors import process
+from pop.records import FileRef, Letter
 
 FLOOD_FACTOR = 16
 STRAYS_EVERY_S = 0.5
 LOCK_PATIENCE_S = 5.0
+WARM_UPS = 20
 MB = 2**20
 
 
@@ -287,6 +293,38 @@ def _hold_step(step_dir: str) -> int | None:
         time.sleep(0.05)
 
 
+def warm_up() -> None:
+    """Run a task of our own a few times before the first fork.
+
+    The interpreter writes into code that it runs the first times; done here, the pages stay shared with the workers.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="pop-warm-"))
+    try:
+        (folder / "pipeline-tasks").mkdir()
+        (folder / "pipeline-tasks" / "warm.py").write_text("def infer(prompt, ctx):\n    return ctx.seed\n")
+        (folder / "seed.json").write_text("{}")
+        for number in range(1, WARM_UPS + 1):
+            _warm_attempt(folder, number)
+    finally:
+        os.chdir("/")
+        shutil.rmtree(folder, ignore_errors=True)
+        sys.path.remove(str(folder / "pipeline-tasks"))
+        del sys.modules["pop_task_warm"]
+
+
+def _warm_attempt(folder: Path, number: int) -> None:
+    attempt_dir = folder / str(number)
+    attempt_dir.mkdir()
+    letter = Letter(
+        run_id="warm", run_name="warm", instance="warm", step="warm", task="warm",
+        tasks_dir=str(folder / "pipeline-tasks"), run_dir=str(folder), attempt=number, attempt_id=str(number),
+        generation=1, seed=FileRef(path="seed.json", sha256=hashlib.sha256(b"{}").hexdigest()), deadline_at=0.0,
+        gateway=str(folder / "nobody"),
+    )  # fmt: skip
+    (folder / "letter.json").write_bytes(letter.model_dump_json().encode())
+    worker.main(str(folder / "letter.json"), str(attempt_dir))
+
+
 def main() -> None:
     """Entry point; the supervisor starts it with the socket's number."""
     control = socket.socket(fileno=int(sys.argv[1]))
@@ -295,6 +333,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.dont_write_bytecode = True
     os.umask(0o077)
+    warm_up()
     gc.collect()
     gc.freeze()
     ForkServer(control).serve()
