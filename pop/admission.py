@@ -3,7 +3,8 @@
 | a crash leaves                             | `finish_claims` does                                  |
 |--------------------------------------------|-------------------------------------------------------|
 | an empty run folder                        | removes it                                            |
-| seed.claim, no run.created in the journal  | seals again (every write is repeatable)               |
+| seed.claim, no journal                     | seals again (every write is repeatable)               |
+| seed.json, no journal, no claim            | takes it for the claim it was, seals again            |
 | seed.claim beside a sealed run             | removes the claim                                     |
 | a reason without its seed in rejected/     | the next scan refuses the seed again, under that name |
 """
@@ -25,7 +26,7 @@ from typing import Any
 
 from pop import events
 from pop.errors import PopError, SeedRejected
-from pop.queue import MB, folder_entries, parse_seed, zip_entries
+from pop.queue import MB, folder_entries, is_written, parse_seed, zip_entries
 from pop.records import Seed, dump_json
 from pop.settings import Root, SeedSettings
 from pop.store import Disk, contained, open_regular, read_regular, rename_noreplace
@@ -177,7 +178,7 @@ def seal(
     run_dir = claimed.run_dir
     if seed.id is not None:
         _claim_id(root, disk, seed.id, run_dir.name)
-    disk.put(run_dir / "seed.json", data, folder=False)
+    _keep_seed(disk, run_dir, data)
     disk.put(run_dir / "pipeline.json", pipeline_bytes, folder=False)
     disk.put(run_dir / "provenance.json", dump_json(provenance), durable=False)
     event = {
@@ -194,6 +195,25 @@ def seal(
     disk.put(run_dir / "events.jsonl", dump_json(event, pretty=False))
     drop_claim(run_dir)
     return event
+
+
+def _keep_seed(disk: Disk, run_dir: Path, data: bytes) -> None:
+    """Make the claimed file itself the run's seed.json, when nobody else can change it any more; else a copy of it.
+
+    Somebody else can: who has it open for writing, or knows it by another name (a hard link).
+    """
+    claim_path = run_dir / CLAIM
+    if os.path.lexists(claim_path) and not claim_path.is_dir() and not _is_zip(claim_path):
+        fd = open_regular(claim_path, max_bytes=1 << 62)
+        try:
+            info = os.fstat(fd)
+            if info.st_nlink == 1 and not is_written(fd, info) and info.st_size == len(data):
+                disk.sync(fd)
+                os.rename(claim_path, run_dir / "seed.json")
+                return
+        finally:
+            os.close(fd)
+    disk.put(run_dir / "seed.json", data, folder=False)
 
 
 def drop_claim(run_dir: Path) -> None:
@@ -265,6 +285,8 @@ def unfinished_claims(root: Root) -> list[Claimed]:
     found = []
     for run_dir in sorted(path for path in root.current.iterdir() if path.is_dir() and not path.name.startswith(".")):
         claim_path = run_dir / CLAIM
+        if (run_dir / "seed.json").exists() and not (run_dir / "events.jsonl").exists() and not claim_path.exists():
+            os.rename(run_dir / "seed.json", claim_path)  # sealing was cut off behind `_keep_seed`
         if os.path.lexists(claim_path):
             if (run_dir / "events.jsonl").exists():
                 drop_claim(run_dir)

@@ -314,8 +314,6 @@ class Daemon:
         )
         run = self._open(claimed.run_dir, seed_data=data)
         assert run.history.created == event
-        status = self.orchestrator.status(run)
-        self.disk.put(run.run_dir / "tasks-status.json", dump_json(status), durable=False)
         return run
 
     async def _hold(self, claimed: Claimed, error: BrokenPipeline) -> None:

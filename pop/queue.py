@@ -166,7 +166,7 @@ def _read_settled(path: Path, info: os.stat_result, max_mb: float) -> bytes | In
     except NotAFile as error:
         raise SeedRejected(error.message, where=path.name) from None
     with os.fdopen(fd, "rb") as file:
-        if _is_written(file.fileno(), info):
+        if is_written(file.fileno(), info):
             return Incomplete("somebody is still writing it", _signature(info))
         if info.st_size > max_mb * MB:
             hint = "raise [seeds] max_mb in pop.toml, or drop a folder with the large files beside seed.json"
@@ -175,7 +175,7 @@ def _read_settled(path: Path, info: os.stat_result, max_mb: float) -> bytes | In
         return file.read()
 
 
-def _is_written(fd: int, info: os.stat_result) -> bool:
+def is_written(fd: int, info: os.stat_result) -> bool:
     """Whether somebody has the file open for writing, as far as the kernel tells.
 
     Without leases (other systems, network file systems, a file of another user) it is whether the file changed
@@ -276,7 +276,7 @@ def _check_totals(count: int, total_bytes: int, limits: SeedSettings, where: str
 def _peek_zip(path: Path, info: os.stat_result, limits: SeedSettings) -> Peek:
     fd = open_regular(path, max_bytes=1 << 62)
     with os.fdopen(fd, "rb") as file:
-        if _is_written(file.fileno(), info):
+        if is_written(file.fileno(), info):
             return Incomplete("somebody is still writing it", _signature(info))
         head = file.read(4)
         try:

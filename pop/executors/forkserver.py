@@ -280,8 +280,8 @@ def _inherit_nothing(output: int) -> None:
 
 
 def _hold_step(step_dir: str) -> int | None:
-    """A flock on the step: an orphan of a killed daemon never meets a second worker. None when it is held."""
-    fd = os.open(os.path.join(step_dir, ".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    """A flock on the step's folder: an orphan of a killed daemon never meets a second worker. None when it is held."""
+    fd = os.open(step_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     give_up = time.monotonic() + LOCK_PATIENCE_S
     while True:
         try:
