@@ -104,7 +104,9 @@ def waiting() -> list[Row]:
     with served(pipeline=pipeline, tasks=tasks, settings=settings) as living:
         living.drop("a.json", {})
         living.wait(lambda: len(fake.bodies) >= workers, "a thousand calls under way", 120)
-        server = next(p for p in living.processes() if p.ppid() == living.daemons[0].pid and "forkserver" in str(p.cmdline()))
+        server = next(
+            p for p in living.processes() if p.ppid() == living.daemons[0].pid and "forkserver" in str(p.cmdline())
+        )
         sizes = [private_mb(child.pid) for child in server.children()]
     fake.close()
     text = f"{len(sizes)} workers, median {statistics.median(sizes):.1f} MB, most {max(sizes):.1f} MB private"
@@ -119,13 +121,19 @@ def private_mb(pid: int) -> float:
 def idle() -> list[Row]:
     with served() as living:
         time.sleep(4)
-        processes = [living.daemons[0].pid, *(c.pid for c in psutil.Process(living.daemons[0].pid).children(recursive=True))]
+        processes = [
+            living.daemons[0].pid,
+            *(c.pid for c in psutil.Process(living.daemons[0].pid).children(recursive=True)),
+        ]
         pss = [pss_mb(pid) for pid in processes]
         before = sum(switches(pid) for pid in processes)
         time.sleep(10)
         wakes = (sum(switches(pid) for pid in processes) - before) / 10
     text = f"{sum(pss):.0f} MB in {len(pss)} processes ({', '.join(f'{mb:.0f}' for mb in pss)})"
-    return [("idle daemon, memory (PSS)", text, "<= 120 MB"), ("idle daemon, wake-ups", f"{wakes:.1f} per s", "the scan: 1/s")]
+    return [
+        ("idle daemon, memory (PSS)", text, "<= 120 MB"),
+        ("idle daemon, wake-ups", f"{wakes:.1f} per s", "the scan: 1/s"),
+    ]
 
 
 def pss_mb(pid: int) -> float:

@@ -39,9 +39,9 @@ _ENDED: dict[str, tuple[ErrorClass, str]] = {
     "lost": ("interrupted", "the fork server went away"),
 }
 _HINTS = {
-    "timeout": "raise the step's \"timeout\"",
-    "stalled": "call ctx.progress() in long work, or raise the step's \"stall\"",
-    "flood": "print less, or raise the step's \"output_mb\"",
+    "timeout": 'raise the step\'s "timeout"',
+    "stalled": 'call ctx.progress() in long work, or raise the step\'s "stall"',
+    "flood": 'print less, or raise the step\'s "output_mb"',
 }
 
 

@@ -33,7 +33,7 @@ from pop.history import read_history
 from pop.ledger import Ledger
 from pop.letters import LetterWriter
 from pop.orchestrator import ActiveRun, Orchestrator
-from pop.orders import Orders
+from pop.orders import Order, Orders
 from pop.pipelines import BrokenPipeline, PipelineShelf
 from pop.queue import Incomplete, PendingQueue, Ready, ignore_lease_breaks, peek
 from pop.records import dump_json
@@ -179,7 +179,9 @@ class Daemon:
         if self._trouble:
             await self.orchestrator.on_disk(self._probe)
         elif shutil.disk_usage(self.root.path).free < MIN_FREE_BYTES:
-            self._on_trouble(RootError("the disk is full", where=self.root.path, hint="free some space; POP goes on by itself"))
+            self._on_trouble(
+                RootError("the disk is full", where=self.root.path, hint="free some space; POP goes on by itself")
+            )
         if self.only is None and not self._stopping:
             try:
                 refusals = await self.orchestrator.on_disk(self.queue.scan)
@@ -251,9 +253,7 @@ class Daemon:
         if isinstance(found, Incomplete):
             return
         assert isinstance(found, Ready)
-        claimed = await self.orchestrator.surely(
-            admission.claim, self.root, self.disk, [name], time.time(), self._rng
-        )
+        claimed = await self.orchestrator.surely(admission.claim, self.root, self.disk, [name], time.time(), self._rng)
         self._served_once = True
         for one in claimed:
             self._take(self._seal_and_drive(one))
@@ -380,10 +380,15 @@ class Daemon:
             run = active.get(order.run_id)
             if run and order.verb == "cancel":
                 await self.orchestrator.cancel(run, order.by, order.reason)
-            elif not run and order.run_dir not in self._backlog and self.only is None:
-                if await self.orchestrator.surely(self.orders.apply_to_resting, order):
-                    self._backlog.append(order.run_dir)
+            elif not run and await self._again(order):
+                self._backlog.append(order.run_dir)
             await self.orchestrator.surely(self.orders.file_away, order)
+
+    async def _again(self, order: Order) -> bool:
+        """Carry out an order to a run at rest; whether the run is to be taken up again."""
+        if self.only is not None or order.run_dir in self._backlog:
+            return False
+        return await self.orchestrator.surely(self.orders.apply_to_resting, order)
 
     def _on_trouble(self, error: RootError) -> None:
         if self._trouble is None or self._trouble.message != error.message:
@@ -499,6 +504,6 @@ async def _serve(root: Root, settings: Settings, only: Only | None) -> None:
 def _raise_file_limit() -> None:
     import resource
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

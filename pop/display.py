@@ -13,7 +13,14 @@ MARKS = {
     "pending": "·", "running": "▸", "waiting": "?", "done": "✓", "failed": "✗", "skipped": "-", "stale": "~",
     "cancelled": "x", "queued": "·", "complete": "✓", "paused": "=",
 }  # fmt: skip
-COLOURS = {"running": "cyan", "done": "green", "complete": "green", "failed": "red", "cancelled": "red", "waiting": "yellow"}
+COLOURS = {
+    "running": "cyan",
+    "done": "green",
+    "complete": "green",
+    "failed": "red",
+    "cancelled": "red",
+    "waiting": "yellow",
+}
 MOST_ROWS = 30
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pop import events
-from pop.inputs import Inputs
 from pop.history import Instance, RunHistory
+from pop.inputs import Inputs
 from pop.pipeline import Pipeline
 from pop.plan import Expand, Move, Moves, Start, inputs_of, item_expressions
 from pop.queue import parse_seed

@@ -176,9 +176,7 @@ class Orchestrator:
     async def _play(self, run: ActiveRun) -> str | None:
         while True:
             run.changed.clear()
-            moves = next_moves(
-                run.pipeline, run.history, time.time(), limit=max(1, run.granted), settled=run.settled
-            )
+            moves = next_moves(run.pipeline, run.history, time.time(), limit=max(1, run.granted), settled=run.settled)
             if moves.outcome:
                 return moves.outcome
             if run.history.state == "failed":  # an expression failed; what runs may end
@@ -257,7 +255,7 @@ class Orchestrator:
 
     async def _attempt(self, run: ActiveRun, letter: Letter) -> None:
         try:
-            letter, attempt, event = await self.at_once(attempts.begin, self.disk, run.run_dir, letter)
+            letter, attempt, _ = await self.at_once(attempts.begin, self.disk, run.run_dir, letter)
             run.history.instances[letter.instance].started = letter.attempt
             run.live[letter.instance] = attempt
             self.show(run)

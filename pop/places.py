@@ -67,9 +67,7 @@ def find_places(text: str, file: str) -> Places:
     Args:
         file: What the places call the document, e.g. ``pipeline.json``.
     """
-    places = Places(
-        file, line_starts=[0, *(match.end() for match in re.finditer("\n", text))]
-    )
+    places = Places(file, line_starts=[0, *(match.end() for match in re.finditer("\n", text))])
     path: list[str | int] = []  # of the value that comes next
     in_object: list[bool] = []
     key_comes = False

@@ -22,9 +22,9 @@ from pydantic import BaseModel
 from pop.context import Context, ModelCaller, Reply, json_text
 from pop.errors import AttemptFailed, ConfigError
 from pop.inputs import Inputs, load_seed
+from pop.parsing import Unparsable
 from pop.records import Letter, dump_json
 from pop.stages import Problem, Stages, prompt_text
-from pop.parsing import Unparsable
 from pop.tasks import bad_task, load_task
 from pop.trail import Trail
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pop.errors import UsageError
+from pop.errors import SeedRejected, UsageError
 from pop.queue import Incomplete, Ready, is_candidate, peek
-from pop.errors import SeedRejected
 from pop.settings import Root, SeedSettings
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]")

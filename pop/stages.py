@@ -201,7 +201,9 @@ class Stages:
     def can_refine(self) -> bool:
         return self.has("refine") or (self.task.prompt is not None and not self.has("infer"))
 
-    def refine(self, output: Any, answer: str, critique: str, problems: list[Problem], prompt: Any, material: Any) -> Any:
+    def refine(
+        self, output: Any, answer: str, critique: str, problems: list[Problem], prompt: Any, material: Any
+    ) -> Any:
         if self.has("refine"):
             return self._own("refine", output, critique)
         if self.task.refine is not None:

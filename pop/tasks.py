@@ -147,7 +147,10 @@ def find_task(folder: Path, name: str) -> TaskFiles:
     files = TaskFiles(name, folder, target)
     if files.path(".md") is None and files.path(".py") is None:
         raise ConfigError(
-            f"no task {name!r}", where=f"{folder.name}/", hint=did_you_mean(name, list_tasks(folder)), code="unknown-task"
+            f"no task {name!r}",
+            where=f"{folder.name}/",
+            hint=did_you_mean(name, list_tasks(folder)),
+            code="unknown-task",
         )
     return files
 
@@ -278,7 +281,9 @@ def _front_matter(head: str, where: str) -> FrontMatter:
         names = [f.alias or n for n, f in FrontMatter.model_fields.items()]
         message = f"unknown key {key!r}" if unknown else f"{key}: {first['msg'].lower()}"
         hint = did_you_mean(key, names) if unknown else None
-        raise ConfigError(f"front matter: {message}", where=f"{where}:{line}", hint=hint, code="bad-front-matter") from None
+        raise ConfigError(
+            f"front matter: {message}", where=f"{where}:{line}", hint=hint, code="bad-front-matter"
+        ) from None
 
 
 def _schema(files: TaskFiles, front: FrontMatter, output_model: Any) -> dict[str, Any] | None:

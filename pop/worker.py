@@ -62,7 +62,7 @@ def _memory_error() -> ErrorRecord:
         error_class="worker_died",
         code="worker-died",
         message="it needed more memory than its limit",
-        hint="raise the step's \"memory_mb\"",
+        hint='raise the step\'s "memory_mb"',
     )
 
 

@@ -7,16 +7,62 @@ from collections.abc import Iterator
 from pathlib import Path
 
 POP = Path(__file__).parent.parent / "pop"
-ORDER = """
-__init__ errors records events settings store
-places expressions steps pipeline_schema pipeline plan graph
-models.request models.providers models.catalogue models.extract models.providers.openai models.providers.builtin
-models.answers models.prices models.gateway models.client models
-inputs templates parsing trail tasks context stages runner
-executors.process executors worker executors.local executors.forkserver
-queue history admission ledger attempts letters pipelines orders watch gatekeeper orchestrator daemon
-runs display commands cli __main__
-""".split()
+ORDER = [
+    "__init__",
+    "errors",
+    "records",
+    "events",
+    "settings",
+    "store",
+    "places",
+    "expressions",
+    "steps",
+    "pipeline_schema",
+    "pipeline",
+    "plan",
+    "graph",
+    "models.request",
+    "models.providers",
+    "models.catalogue",
+    "models.extract",
+    "models.providers.openai",
+    "models.providers.builtin",
+    "models.answers",
+    "models.prices",
+    "models.gateway",
+    "models.client",
+    "models",
+    "inputs",
+    "templates",
+    "parsing",
+    "trail",
+    "tasks",
+    "context",
+    "stages",
+    "runner",
+    "executors.process",
+    "executors",
+    "worker",
+    "executors.local",
+    "executors.forkserver",
+    "queue",
+    "history",
+    "admission",
+    "ledger",
+    "attempts",
+    "letters",
+    "pipelines",
+    "orders",
+    "watch",
+    "gatekeeper",
+    "orchestrator",
+    "daemon",
+    "runs",
+    "display",
+    "commands",
+    "cli",
+    "__main__",
+]
 FORBIDDEN = {"utils", "helpers", "common", "base", "manager", "engine"}
 
 

@@ -190,9 +190,7 @@ def test_a_second_sigterm_is_quick_and_uses_up_no_attempt(make_living: Make) -> 
 
 def test_kill_9_in_the_middle_of_a_step_is_repaired_without_a_person(make_living: Make) -> None:
     """No worker survives its daemon, the step runs again, the done one does not."""
-    living = make_living(
-        pipeline={"name": "p", "tasks": ["one", "sleepy"]}, tasks={"sleepy.py": SLEEPY, **CHAIN_TASKS}
-    )
+    living = make_living(pipeline={"name": "p", "tasks": ["one", "sleepy"]}, tasks={"sleepy.py": SLEEPY, **CHAIN_TASKS})
     daemon = living.up()
     living.drop("a.json", {"n": 1, "s": 3})
     run_dir = living.wait(lambda: living.current(), "the run")[0]
@@ -207,9 +205,7 @@ def test_kill_9_in_the_middle_of_a_step_is_repaired_without_a_person(make_living
 
 def test_a_pipeline_edited_or_deleted_in_mid_run_changes_nothing_in_flight(make_living: Make) -> None:
     """A run keeps its frozen copy; later seeds wait until the file is back."""
-    living = make_living(
-        pipeline={"name": "p", "tasks": ["sleepy", "one"]}, tasks={"sleepy.py": SLEEPY, **CHAIN_TASKS}
-    )
+    living = make_living(pipeline={"name": "p", "tasks": ["sleepy", "one"]}, tasks={"sleepy.py": SLEEPY, **CHAIN_TASKS})
     living.up()
     living.drop("a.json", {"n": 1, "s": 2})
     living.wait(lambda: living.current(), "the run")

@@ -31,7 +31,9 @@ price = {{ input = 1.0, output = 2.0 }}
 """
 
 
-def up(make: Make, fake: FakeOpenAI, tasks: dict[str, str], steps: list[Any] | None = None, more: str = "") -> LivingRoot:
+def up(
+    make: Make, fake: FakeOpenAI, tasks: dict[str, str], steps: list[Any] | None = None, more: str = ""
+) -> LivingRoot:
     pipeline = {"name": "p", "tasks": steps or ["ask"]}
     living = make(pipeline=pipeline, tasks=tasks, settings=settings_for(fake, more))
     living.up(env={"FAKE_KEY": KEY})
@@ -152,7 +154,9 @@ def test_a_missing_key_says_which_and_for_what(make_living: Make, fake_openai: F
 def test_many_calls_at_once_stay_within_the_models_limit(make_living: Make, fake_openai: FakeOpenAI) -> None:
     """ctx.gather asks for all; the gateway lets `concurrency` of them through; two samples are two calls."""
     fake_openai.delay_s = 0.05
-    code = "def infer(prompt, ctx):\n    return [r.text for r in ctx.gather(['same'] * 5 + [str(n) for n in range(15)])]\n"
+    code = (
+        "def infer(prompt, ctx):\n    return [r.text for r in ctx.gather(['same'] * 5 + [str(n) for n in range(15)])]\n"
+    )
     living = up(make_living, fake_openai, {"ask.py": code}, more="concurrency = 4")
     living.drop("a.json", {})
     (row,) = living.wait_complete(1)

@@ -79,7 +79,9 @@ def command(seed: Path | None, as_json: bool, root: str | None) -> int:
     else:
         for problem in unique:
             click.echo(str(problem))
-        click.echo(f"{len(unique)} problem(s)" if unique else f"all is well: {count} files and folders checked", err=True)
+        click.echo(
+            f"{len(unique)} problem(s)" if unique else f"all is well: {count} files and folders checked", err=True
+        )
     return EXIT_CONFIG if unique else EXIT_OK
 
 

@@ -10,8 +10,7 @@ from click.shell_completion import get_completion_class
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def command(shell: str) -> None:
     """Print the completion script of SHELL: eval "$(pop completion bash)"."""
-    from pop.cli import pop
-
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(pop, {}, "pop", "_POP_COMPLETE").source())
+    group = click.get_current_context().find_root().command
+    click.echo(kind(group, {}, "pop", "_POP_COMPLETE").source())

@@ -57,7 +57,9 @@ def _daemon(root: Root) -> Iterator[Finding]:
 
     holder = lock_holder(root.machine_room)
     if holder is None:
-        waits = bool(pending_names(root)) or any(run.status()["state"] in ("queued", "running") for run in current_runs(root))
+        waits = bool(pending_names(root)) or any(
+            run.status()["state"] in ("queued", "running") for run in current_runs(root)
+        )
         yield Finding(not waits, "daemon", "none is running here", "start it: pop up" if waits else None)
         return
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("started_at") or 0))
@@ -104,7 +106,9 @@ def _runs(root: Root) -> Iterator[Finding]:
 
 def _disk(root: Root) -> Iterator[Finding]:
     free_mb = shutil.disk_usage(root.path).free / 2**20
-    yield Finding(free_mb > 200, "disk", f"{free_mb:.0f} MB free", "pop gc --older-than 30d" if free_mb <= 200 else None)
+    yield Finding(
+        free_mb > 200, "disk", f"{free_mb:.0f} MB free", "pop gc --older-than 30d" if free_mb <= 200 else None
+    )
     for folder in (root.path, root.tasks, root.pending, root.current, root.complete):
         if not folder.is_dir():
             yield Finding(False, "folders", f"{folder.name} is missing", "pop init")

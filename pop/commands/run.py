@@ -93,7 +93,9 @@ def _start(root: Root, name: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
-def _follow(root: Root, seed: tuple[str, str], child: subprocess.Popen[bytes] | None, quiet: bool, as_json: bool) -> int:
+def _follow(
+    root: Root, seed: tuple[str, str], child: subprocess.Popen[bytes] | None, quiet: bool, as_json: bool
+) -> int:
     from pop.display import Progress
 
     interrupted = 0

@@ -18,7 +18,9 @@ def configure_logs(root_path: str, quiet: bool) -> None:
 
     stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
     level = structlog.make_filtering_bound_logger(30 if quiet else 20)
-    renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ, pad_event_to=14)
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ, pad_event_to=14
+    )
     structlog.configure(
         processors=[_Journal(root_path), stamp, structlog.processors.add_log_level, structlog.processors.format_exc_info,
                     renderer],

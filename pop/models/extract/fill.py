@@ -100,9 +100,7 @@ class Filler:
                 return value
         return None if "null" in kinds else MISSING
 
-    def _of_kind(
-        self, kind: Any, schema: Mapping[str, Any], pointer: str, name: str, focus: Focus, depth: int
-    ) -> Any:
+    def _of_kind(self, kind: Any, schema: Mapping[str, Any], pointer: str, name: str, focus: Focus, depth: int) -> Any:
         if kind == "object":
             return self._object(schema, pointer, focus, depth)
         if kind == "array":
@@ -120,7 +118,9 @@ class Filler:
                 return schema
             schema = self.root
             for part in reference[2:].split("/"):
-                schema = schema.get(part.replace("~1", "/").replace("~0", "~"), {}) if isinstance(schema, Mapping) else {}
+                schema = (
+                    schema.get(part.replace("~1", "/").replace("~0", "~"), {}) if isinstance(schema, Mapping) else {}
+                )
         return {}
 
     def _first_of(self, options: Any, pointer: str, name: str, focus: Focus, depth: int) -> Any:

@@ -208,7 +208,7 @@ def _grams(sentences: Sequence[Sentence]) -> tuple[Counter[tuple[str, ...]], dic
     return counts, spelled
 
 
-_VERBS = tuple("ing ed ly".split())
+_VERBS = tuple(["ing", "ed", "ly"])
 
 
 def _is_content(token: str) -> bool:

@@ -28,8 +28,12 @@ DEFAULT_SENTENCES = 5
 _DOCUMENT = re.compile(r"<document\b([^>]*)>\n?(.*?)</document>", re.DOTALL)
 _ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
 _FENCED = re.compile(r"```[^\n]*\n(.*?)```", re.DOTALL)
-_LIMIT = re.compile(r"\b(\d{1,5}|one|two|three|four|five|six|seven|eight|nine|ten)\s+(words|sentences?)\b", re.IGNORECASE)
-_NUMBERS = {word: n for n, word in enumerate("one two three four five six seven eight nine ten".split(), 1)}
+_LIMIT = re.compile(
+    r"\b(\d{1,5}|one|two|three|four|five|six|seven|eight|nine|ten)\s+(words|sentences?)\b", re.IGNORECASE
+)
+_NUMBERS = {
+    word: n for n, word in enumerate(["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], 1)
+}
 
 
 class BuiltinProvider:
@@ -92,7 +96,9 @@ def _by_schema(schema: dict[str, Any], corpus: Corpus, documents: list[Document]
     value = filler.fill()
     if value is MISSING:
         where = ", ".join(dict.fromkeys(filler.missing))
-        refusal = f"The text does not say what is asked for at {where}. This engine finds and copies; it does not judge."
+        refusal = (
+            f"The text does not say what is asked for at {where}. This engine finds and copies; it does not judge."
+        )
         return refusal, False, {"missing": filler.missing}
     return json.dumps(value, ensure_ascii=False, indent=2), True, {"evidence": filler.evidence}
 

@@ -1,0 +1,233 @@
+"""The inner loop on real task folders, with a model whose answers the test scripts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pop.errors import AttemptFailed
+from pop.models.request import Answer, ModelError, ModelRequest
+from pop.records import FileRef, Letter
+from pop.runner import run_attempt
+
+SCHEMA = json.dumps({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]})
+
+
+class Script:
+    """A caller that gives the next scripted answer; a finish reason may stand behind it."""
+
+    def __init__(self, *answers: str | tuple[str, str]) -> None:
+        self.answers = list(answers)
+        self.requests: list[ModelRequest] = []
+
+    def ask(self, request: ModelRequest) -> Answer:
+        self.requests.append(request)
+        text, finish = entry if isinstance(entry := self.answers.pop(0), tuple) else (entry, "stop")
+        return Answer(text=text, model="m", provider="p", provider_model="pm", finish_reason=finish, key="k")  # type: ignore[arg-type]
+
+    def ask_many(self, requests: Sequence[ModelRequest]) -> list[Answer | ModelError]:
+        return [self.ask(request) for request in requests]
+
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Writes a task folder and runs one attempt on it; returns the output."""
+
+    def go(files: dict[str, str], caller: Script | None = None, *, seed: Any = None, **letter: Any) -> Any:
+        tasks = tmp_path / "pipeline-tasks"
+        tasks.mkdir(exist_ok=True)
+        for name, text in files.items():
+            (tasks / name).write_text(text)
+        data = json.dumps(seed if seed is not None else {"text": "hello"}).encode()
+        (tmp_path / "seed.json").write_bytes(data)
+        inputs = {}
+        for name, value in letter.pop("inputs", {}).items():
+            (tmp_path / "tasks" / name).mkdir(parents=True)
+            raw = json.dumps(value).encode()
+            (tmp_path / "tasks" / name / "output.json").write_bytes(raw)
+            inputs[name] = FileRef(path=f"tasks/{name}/output.json", sha256=hashlib.sha256(raw).hexdigest())
+        folder = tmp_path / "attempt"
+        folder.mkdir(exist_ok=True)
+        order = Letter(
+            run_id="r", run_name="r", instance="t", step="t", task="t", tasks_dir=str(tasks), run_dir=str(tmp_path),
+            attempt=1, attempt_id="a", generation=1, inputs=inputs, deadline_at=0.0,
+            seed=FileRef(path="seed.json", sha256=hashlib.sha256(data).hexdigest()), **letter,
+        )  # fmt: skip
+        run_attempt(order, folder, caller)
+        return json.loads((folder / "output.json").read_bytes())
+
+    return go
+
+
+def test_a_function_is_a_whole_task(run: Run) -> None:
+    """What infer returns is the output."""
+    assert run({"t.py": "def infer(prompt, ctx):\n    return {'n': len(ctx.inputs)}\n"}) == {"n": 0}
+
+
+def test_a_prompt_is_a_whole_task(run: Run, tmp_path: Path) -> None:
+    """The template names seed and inputs; the answer's text is the output; prompt and answer are readable files."""
+    script = Script(" Fine. ")
+    files = {"t.md": "---\nsystem: Terse.\nmodel: big\n---\n{{ seed.text }} {{ inputs.step_one.x }}"}
+    assert run(files, script, inputs={"step-one": {"x": 5}}) == "Fine."
+    request = script.requests[0]
+    assert [(m.role, m.content) for m in request.messages] == [("system", "Terse."), ("user", "hello 5")]
+    assert request.model == "big"
+    assert "hello 5" in (tmp_path / "attempt" / "03-prompt.md").read_text()
+    assert "Fine." in (tmp_path / "attempt" / "04-infer.md").read_text()
+
+
+def test_an_undefined_name_says_where_and_what_was_meant(run: Run) -> None:
+    """bad_input, with the template's line and the nearest name."""
+    with pytest.raises(AttemptFailed) as caught:
+        run({"t.md": "line one\n{{ sed.text }}"}, Script("x"))
+    assert (caught.value.error_class, caught.value.where) == ("bad_input", "t.md:2")
+    assert "seed" in (caught.value.hint or "")
+
+
+def test_data_is_never_a_template(run: Run) -> None:
+    """Braces in a seed are text."""
+    script = Script("ok")
+    run({"t.md": "{{ seed.text }}"}, script, seed={"text": "{{ 7 * 7 }}"})
+    assert script.requests[0].messages[0].content == "{{ 7 * 7 }}"
+
+
+def test_a_structure_that_never_fits_fails_with_pointers(run: Run) -> None:
+    """After the refinements are used up the attempt is invalid_output."""
+    script = Script('{"n": "a"}', '{"n": "b"}', '{"n": "c"}')
+    with pytest.raises(AttemptFailed) as caught:
+        run({"t.md": "x", "t.schema.json": SCHEMA}, script)
+    assert caught.value.error_class == "invalid_output" and caught.value.problems[0].startswith("/n:")
+    assert len(script.requests) == 3
+
+
+def test_without_refinements_a_structure_failure_fails_at_once(run: Run) -> None:
+    """The strict path."""
+    script = Script("no json")
+    with pytest.raises(AttemptFailed):
+        run({"t.md": "x", "t.schema.json": SCHEMA}, script, refinements=0)
+    assert len(script.requests) == 1
+
+
+def test_a_repeated_output_ends_the_loop(run: Run) -> None:
+    """Asking the same thing a third time would pay for nothing."""
+    script = Script('{"n": "a"}', '{"n": "a"}', '{"n": 1}')
+    with pytest.raises(AttemptFailed):
+        run({"t.md": "x", "t.schema.json": SCHEMA}, script)
+    assert len(script.requests) == 2
+
+
+def test_the_best_output_is_kept_and_its_problems_are_recorded(run: Run, tmp_path: Path) -> None:
+    """Quality that stays short does not throw away the best answer."""
+    code = (
+        "from pop.stages import Problem\n"
+        "def validate_quality(output, ctx):\n    yield Problem(f'{output} words', score=float(output))\n"
+    )
+    assert run({"t.md": "x", "t.py": code}, Script("5", "2", "9")) == "2"
+    assert json.loads((tmp_path / "attempt" / "problems.json").read_bytes()) == ["2 words"]
+
+
+def test_a_fatal_problem_fails_the_attempt(run: Run) -> None:
+    """Some outputs are worse than none."""
+    code = (
+        "from pop.stages import Problem\n"
+        "def validate_quality(output, ctx):\n    return [Problem('never', fatal=True)]\n"
+    )
+    with pytest.raises(AttemptFailed, match="never"):
+        run({"t.md": "x", "t.py": code}, Script("1", "2", "3"))
+
+
+def test_critique_and_refine_templates_are_used(run: Run) -> None:
+    """The critique is a model's, and the next prompt is the refine template's."""
+    code = "def validate_quality(output, ctx):\n    return ['too long'] if len(output) > 3 else []\n"
+    files = {
+        "t.md": "write", "t.py": code,
+        "t.critique.md": "What is wrong? {{ problems | join }}", "t.refine.md": "Again: {{ critique }} / {{ answer }}",
+    }  # fmt: skip
+    script = Script("loooong", "make it short", "ok")
+    assert run(files, script) == "ok"
+    assert [r.messages[-1].content for r in script.requests[1:]] == [
+        "What is wrong? too long", "Again: make it short / loooong",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("finish", "error_class"), [("length", "truncated"), ("refusal", "refused")])
+def test_truncation_and_refusal_come_before_parsing(run: Run, finish: str, error_class: str) -> None:
+    """A cut answer is not half an output."""
+    with pytest.raises(AttemptFailed) as caught:
+        run({"t.md": "x", "t.schema.json": SCHEMA}, Script(('{"n": 1}', finish)))
+    assert caught.value.error_class == error_class
+
+
+def test_samples_are_several_calls_and_the_best_counts(run: Run) -> None:
+    """Fewest problems first, then the majority."""
+    script = Script('{"n": "bad"}', '{"n": 7}', '{"n": 8}', '{"n": 7}')
+    assert run({"t.md": "---\nsamples: 4\n---\nx", "t.schema.json": SCHEMA}, script) == {"n": 7}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"n": 3}', 'Sure:\n```json\n{"n": 3}\n```', 'I think {"n": 3} is right', '{"n": 3,', "{'n': 3}"],
+)
+def test_json_is_found_where_models_put_it(run: Run, text: str) -> None:
+    """Strict, fenced, embedded, repaired."""
+    assert run({"t.md": "x", "t.schema.json": SCHEMA}, Script(text)) == {"n": 3}
+
+
+def test_a_pydantic_model_is_the_schema(run: Run) -> None:
+    """Output gives the schema that is asked for and checked."""
+    code = "from pydantic import BaseModel\nclass Output(BaseModel):\n    n: int\n"
+    script = Script('{"n": "x"}', '{"n": 4}')
+    assert run({"t.md": "x", "t.py": code}, script) == {"n": 4}
+    assert script.requests[0].schema_ and "n" in script.requests[0].schema_["properties"]
+
+
+def test_async_stages_and_generators_are_welcome(run: Run) -> None:
+    """Also together."""
+    code = (
+        "async def infer(prompt, ctx):\n    return 1\n"
+        "async def validate_quality(output, ctx):\n    yield 'hm'\n"
+        "async def finalize(output, ctx):\n    return output + 1\n"
+    )
+    assert run({"t.py": code}) == 2
+
+
+def test_a_public_function_that_is_no_stage_is_an_error(run: Run) -> None:
+    """With the nearest stage's name."""
+    with pytest.raises(AttemptFailed, match="validate_qualty") as caught:
+        run({"t.py": "def infer(p, ctx):\n    return 1\ndef validate_qualty(o, ctx):\n    pass\n"})
+    assert "validate_quality" in (caught.value.hint or "")
+
+
+def test_an_artifact_cannot_leave_its_folder(run: Run) -> None:
+    """Names may come from a model."""
+    with pytest.raises(Exception, match="plain relative path"):
+        run({"t.py": "def infer(p, ctx):\n    ctx.artifact('../../x')\n"})
+
+
+def test_compress_stays_within_its_budget(run: Run) -> None:
+    """Parts are condensed side by side until the whole fits."""
+    code = "def infer(p, ctx):\n    return ctx.compress('word ' * 8000, 400)\n"
+    script = Script(*["short digest"] * 20)
+    assert len(run({"t.py": code}, script)) <= 1600
+    assert len(script.requests) >= 3
+
+
+def test_a_changed_input_is_noticed(run: Run, tmp_path: Path) -> None:
+    """An output that is not the one that was recorded is bad input."""
+    code = "def infer(p, ctx):\n    open(ctx.letter.run_dir + '/tasks/a/output.json', 'w').write('9')\n    return ctx.inputs.a\n"
+    with pytest.raises(AttemptFailed, match="not the file that was recorded"):
+        run({"t.py": code}, inputs={"a": 1})
+
+
+def test_a_large_seed_is_not_written_again(run: Run, tmp_path: Path) -> None:
+    """Stage files point to what already stands on disk."""
+    run({"t.py": "def infer(p, ctx):\n    return len(ctx.seed['text'])\n"}, seed={"text": "x" * 500_000})
+    assert sum(path.stat().st_size for path in (tmp_path / "attempt").iterdir()) < 10_000
