@@ -9,6 +9,7 @@ scripted: each entry of `faults` is used up by one request.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import sqlite3
@@ -161,7 +162,8 @@ def _handler(fake: FakeOpenAI) -> type[BaseHTTPRequestHandler]:
             if fault and fault.close:
                 self._cut(answer)
                 return
-            self._send(fault, answer)
+            with contextlib.suppress(ConnectionError):  # who asked may have been killed meanwhile
+                self._send(fault, answer)
 
         def do_GET(self) -> None:
             self._send(None, json.dumps({"total": fake.total}).encode())

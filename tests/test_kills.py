@@ -88,8 +88,10 @@ workers = 8
     daemon = living.up(env=env)
     dropped = 0
     tally: dict[str, int] = {}
-    for number in range(KILLS):
+    for number in range(2 * KILLS):
         kind = KINDS[number % len(KINDS)]
+        if sum(tally.values()) == KILLS:
+            break
         dropped = keep_busy(living, dropped)
         living.wait(partial(victims, living, "worker", daemon.pid), "work in flight")
         time.sleep(rng.uniform(0.0, 0.8))

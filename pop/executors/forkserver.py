@@ -28,6 +28,7 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ import orjson
 
 from pop import worker
 from pop.executors import process
+from pop.models.request import Answer, ModelError, ModelRequest, request_hash
 from pop.records import FileRef, Letter
+from pop.runner import run_attempt
 
 FLOOD_FACTOR = 16
 STRAYS_EVERY_S = 0.5
@@ -302,6 +305,8 @@ def warm_up() -> None:
     try:
         (folder / "pipeline-tasks").mkdir()
         (folder / "pipeline-tasks" / "warm.py").write_text("def infer(prompt, ctx):\n    return ctx.seed\n")
+        (folder / "pipeline-tasks" / "talk.md").write_text("---\nsystem: s\n---\n{{ seed | json }}")
+        (folder / "pipeline-tasks" / "talk.schema.json").write_text('{"type": "object"}')
         (folder / "seed.json").write_text("{}")
         for number in range(1, WARM_UPS + 1):
             _warm_attempt(folder, number)
@@ -323,6 +328,21 @@ def _warm_attempt(folder: Path, number: int) -> None:
     )  # fmt: skip
     (folder / "letter.json").write_bytes(letter.model_dump_json().encode())
     worker.main(str(folder / "letter.json"), str(attempt_dir))
+    talk_dir = folder / f"talk-{number}"
+    talk_dir.mkdir()
+    run_attempt(letter.model_copy(update={"task": "talk"}), talk_dir, _Echo())
+
+
+class _Echo:
+    """Answers without a gateway, for the warm-up alone; the request and the answer go through their wire forms."""
+
+    def ask(self, request: ModelRequest) -> Answer:
+        request_hash(request)
+        answer = Answer(text='{"n": 1}', model="warm", provider="warm", provider_model="warm", key="warm")
+        return Answer.model_validate(orjson.loads(answer.model_dump_json()))
+
+    def ask_many(self, requests: Sequence[ModelRequest]) -> list[Answer | ModelError]:
+        return [self.ask(request) for request in requests]
 
 
 def main() -> None:
