@@ -6,6 +6,7 @@ and journaled ``step.done``: that append is the commit of a step.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -60,13 +61,21 @@ class Outcome:
 def make_folder(step_dir: Path, first_number: int) -> tuple[int, Path]:
     """A fresh attempt folder; a number found on disk (its start was lost in a power cut) is not used again."""
     number = first_number
+    if number == 1:
+        for parent in (step_dir.parent, step_dir, step_dir / "attempts"):
+            _make(parent)
     while True:
         folder = step_dir / "attempts" / str(number)
         try:
-            os.makedirs(folder, mode=0o700)
+            os.mkdir(folder, 0o700)
             return number, folder
         except FileExistsError:
             number += 1
+
+
+def _make(folder: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
 
 
 def begin(disk: Disk, run_dir: Path, letter: Letter) -> tuple[Letter, Attempt, dict[str, Any]]:

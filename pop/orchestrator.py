@@ -38,6 +38,7 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 STATUS_EVERY_S = 0.1
+MANY_RUNS = 10  # above this, statuses are written less often
 
 
 class Slots:
@@ -400,7 +401,9 @@ class Orchestrator:
         """The run changed: write its status file soon (several changes make one write)."""
         run.status_due = True
         if self._status_timer is None:
-            self._status_timer = asyncio.get_running_loop().call_later(STATUS_EVERY_S, self._flush_soon)
+            many = len(self.runs) > MANY_RUNS
+            delay_s = STATUS_EVERY_S * (5 if many else 1)
+            self._status_timer = asyncio.get_running_loop().call_later(delay_s, self._flush_soon)
 
     def _flush_soon(self) -> None:
         self.spawn(self._flush())

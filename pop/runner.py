@@ -113,7 +113,8 @@ class _Loop:
     def _prepare(self) -> Any:
         with self._trail.during("ingest", quiet=not self._stages.has("ingest")) as fields:
             material = self._stages.ingest()
-            self._trail.keep(self._sources(material), fields)
+            if self._stages.has("ingest") or self._stages.task.prompt is not None:
+                self._trail.keep(self._sources(material), fields)
         if not self._stages.has("preprocess"):
             self._trail._number += 1
             return material

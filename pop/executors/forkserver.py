@@ -58,6 +58,7 @@ class Child:
     stdout_path: str
     keep_bytes: int
     seen_bytes: int = 0
+    capped: bool = False
     flood: bool = False
     ended: bool = False
 
@@ -161,9 +162,10 @@ class ForkServer:
     def _keep(self, child: Child, data: bytes) -> None:
         room = child.keep_bytes - child.seen_bytes
         child.seen_bytes += len(data)
-        if room <= 0:
+        if child.capped:
             return
         if len(data) > room:
+            child.capped = True
             data = data[:room] + f"\n[pop: output capped at {child.keep_bytes / MB:g} MB]\n".encode()
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         with contextlib.suppress(OSError):

@@ -1,0 +1,196 @@
+"""The executor with the real fork server: every way a worker can end, and what it may take along."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pop.executors import EXECUTORS, Attempt, Result, open_executor
+from pop.records import FileRef, Letter, Limits
+from pop.settings import Root, Settings
+
+
+class Bench:
+    """A root with one executor, and tasks written by the test."""
+
+    def __init__(self, path: Path) -> None:
+        self.root = Root(path)
+        self.root.tasks.mkdir()
+        (self.root.machine_room / "log").mkdir(parents=True)
+        (path / "seed.json").write_text("{}")
+        self.executor: Any = open_executor(self.root, Settings())
+
+    def attempt(self, name: str, body: str, **limits: Any) -> Attempt:
+        (self.root.tasks / f"{name}.py").write_text(f"def infer(prompt, ctx):\n    {body}\n")
+        step_dir = self.root.path / "tasks" / name
+        folder = step_dir / "attempts" / "1"
+        folder.mkdir(parents=True)
+        letter = Letter(
+            run_id="r", run_name="r", instance=name, step=name, task=name, tasks_dir=str(self.root.tasks),
+            run_dir=str(self.root.path), attempt=1, attempt_id=name, generation=1, deadline_at=0.0,
+            seed=FileRef(path="seed.json", sha256=hashlib.sha256(b"{}").hexdigest()), limits=Limits(**limits),
+        )  # fmt: skip
+        (step_dir / "letter.json").write_text(letter.model_dump_json())
+        return Attempt(name, "r", name, str(step_dir / "letter.json"), str(folder), str(step_dir), letter.limits, None)
+
+
+@pytest.fixture(params=EXECUTORS)
+def bench(tmp_path: Path, request: pytest.FixtureRequest) -> Bench:
+    return Bench(tmp_path)
+
+
+def drive(bench: Bench, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    async def whole() -> Any:
+        await bench.executor.start()
+        try:
+            return await asyncio.wait_for(work(), 60)
+        finally:
+            await bench.executor.stop()
+
+    return asyncio.run(whole())
+
+
+def run(bench: Bench, body: str, **limits: Any) -> tuple[Result, Path]:
+    attempt = bench.attempt("t", body, **limits)
+    return drive(bench, lambda: bench.executor.run(attempt)), Path(attempt.attempt_dir)
+
+
+def error_of(folder: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((folder / "error.json").read_bytes())
+    return value
+
+
+def test_a_good_worker_leaves_an_output(bench: Bench) -> None:
+    """And exits with 0."""
+    result, folder = run(bench, "return 1")
+    assert (result.how, result.code) == ("exited", 0) and (folder / "output.json").read_text() == "1\n"
+
+
+def test_a_bug_leaves_its_traceback(bench: Bench) -> None:
+    """In error.json and in what it printed."""
+    result, folder = run(bench, "raise ValueError('oh')")
+    assert result.code == 1 and error_of(folder)["error_class"] == "bug"
+    assert "ValueError: oh" in error_of(folder)["traceback"] and "ValueError" in (folder / "stdout.txt").read_text()
+
+
+def test_a_segfault_is_seen(bench: Bench) -> None:
+    """As the signal it is."""
+    result, _ = run(bench, "import ctypes; ctypes.string_at(0)")
+    assert (result.how, result.signal) == ("signalled", signal.SIGSEGV)
+
+
+def test_a_silent_exit_leaves_no_output(bench: Bench) -> None:
+    """os._exit(0) is no success."""
+    result, folder = run(bench, "import os; os._exit(0)")
+    assert result.how == "exited" and not (folder / "output.json").exists()
+
+
+def test_sys_exit_is_no_success_either(bench: Bench) -> None:
+    """It is reported as what it is."""
+    _, folder = run(bench, "import sys; sys.exit(0)")
+    assert "SystemExit" in error_of(folder)["message"]
+
+
+def test_a_flood_is_capped_and_says_so(bench: Bench) -> None:
+    """The disk holds what is kept, a notice, and nothing more."""
+    result, folder = run(bench, "while True: print('x' * 99999)", output_mb=0.5)
+    text = (folder / "stdout.txt").read_bytes()
+    assert result.how == "flood" and len(text) < 600_000 and b"capped at 0.5 MB" in text
+
+
+def test_a_little_too_much_output_ends_nothing(bench: Bench) -> None:
+    """It is capped, and the worker goes on."""
+    result, folder = run(bench, "print('x' * 1_000_000); return 1", output_mb=0.5)
+    assert (result.how, result.code) == ("exited", 0) and b"capped" in (folder / "stdout.txt").read_bytes()
+
+
+def test_hunger_is_told_from_a_bug(bench: Bench) -> None:
+    """The memory limit is named."""
+    _, folder = run(bench, "x = [bytearray(10_000_000) for _ in range(1000)]", memory_mb=200)
+    assert error_of(folder)["error_class"] == "worker_died" and "memory" in error_of(folder)["message"]
+
+
+def test_a_deaf_worker_is_ended_all_the_same(bench: Bench) -> None:
+    """TERM, a grace, then KILL."""
+    body = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
+    result, _ = run(bench, body, timeout_s=0.5)
+    assert (result.how, result.signal) == ("timeout", signal.SIGKILL) and result.seconds < 15
+
+
+def test_a_stalled_worker_is_ended_and_a_busy_one_is_not(bench: Bench) -> None:
+    """Progress is a sign of life."""
+    stalled = bench.attempt("stalled", "import time; time.sleep(60)", stall_s=1.5)
+    busy_body = "import time\n    for n in range(30):\n        time.sleep(0.15); ctx.progress(n, 30)\n    return n"
+    busy = bench.attempt("busy", busy_body, stall_s=1.5)
+
+    async def both() -> list[Result]:
+        return list(await asyncio.gather(bench.executor.run(stalled), bench.executor.run(busy)))
+
+    one, other = drive(bench, both)
+    assert (one.how, other.how) == ("stalled", "exited") and other.code == 0
+
+
+def test_grandchildren_that_hold_the_pipes_hold_nothing_up(bench: Bench) -> None:
+    """Also those in a session of their own; all of them end with their worker."""
+    marker = f"pop-stray-{os.getpid()}"
+    body = (
+        "import subprocess, sys\n    code = 'import time; time.sleep(99)'\n    for new in (True, False):\n"
+        f"        subprocess.Popen([sys.executable, '-c', code, '{marker}'], start_new_session=new)\n    return 1"
+    )
+    attempt = bench.attempt("t", body)
+
+    async def work() -> Result:
+        result: Result = await bench.executor.run(attempt)
+        give_up = time.monotonic() + 10
+        while time.monotonic() < give_up and strays(marker):
+            await asyncio.sleep(0.1)
+        return result
+
+    result = drive(bench, work)
+    assert result.code == 0 and result.seconds < 10 and not strays(marker)
+
+
+def strays(marker: str) -> list[int]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if marker in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_a_dead_fork_server_is_replaced(bench: Bench) -> None:
+    """What it ran is lost, which uses up no attempt; the next attempt runs on a new one."""
+    sleeper = bench.attempt("sleeper", "import time; time.sleep(60)")
+    after = bench.attempt("after", "return 2")
+
+    async def work() -> tuple[Result, Result]:
+        running = asyncio.create_task(bench.executor.run(sleeper))
+        await asyncio.sleep(2.5)
+        os.kill(bench.executor.pid, signal.SIGKILL)
+        lost = await running
+        await asyncio.sleep(1.5)
+        return lost, await bench.executor.run(after)
+
+    lost, done = drive(bench, work)
+    assert lost.how == "lost" and (done.how, done.code) == ("exited", 0)
+
+
+def test_a_worker_cannot_write_core_dumps_or_read_the_daemons_input(bench: Bench) -> None:
+    """Its standard input is empty and its environment an allow-list."""
+    os.environ["SECRET_TOKEN_FOR_TEST"] = "x"
+    body = "import os, sys, resource; return [sys.stdin.read(), 'SECRET_TOKEN_FOR_TEST' in os.environ, resource.getrlimit(4)[0]]"
+    _, folder = run(bench, body)
+    assert json.loads((folder / "output.json").read_bytes()) == ["", False, 0]
