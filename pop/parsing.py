@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -26,6 +27,9 @@ from pop.records import BadJson, read_json
 
 _FENCE = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
 MAX_PROBLEMS = 20
+MAX_PROSE = 200_000  # characters searched for JSON within prose
+MAX_REPAIR = 50_000  # characters: the repair takes seconds on hostile text of this size, minutes on more
+MAX_STARTS = 200  # brackets tried: a hostile answer may be nothing but brackets
 
 
 class Unparsable(Exception):
@@ -67,7 +71,7 @@ def parse_json(text: str) -> Parsed:
 def _embedded(text: str) -> Any:
     """The first object or list that stands whole in the text and reads strictly."""
     decoder = json.JSONDecoder()
-    for match in re.finditer(r"[{\[]", text[:200_000]):
+    for match in islice(re.finditer(r"[{\[]", text[:MAX_PROSE]), MAX_STARTS):
         try:
             _, end = decoder.raw_decode(text, match.start())
             return read_json(text[match.start() : end])
@@ -78,7 +82,7 @@ def _embedded(text: str) -> Any:
 
 def _repaired(text: str) -> Any:
     starts = [at for at in (text.find("{"), text.find("[")) if at >= 0]
-    if not starts:
+    if not starts or len(text) > MAX_REPAIR:
         return None
     try:
         value = repair_json(text[min(starts) :], return_objects=True, skip_json_loads=True)

@@ -27,15 +27,6 @@ from pop.tasks import check_task, hash_task, list_tasks
         ({"t.py": "def infer(prompt, ctx):\n    pass\ndef pars(a, ctx):\n    pass\n"}, "did you mean 'parse'?"),
         ({"t.py": "def infer(prompt):\n    pass\n"}, "takes (value, ctx)"),
         ({}, "no task 't'"),
-        ({"t.md": "the itme is\n\nhere: {{ itme }}"}, "t.md:3:10"),
-        ({"t.md": "---\ntemperature: 0\nsystem: be {{ itme }}\n---\nhi"}, "t.md:3"),
-        ({"t.md": "{% include 'x.md' %}"}, "include"),
-        ({"t.md": "x", "t.schema.json": '{"$ref": "http://example.org/s.json"}'}, "$ref"),
-        ({"t.md": "x", "t.schema.json": '{"$ref": "#/$defs/nope"}'}, "$ref"),
-        ({"t.md": "x", "index.json": '{"t": "../t"}'}, "index.json"),
-        ({"index.json": '{"t": "no_such_package.inner"}'}, "no installed module"),
-        ({"t.md": "{{ inputs.outlin.x }}"}, "did you mean 'outline'?"),
-        ({"t.md": "{{ inputs['outlin'] }}"}, "did you mean 'outline'?"),
     ],
 )
 def test_a_mistake_is_found_with_its_place(tmp_path: Path, files: dict[str, str], says: str) -> None:
@@ -56,8 +47,7 @@ def test_helper_modules_are_no_tasks(tmp_path: Path) -> None:
     """Only a .py that defines infer is one; companions of a prompt belong to it."""
     for name in ("a.md", "a.critique.md", "a.refine.md", "a.schema.json"):
         (tmp_path / name).write_text("{}")
-    (tmp_path / "d.py").write_text("from lib import infer\n")
     (tmp_path / "lib.py").write_text("def shared():\n    pass\n")
     (tmp_path / "index.json").write_text('{"b": "a", "c": "json.tool"}')
-    assert list_tasks(tmp_path) == {"a": "prompt", "b": "prompt", "c": "installed", "d": "code"}
+    assert list_tasks(tmp_path) == {"a": "prompt", "b": "prompt", "c": "installed"}
     assert sorted(hash_task(tmp_path, "b")) == ["a.critique.md", "a.md", "a.refine.md", "a.schema.json"]
