@@ -40,6 +40,17 @@ class LetterWriter:
         self._lock = threading.Lock()
         self._lists: dict[str, list[Any]] = {}
 
+    def over_budget(self, history: RunHistory) -> str | None:
+        """Which budget of the seed the run has used up, as a sentence; None when it may go on."""
+        used = {
+            "run_usd": history.usage.cost_usd,
+            "run_tokens": history.usage.input_tokens + history.usage.output_tokens,
+        }
+        for name, limit in (self._envelope.budget or {}).items():
+            if used[name] >= limit:
+                return f"the seed's budget {name} = {limit:g} is used up ({used[name]:g})"
+        return None
+
     def attempts_allowed(self, step: str) -> int:
         return self._pipeline.tasks[step].attempts or self._settings.worker.attempts
 

@@ -34,7 +34,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from pop.errors import SeedRejected
+from pop.errors import SeedRejected, did_you_mean
 from pop.events import unix_s
 from pop.records import NAME_PATTERN, BadJson, Seed, read_json
 from pop.settings import Root, SeedSettings
@@ -43,6 +43,7 @@ from pop.store import NotAFile, open_regular
 HEAP_LIMIT = 200_000
 FOLDER_WITHOUT_SEED_S = 10.0
 MB = 2**20
+BUDGETS = ("run_usd", "run_tokens")
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,10 @@ def _check_envelope(seed: Seed, where: object) -> None:
         _check_name("id", seed.id, where)
     if seed.pipeline is not None and not re.fullmatch(NAME_PATTERN, seed.pipeline):
         raise SeedRejected(f"pipeline: {seed.pipeline[:80]!r} is no pipeline's name", where=where, hint=NAME_PATTERN)
+    unknown = sorted(set(seed.budget or {}) - set(BUDGETS))
+    if unknown:
+        hint = did_you_mean(unknown[0], BUDGETS)
+        raise SeedRejected(f"budget: no budget is called {unknown[0][:80]!r}", where=where, hint=hint)
     if seed.not_before is not None:
         try:
             unix_s(seed.not_before)

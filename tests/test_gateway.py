@@ -183,6 +183,17 @@ first = ["dead", "fake"]
     assert row["models"] == ["fake"]
 
 
+def test_a_seeds_budget_stops_the_run_between_steps(make_living: Make, fake_openai: FakeOpenAI) -> None:
+    """The first step has used it up, so the second is never asked; an unknown budget is refused with the seed."""
+    living = up(make_living, fake_openai, {"ask.md": "Hi?", "more.md": "More?"}, steps=["ask", "more"])
+    living.drop("a.json", {"data": {}, "budget": {"run_tokens": 3}})
+    status = living.wait_state("failed")
+    assert status["error"]["error_class"] == "budget" and "run_tokens" in status["error"]["message"]
+    assert fake_openai.total == 1
+    living.drop("b.json", {"data": {}, "budget": {"run_euros": 3}})
+    living.wait(lambda: (living.root.rejected / "b.json.reason.json").exists(), "the refusal")
+
+
 def test_workers_see_no_key(make_living: Make, fake_openai: FakeOpenAI) -> None:
     """The worker's environment is an allow-list."""
     code = "import os\ndef infer(prompt, ctx):\n    return sorted(os.environ)\n"
