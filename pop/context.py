@@ -13,7 +13,7 @@ from pop.errors import AttemptFailed
 from pop.events import rfc3339
 from pop.inputs import Inputs
 from pop.models.request import Answer, Message, ModelError, ModelRequest
-from pop.parsing import Unparsable, parse_json
+from pop.parsing import Unparsable, parse_json, schema_problems
 from pop.records import Letter
 from pop.store import contained
 from pop.trail import Trail
@@ -38,11 +38,30 @@ class ModelCaller(Protocol):
 
 @dataclass(frozen=True)
 class Reply:
-    """A model's answer. `data` is its JSON where a schema was asked for, else None."""
+    """A model's answer."""
 
     text: str
-    data: Any
     answer: Answer
+    schema: dict[str, Any] | None = None
+
+    @property
+    def data(self) -> Any:
+        """The answer's JSON where a schema was asked for, else None.
+
+        Raises:
+            AttemptFailed: ``invalid_output`` when the answer holds no JSON or does not fit the schema.
+        """
+        if self.schema is None:
+            return None
+        try:
+            value = parse_json(self.text, self.schema).value
+            problems = schema_problems(value, self.schema)
+        except Unparsable as error:
+            problems = [str(error)]
+        if problems:
+            asked = f"the answer of {self.answer.model!r} does not have the asked form: {problems[0][:500]}"
+            raise AttemptFailed("invalid_output", asked, problems=problems)
+        return value
 
     def __str__(self) -> str:
         return self.text
@@ -151,18 +170,32 @@ class Context:
         Raises:
             AttemptFailed: The first call that failed, after all have ended.
         """
+        replies = []
+        for reply in self.gather_each(calls, model=model, schema=schema):
+            if isinstance(reply, AttemptFailed):
+                raise reply
+            replies.append(reply)
+        return replies
+
+    def gather_each(
+        self, calls: Sequence[Prompt | Call], *, model: str | None = None, schema: Any = None
+    ) -> list[Reply | AttemptFailed]:
+        """Like `gather`, with the failure in the place of every call that failed."""
         asked = [call if isinstance(call, Call) else Call(call, schema, model) for call in calls]
         requests = [self._request(call) for call in asked]
         self.trail.note("call.begin", text=f"{len(requests)} calls")
         answers = self._caller().ask_many(requests) if requests else []
         self.trail.note("call.end")
-        for answer in answers:
-            if not isinstance(answer, ModelError):
-                self._record(answer)
-        failed = next((answer for answer in answers if isinstance(answer, ModelError)), None)
-        if failed:
-            raise _as_failure(failed)
-        return [self._reply(answer, call) for answer, call in zip(answers, asked, strict=True)]  # type: ignore[arg-type]
+        return [self._reply_or_failure(answer, call) for answer, call in zip(answers, asked, strict=True)]
+
+    def _reply_or_failure(self, answer: Answer | ModelError, call: Call) -> Reply | AttemptFailed:
+        if isinstance(answer, ModelError):
+            return _as_failure(answer)
+        self._record(answer)
+        try:
+            return self._reply(answer, call)
+        except AttemptFailed as error:
+            return error
 
     def ask(self, call: Call) -> Reply:
         """One model call.
@@ -188,9 +221,11 @@ class Context:
 
     def _request(self, call: Call) -> ModelRequest:
         name = call.model or self.default_model
-        messages = call.prompt
+        messages: Any = call.prompt
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
+        if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
+            raise TypeError('a prompt is a text or a list of {"role": ..., "content": ...}')
         return ModelRequest(
             model=self.letter.models.get(name, name),
             messages=[Message.model_validate(dict(message)) for message in messages],
@@ -228,13 +263,7 @@ class Context:
             )
         if answer.finish_reason in ("refusal", "content_filter"):
             raise AttemptFailed("refused", f"{answer.model!r} declined: {answer.text[:500]}", problems=[answer.text])
-        data = None
-        if call.schema is not None:
-            try:
-                data = parse_json(answer.text).value
-            except Unparsable:
-                data = None
-        return Reply(answer.text, data, answer)
+        return Reply(answer.text, answer, call.schema)
 
     def compress(self, text: str, max_tokens: int, *, model: str | None = None) -> str:
         """Condense a text to about `max_tokens` tokens: parts side by side, then the parts' digests together.

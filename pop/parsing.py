@@ -12,23 +12,31 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from typing import Any
 
 import orjson
 from json_repair import repair_json
 from jsonschema import Draft202012Validator, FormatChecker
+from jsonschema.protocols import Validator
+from jsonschema.validators import validator_for
+from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
 from pydantic import BaseModel, ValidationError
+from referencing import Resource
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
 
 from pop.records import BadJson, read_json
 
 _FENCE = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
 MAX_PROBLEMS = 20
-MAX_PROSE = 200_000  # characters searched for JSON within prose
-MAX_REPAIR = 50_000  # characters: the repair takes seconds on hostile text of this size, minutes on more
+_OPENING = re.compile(r"[{\[]")
+MAX_REPAIR = 300_000  # characters handed to the repair library
+MAX_UNCLOSED = 100  # its time grows with the square of the brackets left open
+MAX_CANDIDATES = 20  # values looked at in one answer
 MAX_STARTS = 200  # brackets tried: a hostile answer may be nothing but brackets
 
 
@@ -44,8 +52,8 @@ class Parsed:
     found_by: str
 
 
-def parse_json(text: str) -> Parsed:
-    """The JSON value that a model meant.
+def parse_json(text: str, schema: dict[str, Any] | None = None) -> Parsed:
+    """The JSON value that a model meant: of several, the first that fits the schema, else the one nearest to it.
 
     Raises:
         Unparsable: There is none.
@@ -54,46 +62,116 @@ def parse_json(text: str) -> Parsed:
         return Parsed(read_json(text.strip()), "strict")
     except BadJson as error:
         first_error = error
-    for candidate in _FENCE.findall(text):
-        try:
-            return Parsed(read_json(candidate.strip()), "fenced")
-        except BadJson:
-            continue
+    best, best_misfit = None, 3
+    for found in _candidates(text):
+        misfit = _misfit(found.value, schema)
+        if misfit == 0:
+            return found
+        if misfit < best_misfit:
+            best, best_misfit = found, misfit
+    if best is None:
+        raise Unparsable(f"the answer is not JSON: {first_error.message}")
+    return best
+
+
+def _misfit(value: Any, schema: dict[str, Any] | None) -> int:
+    """0: it fits; 1: at least its type does; 2: not even that."""
+    if schema is None or not schema_problems(value, schema):
+        return 0
+    return 2 if schema_problems(value, {"type": schema["type"]} if "type" in schema else {}) else 1
+
+
+def _candidates(text: str) -> Iterator[Parsed]:
+    """Every value that may be meant, the likeliest first.
+
+    A text that is broken from its first bracket on is repaired before a piece is taken out of its inside.
+    """
+    bodies = [body.strip() for body in _FENCE.findall(text)[:MAX_CANDIDATES]]
+    for body in bodies:
+        with suppress(BadJson):
+            yield Parsed(read_json(body), "fenced")
+    whole = next((body for body in [*bodies, text.strip()] if body.startswith(("{", "["))), None)
     embedded = _embedded(text)
-    if embedded is not None:
-        return Parsed(embedded, "embedded")
-    repaired = _repaired(text)
-    if repaired is not None:
-        return Parsed(repaired, "repaired")
-    raise Unparsable(f"the answer is not JSON: {first_error.message}")
+    broken = whole is not None and (not embedded or embedded[0].start > text.find(whole))
+    if broken:
+        yield from _repaired(whole or "")
+    for piece in sorted(embedded, key=lambda piece: piece.start - piece.end):
+        yield Parsed(piece.value, "embedded")
+    if not broken:
+        yield from _repaired(text)
 
 
-def _embedded(text: str) -> Any:
-    """The first object or list that stands whole in the text and reads strictly."""
-    decoder = json.JSONDecoder()
-    for match in islice(re.finditer(r"[{\[]", text[:MAX_PROSE]), MAX_STARTS):
+@dataclass(frozen=True)
+class _Piece:
+    value: Any
+    start: int
+    end: int
+
+
+def _embedded(text: str) -> list[_Piece]:
+    """The objects and lists that stand whole in the text and read strictly, in order; tries are bounded."""
+    decoder, found, at = json.JSONDecoder(), list[_Piece](), 0
+    for _ in range(MAX_STARTS):
+        match = _OPENING.search(text, at)
+        if match is None or len(found) == MAX_CANDIDATES:
+            break
+        at = match.start() + 1
         try:
             _, end = decoder.raw_decode(text, match.start())
-            return read_json(text[match.start() : end])
+            found.append(_Piece(read_json(text[match.start() : end]), match.start(), end))
+            at = end
         except (ValueError, RecursionError, BadJson):
             continue
-    return None
+    return found
 
 
-def _repaired(text: str) -> Any:
-    starts = [at for at in (text.find("{"), text.find("[")) if at >= 0]
-    if not starts or len(text) > MAX_REPAIR:
-        return None
-    try:
-        value = repair_json(text[min(starts) :], return_objects=True, skip_json_loads=True)
-        return read_json(json.dumps(value, allow_nan=False)) if value not in ("", [], {}) else None
-    except (ValueError, TypeError, RecursionError, BadJson):
-        return None
+def _repaired(text: str) -> Iterator[Parsed]:
+    match = _OPENING.search(text)
+    part = text[match.start() :] if match else ""
+    unclosed = sum(map(part.count, "{[")) - sum(map(part.count, "}]"))
+    if not part or len(part) > MAX_REPAIR or unclosed > MAX_UNCLOSED:
+        return
+    with suppress(ValueError, TypeError, RecursionError, BadJson):
+        value = repair_json(part, return_objects=True, skip_json_loads=True)
+        value = read_json(json.dumps(value, allow_nan=False))
+        if value not in ("", [], {}):
+            yield Parsed(value, "repaired")
 
 
 @lru_cache(maxsize=32)
-def _validator(schema: bytes) -> Draft202012Validator:
-    return Draft202012Validator(orjson.loads(schema), format_checker=FormatChecker())
+def _validator(text: bytes) -> Validator:
+    """A validator of the schema's own draft; REGISTRY holds the published drafts, nothing is fetched."""
+    schema = orjson.loads(text)
+    kind = validator_for(schema, default=Draft202012Validator)
+    return kind(schema, format_checker=FormatChecker(), registry=REGISTRY)
+
+
+def lost_reference(schema: dict[str, Any]) -> str | None:
+    """The first ``$ref`` that leads neither into the schema itself nor to a published draft; nothing is fetched."""
+    references = list(_references(schema))
+    if not references:
+        return None
+    base = schema.get("$id", "")
+    whole = Resource.from_contents(schema, default_specification=DRAFT202012)
+    resolver = REGISTRY.with_resource(base, whole).crawl().resolver(base_uri=base)
+    for reference in references:
+        try:
+            resolver.lookup(reference)
+        except (Unresolvable, LookupError, ValueError):
+            return reference
+    return None
+
+
+def _references(part: Any) -> Iterator[str]:
+    if isinstance(part, dict):
+        if isinstance(part.get("$ref"), str):
+            yield part["$ref"]
+        for key, value in part.items():
+            if key not in ("enum", "const", "default", "examples"):
+                yield from _references(value)
+    elif isinstance(part, list):
+        for value in part:
+            yield from _references(value)
 
 
 def schema_problems(value: Any, schema: dict[str, Any]) -> list[str]:
@@ -103,7 +181,7 @@ def schema_problems(value: Any, schema: dict[str, Any]) -> list[str]:
 
 
 def _sentence(error: Any) -> str:
-    pointer = "".join(f"/{part}" for part in error.absolute_path) or "(the whole answer)"
+    pointer = _pointer(error.absolute_path)
     message = error.message if len(error.message) < 300 else error.message[:300] + "..."
     return f"{pointer}: {message}"
 
@@ -119,5 +197,10 @@ def model_problems(value: Any, model: type[BaseModel]) -> list[str]:
 
 def _pydantic_sentences(error: ValidationError) -> Iterator[str]:
     for entry in error.errors():
-        pointer = "".join(f"/{part}" for part in entry["loc"]) or "(the whole answer)"
-        yield f"{pointer}: {entry['msg']}"
+        yield f"{_pointer(entry['loc'])}: {entry['msg']}"
+
+
+def _pointer(path: Iterable[object]) -> str:
+    """A JSON pointer (RFC 6901)."""
+    parts = [str(part).replace("~", "~0").replace("/", "~1") for part in path]
+    return "".join(f"/{part}" for part in parts) or "(the whole answer)"

@@ -29,6 +29,7 @@ from pop.tasks import bad_task, load_task
 from pop.trail import Trail
 
 DEFAULT_REFINEMENTS = 2
+KEEPS_THE_BEST = ("refused", "truncated")  # a refinement that fails so leaves a usable output as it is
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,16 @@ class Candidate:
     output: Any
     structure: list[Problem]
     quality: list[Problem]
+    parsed: bool = True
 
     @property
     def problems(self) -> list[Problem]:
         return self.structure or self.quality
+
+    @property
+    def essence(self) -> Any:
+        """What two rounds are compared by: the output, or the answer that none could be made of."""
+        return self.output if self.parsed else (self.answer,)
 
     @property
     def rank(self) -> tuple[bool, float]:
@@ -158,7 +165,7 @@ class _Loop:
         try:
             output = self._parse(raw)
         except Unparsable as error:
-            return Candidate(text, None, [Problem(str(error))], [])
+            return Candidate(text, None, [Problem(str(error), score=float("inf"))], [], parsed=False)
         with self._trail.during("validate_structure", quiet=True) as fields:
             structure = self._stages.validate_structure(output)
             self._keep_problems(structure, fields)
@@ -189,14 +196,20 @@ class _Loop:
             self._trail.keep([str(problem) for problem in problems], fields)
 
     def _improve(self, best: Candidate, prompt: Any, material: Any) -> Candidate:
-        current, seen = best, [best.output]
+        current, seen = best, [best.essence]
         for number in range(1, self._rounds + 1):
             if not self._stages.can_refine:
                 break
             self._trail.round = number
-            current = self._refine(current, prompt, material)
-            repeats = current.output in seen
-            seen.append(current.output)
+            try:
+                current = self._refine(current, prompt, material)
+            except AttemptFailed as error:
+                if best.blocked or error.error_class not in KEEPS_THE_BEST:
+                    raise
+                self._trail.note("note", text=f"the best output so far is kept: {error.message[:500]}")
+                break
+            repeats = current.essence in seen
+            seen.append(current.essence)
             if current.rank < best.rank:
                 best = current
             if not best.problems or repeats:
@@ -205,7 +218,7 @@ class _Loop:
 
     def _refine(self, current: Candidate, prompt: Any, material: Any) -> Candidate:
         with self._trail.during("critique") as fields:
-            critique = self._stages.critique(current.output, current.problems, material)
+            critique = self._stages.critique(current.output, current.answer, current.problems, prompt, material)
             self._trail.keep(critique, fields)
         with self._trail.during("refine") as fields:
             raw = self._stages.refine(current.output, current.answer, critique, current.problems, prompt, material)

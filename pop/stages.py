@@ -23,7 +23,11 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+from pydantic import BaseModel
+
 from pop.context import Call, Context, Reply, json_text
+from pop.errors import AttemptFailed
 from pop.parsing import Unparsable, model_problems, parse_json, schema_problems
 from pop.tasks import LoadedTask
 from pop.templates import Prompt
@@ -60,7 +64,21 @@ def call_stage(function: Callable[..., Any], *arguments: Any) -> Any:
 def _in_a_loop(work: Coroutine[Any, Any, Any]) -> Any:
     import asyncio  # 2 MB in every worker, for the few that need it
 
-    return asyncio.run(work)
+    try:
+        return asyncio.run(work)
+    except BaseExceptionGroup as group:  # of a TaskGroup
+        failed = _first_failure(group)
+        if failed is None:
+            raise
+        raise failed from None
+
+
+def _first_failure(group: BaseExceptionGroup[BaseException]) -> AttemptFailed | None:
+    for error in group.exceptions:
+        inner = _first_failure(error) if isinstance(error, BaseExceptionGroup) else error
+        if isinstance(inner, AttemptFailed):
+            return inner
+    return None
 
 
 async def _await(value: Any) -> Any:
@@ -81,7 +99,7 @@ def as_problems(found: Any) -> list[Problem]:
         return []
     if isinstance(found, (str, Problem)):
         found = [found]
-    if not isinstance(found, Iterable):
+    if not isinstance(found, Iterable) or isinstance(found, Mapping):
         raise TypeError(f"a validator gives sentences (or nothing when all is well), not {type(found).__name__}")
     return [entry if isinstance(entry, Problem) else Problem(str(entry)) for entry in found]
 
@@ -152,11 +170,19 @@ class Stages:
         return self.ctx.ask(self._call(prompt))
 
     def samples(self, prompt: Any) -> list[Any]:
-        """As many answers as the task asks for, at once."""
+        """As many answers as the task asks for, at once; those that failed are left out while one came back.
+
+        Raises:
+            AttemptFailed: The first failure, when all failed.
+        """
         count = self.task.front.samples
         if count == 1 or self.has("infer"):
             return [self.infer(prompt)]
-        return list(self.ctx.gather([self._call(prompt)] * count))
+        replies = self.ctx.gather_each([self._call(prompt)] * count)
+        whole = [reply for reply in replies if isinstance(reply, Reply)]
+        if not whole:
+            raise next(reply for reply in replies if isinstance(reply, AttemptFailed))
+        return whole
 
     def _call(self, prompt: Any) -> Call:
         return Call(prompt, schema=self.task.schema)
@@ -171,9 +197,20 @@ class Stages:
         if self.has("parse"):
             return self._own("parse", text), "parse()"
         if isinstance(text, str) and self.task.schema is not None:
-            found = parse_json(text)
+            found = parse_json(text, self.task.schema)
             return found.value, found.found_by
-        return (text.strip() if isinstance(raw, Reply) else text), "as it is"
+        return (text.strip() if isinstance(raw, Reply) else self._plain(text)), "as it is"
+
+    def _plain(self, output: Any) -> Any:
+        """What the task's own code gave, as JSON has it where a schema will look at it."""
+        if isinstance(output, BaseModel):
+            return output.model_dump(mode="json")
+        if self.task.schema is None:
+            return output
+        try:
+            return orjson.loads(orjson.dumps(output))
+        except TypeError:
+            return output
 
     def validate_structure(self, output: Any) -> list[Problem]:
         if self.has("validate_structure"):
@@ -188,18 +225,26 @@ class Stages:
     def validate_quality(self, output: Any) -> list[Problem]:
         return as_problems(self._own("validate_quality", output)) if self.has("validate_quality") else []
 
-    def critique(self, output: Any, problems: list[Problem], material: Any) -> str:
+    def critique(self, output: Any, answer: str, problems: list[Problem], prompt: Any, material: Any) -> str:
         if self.has("critique"):
             return json_text(self._own("critique", output, problems))
         listed = "\n".join(f"- {problem}" for problem in problems)
         if self.task.critique is None:
             return listed
-        names = self.names(material, output=output, problems=[str(p) for p in problems], critique=listed, answer=output)
-        return self.ctx.ask(Call(self.task.critique.render({**names, "prompt": ""}))).text
+        names = self.names(
+            material,
+            output=output,
+            problems=[str(problem) for problem in problems],
+            critique=listed,
+            answer=answer,
+            prompt=prompt_text(prompt),
+        )
+        return self.ctx.ask(Call(self.task.critique.render(names))).text
 
     @property
     def can_refine(self) -> bool:
-        return self.has("refine") or (self.task.prompt is not None and not self.has("infer"))
+        own = self.has("refine") or self.task.refine is not None
+        return own or (self.task.prompt is not None and not self.has("infer"))
 
     def refine(
         self, output: Any, answer: str, critique: str, problems: list[Problem], prompt: Any, material: Any
@@ -236,8 +281,8 @@ class Stages:
 
 def prompt_text(prompt: Any) -> str:
     """A prompt as one readable text."""
-    if isinstance(prompt, str):
-        return prompt
+    if isinstance(prompt, str) or prompt is None:
+        return prompt or ""
     if isinstance(prompt, list) and all(isinstance(message, Mapping) and "content" in message for message in prompt):
         if len(prompt) == 1:
             return str(prompt[0]["content"])

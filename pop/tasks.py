@@ -19,21 +19,25 @@ import importlib.util
 import re
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+from jsonschema.validators import validator_for
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.tokens import AliasToken, AnchorToken
 
 from pop.errors import AttemptFailed, ConfigError, did_you_mean
+from pop.parsing import lost_reference
 from pop.records import NAME_PATTERN, STAGES, BadJson, read_json
-from pop.templates import NAMES, REFINE_NAMES, Prompt, check_template
+from pop.templates import NAMES, REFINE_NAMES, Prompt, check_inputs, check_template
 
 MAX_FILE_BYTES = 2_000_000
+_TARGET = r"[A-Za-z0-9_-]+|[A-Za-z_]\w*(\.[A-Za-z_]\w*)+"  # of index.json
 SIDE_SUFFIXES = (".critique.md", ".refine.md", ".schema.json")
 
 
@@ -111,8 +115,20 @@ def _defines_infer(path: Path) -> bool:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, OSError):
         return b"def infer" in path.read_bytes()
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
-    return any(isinstance(node, kinds) and node.name == "infer" for node in tree.body)
+    return "infer" in _bound_names(tree)
+
+
+def _bound_names(tree: ast.Module) -> set[str]:
+    """The names a module defines, assigns or imports at its top level."""
+    found = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return found
 
 
 def read_index(folder: Path) -> dict[str, str]:
@@ -130,6 +146,10 @@ def read_index(folder: Path) -> dict[str, str]:
         raise ConfigError(error.message, where=error.where, code="bad-index") from None
     if not isinstance(value, dict) or not all(isinstance(target, str) for target in value.values()):
         raise ConfigError('must be an object: {"name": "stem or package.module"}', where=path.name, code="bad-index")
+    wrong = next((target for target in value.values() if not re.fullmatch(_TARGET, target)), None)
+    if wrong is not None:
+        hint = "write a file's stem, or package.module"
+        raise ConfigError(f"{wrong[:80]!r} names no task", where=path.name, hint=hint, code="bad-index")
     return value
 
 
@@ -160,9 +180,20 @@ def hash_task(folder: Path, name: str) -> dict[str, str]:
     files = find_task(folder, name)
     paths = files.all()
     if files.module:
-        spec = importlib.util.find_spec(files.module)
-        paths += [Path(spec.origin)] if spec and spec.origin else []
+        source = _installed_source(files.module)
+        paths += [source] if source else []
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def _installed_source(module: str) -> Path | None:
+    """The file of an installed module, found without importing any of it."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for path in (Path(folder, *rest).with_suffix(".py"), Path(folder, *rest, "__init__.py")):
+            if path.is_file():
+                return path
+    return None
 
 
 # -- loading, in the worker ------------------------------------------------------------------------------------------
@@ -201,7 +232,21 @@ def _template(text: str | None, path: Path | None, line: int) -> Prompt | None:
 
 def _side(files: TaskFiles, suffix: str) -> Prompt | None:
     path = files.path(suffix)
-    return Prompt(path.read_text("utf-8"), path) if path else None
+    return Prompt(_text(path), path) if path else None
+
+
+def _text(path: Path) -> str:
+    """A prompt file's text; a byte order mark and CRLF mean nothing.
+
+    Raises:
+        ConfigError: It is not UTF-8, or larger than 2 MB.
+    """
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ConfigError("a prompt file of more than 2 MB", where=path.name, code="bad-task")
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"not UTF-8 at byte {error.start}", where=path.name, code="bad-task") from None
 
 
 def _load_module(files: TaskFiles) -> types.ModuleType | None:
@@ -216,19 +261,29 @@ def _load_module(files: TaskFiles) -> types.ModuleType | None:
     module = types.ModuleType(f"pop_task_{files.stem.replace('-', '_')}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
-    exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    exec(_compiled(path), module.__dict__)
     return module
+
+
+def _compiled(path: Path) -> types.CodeType:
+    try:
+        return compile(path.read_bytes(), str(path), "exec")
+    except (SyntaxError, ValueError) as error:
+        raise _python_error(error, path) from None
+
+
+def _python_error(error: SyntaxError | ValueError, path: Path) -> ConfigError:
+    place = f"{path.name}:{getattr(error, 'lineno', 1)}:{getattr(error, 'offset', 1) or 1}"
+    return ConfigError(f"Python: {getattr(error, 'msg', error)}", where=place, code="bad-python")
 
 
 def _stages(module: types.ModuleType, files: TaskFiles) -> dict[str, Callable[..., Any]]:
     found = {}
     for name, value in vars(module).items():
-        own = isinstance(value, types.FunctionType) and value.__module__ == module.__name__
-        if not own or name.startswith("_"):
-            continue
-        if name not in STAGES:
+        if name in STAGES and callable(value):  # also one that was imported or wrapped
+            found[name] = value
+        elif isinstance(value, types.FunctionType) and value.__module__ == module.__name__ and name[0] != "_":
             raise _no_stage(name, f"{files.stem}.py:{value.__code__.co_firstlineno}")
-        found[name] = value
     return found
 
 
@@ -242,7 +297,7 @@ def _read_prompt(files: TaskFiles) -> tuple[FrontMatter, str | None, int]:
     path = files.path(".md")
     if path is None:
         return FrontMatter(), None, 1
-    return split_prompt(path.read_text("utf-8"), path.name)
+    return split_prompt(_text(path), path.name)
 
 
 def split_prompt(text: str, where: str) -> tuple[FrontMatter, str, int]:
@@ -253,16 +308,15 @@ def split_prompt(text: str, where: str) -> tuple[FrontMatter, str, int]:
     """
     if not text.startswith("---\n"):
         return FrontMatter(), text, 1
-    head, separator, body = text[4:].partition("\n---\n")
+    head, separator, body = text[3:].partition("\n---\n")
     if not separator:
         raise ConfigError("the front matter has no closing ---", where=f"{where}:1", code="bad-front-matter")
-    return _front_matter(head, where), body, head.count("\n") + 4
+    return _front_matter(head[1:], where), body, head.count("\n") + 3
 
 
 def _front_matter(head: str, where: str) -> FrontMatter:
-    if re.search(r"(^|[\s:\[,-])[&*][A-Za-z0-9_]", head):
-        raise ConfigError("YAML anchors and aliases are not allowed", where=f"{where}:1", code="bad-front-matter")
     try:
+        _refuse_aliases(head, where)
         value = YAML(typ="safe", pure=True).load(head)
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -284,6 +338,16 @@ def _front_matter(head: str, where: str) -> FrontMatter:
         raise ConfigError(
             f"front matter: {message}", where=f"{where}:{line}", hint=hint, code="bad-front-matter"
         ) from None
+
+
+def _refuse_aliases(head: str, where: str) -> None:
+    """A few aliases of aliases fill any memory."""
+    if "&" not in head and "*" not in head:
+        return
+    for token in YAML(typ="safe", pure=True).scan(head):
+        if isinstance(token, AliasToken | AnchorToken):
+            place = f"{where}:{token.start_mark.line + 2}:{token.start_mark.column + 1}"
+            raise ConfigError("YAML anchors and aliases are not allowed", where=place, code="bad-front-matter")
 
 
 def _schema(files: TaskFiles, front: FrontMatter, output_model: Any) -> dict[str, Any] | None:
@@ -308,18 +372,26 @@ def _checked_schema(schema: Any, where: str) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise ConfigError("a JSON Schema must be an object here", where=where, code="bad-schema")
     try:
-        jsonschema.Draft202012Validator.check_schema(schema)
+        validator_for(schema, default=jsonschema.Draft202012Validator).check_schema(schema)
     except jsonschema.SchemaError as error:
         path = "/".join(str(part) for part in error.absolute_path)
         raise ConfigError(f"not a JSON Schema: {error.message}", where=f"{where}  {path}", code="bad-schema") from None
+    lost = lost_reference(schema)
+    if lost is not None:
+        hint = "keep what it names under $defs in the same file"
+        raise ConfigError(f'"$ref": {lost[:200]!r} leads nowhere', where=where, hint=hint, code="bad-schema")
     return schema
 
 
 # -- checking, without running anything ------------------------------------------------------------------------------
 
 
-def check_task(folder: Path, name: str) -> list[ConfigError]:
-    """Every mistake in a task's files that can be seen without running its code."""
+def check_task(folder: Path, name: str, *, steps: Collection[str] | None = None) -> list[ConfigError]:
+    """Every mistake in a task's files that can be seen without running its code.
+
+    Args:
+        steps: The steps that come before this task; a template may name no other input. None: not checked.
+    """
     try:
         files = find_task(folder, name)
     except ConfigError as error:
@@ -332,6 +404,21 @@ def check_task(folder: Path, name: str) -> list[ConfigError]:
             problems.append(error)
         except (OSError, UnicodeDecodeError) as error:
             problems.append(ConfigError(f"cannot read the task {name!r}: {error}", code="bad-task"))
+    if steps is not None:
+        problems += _unknown_inputs(files, steps)
+    return list({str(problem): problem for problem in problems}.values())
+
+
+def _unknown_inputs(files: TaskFiles, steps: Collection[str]) -> list[ConfigError]:
+    problems: list[ConfigError] = []
+    for suffix in (".md", ".critique.md", ".refine.md"):
+        path = files.path(suffix)
+        try:
+            text = _text(path) if path else ""
+            _, body, line = split_prompt(text, files.stem) if suffix == ".md" else (None, text, 1)
+        except (ConfigError, OSError):  # told by the other checks
+            continue
+        problems += check_inputs(body, path, line, steps) if path else []
     return problems
 
 
@@ -339,13 +426,21 @@ def _check_prompt(files: TaskFiles) -> list[ConfigError]:
     path = files.path(".md")
     if path is None:
         return []
-    front, body, line = split_prompt(path.read_text("utf-8"), path.name)
-    py = files.path(".py")
-    names = None if py and re.search(rb"def (ingest|preprocess)\b", py.read_bytes()) else NAMES
-    problems = check_template(body, path, line, names or NAMES) if body.strip() else [_empty(path)]
-    if names is None:  # the task's own code may add names
-        problems = [problem for problem in problems if "unknown name" not in problem.message]
-    return problems + (check_template(front.system, path, 1, names or NAMES) if front.system else [])
+    text = _text(path)
+    front, body, line = split_prompt(text, path.name)
+    problems = check_template(body, path, line, NAMES) if body.strip() else [_empty(path)]
+    if front.system:
+        above = text.partition("system:")[0].count("\n") + 1
+        problems += check_template(front.system, path, above, NAMES)
+    return _without_own_names(files, problems)
+
+
+def _without_own_names(files: TaskFiles, problems: list[ConfigError]) -> list[ConfigError]:
+    """Without complaints about names that the task's own ingest or preprocess may add."""
+    path = files.path(".py")
+    if path is None or not re.search(rb"\b(ingest|preprocess)\b", path.read_bytes()):
+        return problems
+    return [problem for problem in problems if "unknown name" not in problem.message]
 
 
 def _empty(path: Path) -> ConfigError:
@@ -363,8 +458,7 @@ def _check_python(files: TaskFiles) -> list[ConfigError]:
     try:
         tree = ast.parse(path.read_bytes(), path.name)
     except (SyntaxError, ValueError) as error:
-        place = f"{path.name}:{getattr(error, 'lineno', 1)}:{getattr(error, 'offset', 1) or 1}"
-        return [ConfigError(f"Python: {getattr(error, 'msg', error)}", where=place, code="bad-python")]
+        return [_python_error(error, path)]
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     public = [node for node in functions if not node.name.startswith("_")]
     problems = [_no_stage(n.name, f"{path.name}:{n.lineno}") for n in public if n.name not in STAGES]
@@ -398,8 +492,8 @@ def _check_sides(files: TaskFiles) -> list[ConfigError]:
     for suffix in (".critique.md", ".refine.md"):
         path = files.path(suffix)
         if path:
-            problems += check_template(path.read_text("utf-8"), path, 1, REFINE_NAMES)
-    return problems
+            problems += check_template(_text(path), path, 1, REFINE_NAMES)
+    return _without_own_names(files, problems)
 
 
 def bad_task(error: ConfigError) -> AttemptFailed:

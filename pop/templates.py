@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, UndefinedError, meta
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, UndefinedError, meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -29,8 +29,17 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
+class _Environment(ImmutableSandboxedEnvironment):
+    """What the run says goes before what Python adds: `seed.items` is the key of that name, where there is one."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, Mapping) and attribute in obj:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Environment(
         undefined=StrictUndefined, keep_trailing_newline=False, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["json"] = _json
@@ -47,7 +56,10 @@ class Prompt:
         self.text = text
         self.path = path
         self.first_line = first_line
-        self._template = ENVIRONMENT.from_string(text)
+        try:
+            self._template = ENVIRONMENT.from_string(text)
+        except TemplateSyntaxError as error:
+            raise _syntax_error(error, path, first_line) from None
 
     def render(self, names: Mapping[str, Any]) -> str:
         """Fill in.
@@ -78,10 +90,13 @@ def _hint(message: str, names: Mapping[str, Any]) -> str | None:
         return None
     if missing[1]:
         return did_you_mean(missing[1], names)
-    for value in names.values():
-        if isinstance(value, Mapping) and (hint := did_you_mean(missing[2], [str(key) for key in value])):
-            return hint
-    return None
+    hints = [did_you_mean(missing[2], map(str, value)) for value in names.values() if isinstance(value, Mapping)]
+    return next((hint for hint in hints if hint and hint.startswith("did")), next(filter(None, hints), None))
+
+
+def _syntax_error(error: TemplateSyntaxError, path: Path, first_line: int) -> ConfigError:
+    where = f"{path.name}:{error.lineno + first_line - 1}"
+    return ConfigError(f"template: {error.message}", where=where, code="bad-template")
 
 
 def check_template(text: str, path: Path, first_line: int, names: Iterable[str]) -> list[ConfigError]:
@@ -90,20 +105,64 @@ def check_template(text: str, path: Path, first_line: int, names: Iterable[str])
         tree = ENVIRONMENT.parse(text)
         ENVIRONMENT.compile(text)
     except TemplateSyntaxError as error:
-        where = f"{path.name}:{error.lineno + first_line - 1}"
-        return [ConfigError(f"template: {error.message}", where=where, code="bad-template")]
+        return [_syntax_error(error, path, first_line)]
     known = set(names)
-    return [
+    unknown = sorted(meta.find_undeclared_variables(tree) - known - set(ENVIRONMENT.globals))
+    found = [
         ConfigError(
             f"template: unknown name {name!r}",
-            where=f"{path.name}:{_line_of(name, text) + first_line - 1}",
+            where=_place_of(name, text, path, first_line),
             hint=did_you_mean(name, known),
             code="bad-template",
         )
-        for name in sorted(meta.find_undeclared_variables(tree) - known - {"range", "dict", "lipsum", "cycler"})
+        for name in unknown
+    ]
+    return found + [_no_other_file(node, path, first_line) for node in tree.find_all(_OTHER_FILES)]
+
+
+_OTHER_FILES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
+
+
+def _no_other_file(node: nodes.Node, path: Path, first_line: int) -> ConfigError:
+    word = {"FromImport": "from ... import"}.get(type(node).__name__, type(node).__name__.lower())
+    where = f"{path.name}:{node.lineno + first_line - 1}"
+    return ConfigError(f"template: a prompt is one file; {word} is not available", where=where, code="bad-template")
+
+
+def check_inputs(text: str, path: Path, first_line: int, steps: Collection[str]) -> list[ConfigError]:
+    """Names after ``inputs.`` that are none of `steps`; a text that cannot be parsed has none."""
+    try:
+        tree = ENVIRONMENT.parse(text)
+    except TemplateSyntaxError:
+        return []
+    known = {step.replace("-", "_") for step in steps}
+    methods = {name for name in dir(Mapping) if not name.startswith("_")}
+    unknown = {name for name in _input_names(tree) if name.replace("-", "_") not in known | methods}
+    return [
+        ConfigError(
+            f"template: no step {name!r} comes before this one",
+            where=_place_of(name, text, path, first_line),
+            hint=did_you_mean(name, known),
+            code="bad-template",
+        )
+        for name in sorted(unknown)
     ]
 
 
-def _line_of(name: str, text: str) -> int:
-    pattern = re.compile(rf"\b{re.escape(name)}\b")
-    return next((number for number, line in enumerate(text.splitlines(), 1) if pattern.search(line)), 1)
+def _input_names(tree: nodes.Template) -> Iterator[str]:
+    for attribute in tree.find_all(nodes.Getattr):
+        if isinstance(attribute.node, nodes.Name) and attribute.node.name == "inputs":
+            yield attribute.attr
+    for entry in tree.find_all(nodes.Getitem):
+        if isinstance(entry.node, nodes.Name) and entry.node.name == "inputs":
+            if isinstance(entry.arg, nodes.Const) and isinstance(entry.arg.value, str):
+                yield entry.arg.value
+
+
+def _place_of(name: str, text: str, path: Path, first_line: int) -> str:
+    """File, line and column of a name inside the template's brackets; prose before it may hold the same word."""
+    word = re.compile(rf"\b{re.escape(name)}\b")
+    found = (word.search(text, *span.span()) for span in re.finditer(r"\{[{%].*?[%}]\}", text, re.DOTALL))
+    match = next(filter(None, found), None)
+    at = match.start() if match else 0
+    return f"{path.name}:{text.count(chr(10), 0, at) + first_line}:{at - text.rfind(chr(10), 0, at)}"

@@ -5,6 +5,7 @@ Everything lies in the attempt's folder and is only ever added to. A stage that 
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from pop.events import rfc3339
 from pop.records import dump_json
 
 ABRIDGE_BYTES = 16_384
+_LINE = orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
 
 
 class Trail:
@@ -33,7 +35,7 @@ class Trail:
     def note(self, event: str, **fields: Any) -> None:
         """Append one line (``records.TrailLine``)."""
         row = {"at": rfc3339(time.time()), "event": event, "stage": self.stage, "round": self.round, **fields}
-        os.write(self._fd, orjson.dumps(row, default=str) + b"\n")
+        os.write(self._fd, _line(row))
 
     @contextmanager
     def during(self, stage: str, *, quiet: bool = False) -> Iterator[dict[str, Any]]:
@@ -66,9 +68,18 @@ class Trail:
         """Append one line to calls.jsonl or log.jsonl."""
         fd = _appender(self.folder / name)
         try:
-            os.write(fd, orjson.dumps(row, default=str) + b"\n")
+            os.write(fd, _line(row))
         finally:
             os.close(fd)
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    """One line of JSON, whatever a task put into it."""
+    try:
+        return orjson.dumps(row, default=str, option=_LINE)
+    except TypeError:  # half a surrogate pair, an integer beyond 64 bits, a loop
+        safe = {key: value if isinstance(value, (int, float)) else repr(value)[:10_000] for key, value in row.items()}
+        return json.dumps(safe, default=repr).encode() + b"\n"
 
 
 def _appender(path: Path) -> int:

@@ -234,10 +234,151 @@ def test_a_large_seed_is_not_written_again(run: Run, tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in (tmp_path / "attempt").iterdir()) < 10_000
 
 
-@pytest.mark.parametrize("text", ["[" * 200_000, "{" * 200_000, '{"a":' * 50_000, "[1," * 60_000], ids=["[", "{", "a", "1"])
+@pytest.mark.parametrize(
+    "text", ["[" * 200_000, "{" * 200_000, '{"a":' * 50_000, "[1," * 60_000], ids=["[", "{", "a", "1"]
+)
 def test_a_hostile_answer_costs_little_time(run: Run, text: str) -> None:
     """Nothing but brackets is refused, not pondered."""
     began = time.perf_counter()
     with pytest.raises(AttemptFailed):
         run({"t.md": "x", "t.schema.json": SCHEMA}, Script(text), refinements=0)
     assert time.perf_counter() - began < 10
+
+
+def test_two_different_answers_without_json_are_no_repetition(run: Run) -> None:
+    """The loop ends early only when an answer really came back the same."""
+    assert run({"t.md": "x", "t.schema.json": SCHEMA}, Script("no", "still no", '{"n": 1}')) == {"n": 1}
+
+
+def test_a_refusal_to_refine_does_not_throw_the_best_output_away(run: Run, tmp_path: Path) -> None:
+    """What is usable stays, and problems.json says what is wrong with it; a fatal problem still fails."""
+    code = "def validate_quality(output, ctx):\n    return ['dull']\n"
+    assert run({"t.md": "x", "t.py": code}, Script("good", ("I will not", "refusal"))) == "good"
+    assert json.loads((tmp_path / "attempt" / "problems.json").read_bytes()) == ["dull"]
+    assert "kept" in (tmp_path / "attempt" / "trail.jsonl").read_text()
+
+
+def test_a_refusal_to_mend_a_broken_structure_is_a_refusal(run: Run) -> None:
+    """Without a usable output the class of the last failure counts."""
+    with pytest.raises(AttemptFailed) as caught:
+        run({"t.md": "x", "t.schema.json": SCHEMA}, Script("no", ("I will not", "refusal")))
+    assert caught.value.error_class == "refused"
+
+
+def test_one_cut_sample_does_not_spoil_the_others(run: Run) -> None:
+    """Samples that came back whole are judged; only when none did does the attempt fail."""
+    files = {"t.md": "---\nsamples: 2\n---\nx", "t.schema.json": SCHEMA}
+    assert run(files, Script(('{"n', "length"), '{"n": 7}')) == {"n": 7}
+
+
+def test_all_samples_cut_is_truncated(run: Run) -> None:
+    """The first failure is the attempt's."""
+    with pytest.raises(AttemptFailed) as caught:
+        run({"t.md": "---\nsamples: 2\n---\nx"}, Script(("a", "length"), ("b", "length")))
+    assert caught.value.error_class == "truncated"
+
+
+def test_an_output_model_may_be_returned_as_it_is(run: Run) -> None:
+    """infer may build its own Output; it is validated and written like any other answer."""
+    code = (
+        "from pydantic import BaseModel\nclass Output(BaseModel):\n    n: int\n    pair: tuple[int, int] = (1, 2)\n"
+        "def infer(prompt, ctx):\n    return Output(n=3)\n"
+    )
+    assert run({"t.py": code}) == {"n": 3, "pair": [1, 2]}
+
+
+def test_a_reply_without_the_asked_form_is_invalid_output_not_a_bug(run: Run) -> None:
+    """`data` of a call with a schema is checked when it is looked at, and its failure may be tried again."""
+    code = "def infer(p, ctx):\n    return ctx.model()('how many?', schema={'type': 'integer'}).data\n"
+    assert run({"t.py": code}, Script("7")) == 7
+    with pytest.raises(AttemptFailed) as caught:
+        run({"t.py": code}, Script("many"))
+    assert caught.value.error_class == "invalid_output"
+
+
+def test_a_schema_that_reaches_for_the_network_is_refused(run: Run) -> None:
+    """A $ref to elsewhere is a mistake of the task with its place, not a download."""
+    schema = json.dumps({"$ref": "http://127.0.0.1:9/elsewhere.json"})
+    with pytest.raises(AttemptFailed, match=r"\$ref") as caught:
+        run({"t.md": "x", "t.schema.json": schema}, Script("{}"))
+    assert caught.value.error_class == "bug" and "t.schema.json" in (caught.value.where or "")
+
+
+@pytest.mark.parametrize(
+    ("files", "where"),
+    [
+        ({"t.md": "one\n{{ seed.x"}, "t.md:2"),
+        ({"t.py": "x = 1\ndef infer(prompt, ctx)\n    pass\n"}, "t.py:2"),
+        ({"t.md": "x", "t.refine.md": "{% if %}"}, "t.refine.md:1"),
+    ],
+)
+def test_a_syntax_error_made_after_the_check_has_its_place(run: Run, files: dict[str, str], where: str) -> None:
+    """Tasks are edited while the daemon runs; their mistakes are told without a traceback of POP's."""
+    with pytest.raises(AttemptFailed) as caught:
+        run(files, Script("x"))
+    assert caught.value.error_class == "bug" and (caught.value.where or "").startswith(where)
+
+
+def test_a_missing_key_is_looked_for_where_it_was_missed(run: Run) -> None:
+    """The hint names the nearest key of the inputs, not any key of the seed."""
+    with pytest.raises(AttemptFailed) as caught:
+        run({"t.md": "{{ inputs.sumary }}"}, Script("x"), inputs={"summary": 1})
+    assert caught.value.hint == "did you mean 'summary'?"
+
+
+def test_keys_named_like_methods_are_data(run: Run) -> None:
+    """`seed.items` and `inputs.values` are what the run says, not Python's methods."""
+    script = Script("ok")
+    run({"t.md": "{{ seed.items | join }}{{ inputs.values }}"}, script, seed={"items": [1, 2]}, inputs={"values": 3})
+    assert script.requests[0].messages[0].content == "123"
+
+
+def test_stages_may_come_from_a_helper_module(run: Run) -> None:
+    """An imported or wrapped function with a stage's name is that stage."""
+    files = {
+        "t.py": "from shared_stages import finalize\nimport shared_stages\ninfer = shared_stages.twice(lambda: 2)\n",
+        "shared_stages.py": "def finalize(output, ctx):\n    return output + 1\n"
+        "def twice(f):\n    def run(prompt, ctx):\n        return 2 * f()\n    return run\n",
+    }
+    assert run(files) == 5
+
+
+def test_an_own_log_line_never_fails_the_attempt(run: Run, tmp_path: Path) -> None:
+    """Whatever a task logs becomes a line."""
+    code = "def infer(p, ctx):\n    ctx.log.info('half \\ud800', counts={1: {2}}, big=2**80)\n    return 1\n"
+    assert run({"t.py": code}) == 1
+    assert "half" in json.loads((tmp_path / "attempt" / "log.jsonl").read_bytes())["text"]
+
+
+def test_a_failed_call_in_a_task_group_keeps_its_class(run: Run) -> None:
+    """asyncio wraps errors in groups; the attempt fails as what went wrong inside."""
+    code = (
+        "import asyncio\n"
+        "async def _ask(ctx):\n    return ctx.model()('x').text\n"
+        "async def infer(p, ctx):\n    async with asyncio.TaskGroup() as group:\n        group.create_task(_ask(ctx))\n"
+    )
+    with pytest.raises(AttemptFailed) as caught:
+        run({"t.py": code}, Script(("cut", "length")))
+    assert caught.value.error_class == "truncated"
+
+
+def test_critique_sees_the_prompt_and_the_answer(run: Run) -> None:
+    """A critic can compare what was asked with what came."""
+    code = "def validate_quality(output, ctx):\n    return ['bad'] if output == 'a' else []\n"
+    script = Script("a", "hm", "b")
+    assert run({"t.md": "the ask", "t.py": code, "t.critique.md": "{{ prompt }}|{{ answer }}"}, script) == "b"
+    assert script.requests[1].messages[0].content == "the ask|a"
+
+
+def test_a_later_attempt_is_told_what_was_wrong(run: Run) -> None:
+    """The validators' words of the attempt before stand in the prompt."""
+    script = Script("x")
+    run({"t.md": "do it"}, script, problems=["/n: too small"])
+    assert "/n: too small" in script.requests[0].messages[-1].content
+
+
+def test_a_validator_that_gives_nonsense_is_a_bug_with_a_sentence(run: Run) -> None:
+    """False, a number or an object are no problems, and no silence either."""
+    for value in ("False", "3", "{'text': 'x'}"):
+        with pytest.raises(TypeError, match="a validator gives sentences"):
+            run({"t.py": f"def infer(p, c):\n    return 1\ndef validate_quality(o, c):\n    return {value}\n"})

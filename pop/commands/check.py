@@ -45,6 +45,8 @@ def problems_of(root: Root) -> tuple[list[PopError], int]:
         except ConfigErrors as errors:
             found += errors.problems
             continue
+        for step in pipeline.tasks.values():
+            found += check_task(root.tasks, step.task, steps=pipeline.ancestors(step.name))
         if settings:
             catalogue = Catalogue(settings, os.environ)
             models = {task.model for task in pipeline.tasks.values() if task.model} | set(pipeline.models.values())
