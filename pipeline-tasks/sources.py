@@ -1,21 +1,44 @@
 """What the tasks of *brief* share: reading the documents, and finding a quote in its source."""
 
 import re
+from collections import Counter
+
+from pop.errors import AttemptFailed
 
 PART_CHARS = 14_000
 
 
 def documents(ctx):
-    """The seed's documents: files that came with it, and inline ``documents: [{title, text}]``."""
-    found = []
-    if ctx.files:
-        for path in sorted(p for p in ctx.files.rglob("*") if p.suffix in (".rst", ".md", ".txt")):
-            text = path.read_text("utf-8", errors="replace")
-            found.append({"id": path.stem, "title": title_of(text, path), "text": text})
-    for number, document in enumerate(ctx.seed.get("documents", []), 1):
-        name = document.get("id") or f"document-{number}"
-        found.append({"id": name, "title": document.get("title") or name, "text": document["text"]})
+    """The seed's documents: files that came with it, and inline ``documents: [{title, text}]``; no id stands twice."""
+    found = [*_files(ctx.files), *_inline(ctx.seed.get("documents", []))]
+    seen = set()
+    for document in found:
+        if document["id"] in seen:
+            raise AttemptFailed("bad_input", f"two documents are called {document['id']!r}: a claim could not name its source")
+        seen.add(document["id"])
     return found
+
+
+def _files(folder):
+    """Each file is called by its stem, or by its whole path below files/ where another has the same stem."""
+    if not folder:
+        return
+    paths = sorted(path for path in folder.rglob("*") if path.suffix in (".rst", ".md", ".txt") and path.is_file())
+    stems = Counter(path.stem for path in paths)
+    for path in paths:
+        text = path.read_text("utf-8", errors="replace")
+        name = path.stem if stems[path.stem] == 1 else path.relative_to(folder).as_posix()
+        yield {"id": name, "title": title_of(text, path), "text": text}
+
+
+def _inline(given):
+    if not isinstance(given, list):
+        raise AttemptFailed("bad_input", 'seed.documents must be a list of {"title", "text"}')
+    for number, document in enumerate(given, 1):
+        if not isinstance(document, dict) or not isinstance(document.get("text"), str):
+            raise AttemptFailed("bad_input", f'seed.documents[{number - 1}] must be an object with a "text"')
+        name = str(document.get("id") or f"document-{number}")
+        yield {"id": name, "title": str(document.get("title") or name), "text": document["text"]}
 
 
 def title_of(text, path):
