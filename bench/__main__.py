@@ -28,7 +28,7 @@ Row = tuple[str, str, str]
 STEP = "def infer(prompt, ctx):\n    return {'n': len(ctx.inputs)}\n"
 TASKS = {"one.py": STEP, "two.py": STEP, "three.py": STEP}
 PIPELINE = {"name": "bench", "tasks": ["one", "two", "three"]}
-WORKERS = max(4, (os.cpu_count() or 2) * 2)
+WORKERS = 32
 MANY = 100_000
 
 

@@ -24,10 +24,11 @@ from pop import events
 from pop.errors import ErrorClass
 from pop.executors import Attempt, Result
 from pop.records import BadJson, ErrorRecord, Letter, Usage, dump_json, read_json
-from pop.store import Disk, NotAFile, open_regular, read_regular
+from pop.store import Disk, Later, NotAFile, open_regular, read_regular
 
 MAX_OUTPUT_BYTES = 64 * 2**20
 MAX_TRAIL_BYTES = 64 * 2**20
+SMALL_OUTPUT_BYTES = 2**18
 MIN_FREE_BYTES = 4 * 2**20
 
 # How an attempt ended when the supervisor ended it, or nobody did.
@@ -110,6 +111,23 @@ def begin(disk: Disk, run_dir: Path, letter: Letter) -> tuple[Letter, Attempt, d
     return letter, attempt, event
 
 
+def is_small(attempt: Attempt) -> bool:
+    """Whether what the attempt left can be read and placed in less time than a thread takes to begin."""
+    try:
+        size_bytes = os.stat(os.path.join(attempt.attempt_dir, "output.json")).st_size
+    except FileNotFoundError:
+        return True
+    return size_bytes <= SMALL_OUTPUT_BYTES and not os.path.lexists(os.path.join(attempt.attempt_dir, "artifacts"))
+
+
+def judge_and_place(files: Later, run_dir: Path, attempt: Attempt, letter: Letter, result: Result) -> Outcome:
+    """`judge`, and `place` when there is no error."""
+    outcome = judge(attempt, letter, result)
+    if outcome.error is None:
+        place(files, run_dir, attempt)
+    return outcome
+
+
 def judge(attempt: Attempt, letter: Letter, result: Result) -> Outcome:
     """Read what the attempt left: an output that counts, or the error that explains why there is none."""
     attempt_dir = Path(attempt.attempt_dir)
@@ -166,24 +184,22 @@ def _record(letter: Letter, error_class: ErrorClass, message: str, hint: str | N
     )
 
 
-def place(disk: Disk, run_dir: Path, attempt: Attempt) -> None:
-    """Make the output durable and put it, with the artifacts, where "done" is looked for. Repeatable."""
+def place(files: Later, run_dir: Path, attempt: Attempt) -> None:
+    """Put the output, with the artifacts, where "done" is looked for. Repeatable: the rename is the last that can fail."""
     step_dir, attempt_dir = Path(attempt.step_dir), Path(attempt.attempt_dir)
     artifacts = attempt_dir / "artifacts"
     if artifacts.is_dir() and not artifacts.is_symlink():
-        _sync_tree(disk, artifacts)
+        _sync_tree(files.disk, artifacts)
         _replace_folder(artifacts, step_dir / "artifacts")
-    source = attempt_dir / "output.json"
-    if source.exists():
-        fd = open_regular(source, max_bytes=MAX_OUTPUT_BYTES)
-        try:
-            disk.sync(fd)
-        finally:
-            os.close(fd)
-        os.rename(source, step_dir / "output.json")
+    files.sync_folder(step_dir)
+    files.sync_folder(step_dir.parent)
     (step_dir / "error.json").unlink(missing_ok=True)
-    disk.sync_folder(step_dir)
-    disk.sync_folder(step_dir.parent)
+    fd = open_regular(attempt_dir / "output.json", max_bytes=MAX_OUTPUT_BYTES)
+    try:
+        files.sync(fd)
+    finally:
+        os.close(fd)
+    os.rename(attempt_dir / "output.json", step_dir / "output.json")
 
 
 def _replace_folder(source: Path, target: Path) -> None:

@@ -26,6 +26,7 @@ import structlog
 from pop import admission, events
 from pop.admission import Claimed
 from pop.attempts import MIN_FREE_BYTES
+from pop.diskwork import DiskWork
 from pop.errors import PopError, RootError, SeedRejected
 from pop.executors import open_executor
 from pop.gatekeeper import GatewayProcess
@@ -88,14 +89,14 @@ class Daemon:
         self.shelf = PipelineShelf(root)
         self.gateway = GatewayProcess(root, settings)
         self.executor = open_executor(root, settings)
+        self.work = DiskWork(self.disk, self._on_trouble)
         self.orchestrator = Orchestrator(
             root,
             settings,
-            self.disk,
+            self.work,
             self.executor,
             notes=self.gateway.notes,
             gateway=lambda: self.gateway.address,
-            on_trouble=self._on_trouble,
         )
         self.orders = Orders(root, self.disk)
         self._trouble: RootError | None = None
@@ -120,7 +121,7 @@ class Daemon:
         """
         self._listen_for_signals()
         self.orchestrator.on_fatal = self._on_fatal
-        await self.orchestrator.on_disk(self._repair)
+        await self.work.in_thread(self._repair)
         self.gateway.start(asyncio.get_running_loop())
         await self.executor.start()
         watch = None
@@ -177,14 +178,14 @@ class Daemon:
         """Look at everything that may have changed; returns the seconds until the next look."""
         began = time.monotonic()
         if self._trouble:
-            await self.orchestrator.on_disk(self._probe)
+            await self.work.in_thread(self._probe)
         elif shutil.disk_usage(self.root.path).free < MIN_FREE_BYTES:
             self._on_trouble(
                 RootError("the disk is full", where=self.root.path, hint="free some space; POP goes on by itself")
             )
         if self.only is None and not self._stopping:
             try:
-                refusals = await self.orchestrator.on_disk(self.queue.scan)
+                refusals = await self.work.in_thread(self.queue.scan)
                 await self._refuse(refusals)
             except OSError as error:
                 self._on_trouble(RootError(f"cannot read the queue: {error.strerror}", where=error.filename))
@@ -196,7 +197,7 @@ class Daemon:
     async def _look_at_hints(self) -> None:
         names, self._hints = self._hints, set()
         if not self._stopping:
-            await self._refuse(await self.orchestrator.on_disk(self.queue.look_at, names))
+            await self._refuse(await self.work.in_thread(self.queue.look_at, names))
 
     async def _refuse(self, refusals: list[Any]) -> None:
         for refusal in refusals:
@@ -207,7 +208,7 @@ class Daemon:
 
     async def _reject(self, source: Path, file_name: str, error: PopError) -> None:
         with contextlib.suppress(FileNotFoundError):
-            await self.orchestrator.surely(
+            await self.work.surely(
                 admission.reject, self.root, self.disk, source, file_name, error, time.time()
             )
 
@@ -225,7 +226,7 @@ class Daemon:
             await self._fill_only()
             return
         while self._room() and (names := self._next_names()):
-            claimed = await self.orchestrator.surely(
+            claimed = await self.work.surely(
                 admission.claim, self.root, self.disk, names, time.time(), self._rng
             )
             for name in names:
@@ -242,7 +243,7 @@ class Daemon:
 
     async def _claim_only(self, name: str) -> None:
         try:
-            found = await self.orchestrator.on_disk(peek, self.root.pending / name, self.settings.seeds)
+            found = await self.work.in_thread(peek, self.root.pending / name, self.settings.seeds)
         except SeedRejected as error:
             self._served_once = True
             await self._reject(self.root.pending / name, name, error)
@@ -253,7 +254,7 @@ class Daemon:
         if isinstance(found, Incomplete):
             return
         assert isinstance(found, Ready)
-        claimed = await self.orchestrator.surely(admission.claim, self.root, self.disk, [name], time.time(), self._rng)
+        claimed = await self.work.surely(admission.claim, self.root, self.disk, [name], time.time(), self._rng)
         self._served_once = True
         for one in claimed:
             self._take(self._seal_and_drive(one))
@@ -285,11 +286,11 @@ class Daemon:
 
     async def _seal_and_drive(self, claimed: Claimed) -> None:
         try:
-            run = await self.orchestrator.surely(self._seal, claimed)
+            run = await self.work.surely(self._seal, claimed)
         except SeedRejected as error:
             log.warning("seed.rejected", seed=claimed.file_name, code=error.code, error=error.message)
             await self._reject(claimed.run_dir / admission.CLAIM, claimed.file_name, error)
-            await self.orchestrator.on_disk(admission.drop_run_dir, claimed.run_dir)
+            await self.work.in_thread(admission.drop_run_dir, claimed.run_dir)
             return
         except BrokenPipeline as error:
             await self._hold(claimed, error)
@@ -319,7 +320,7 @@ class Daemon:
     async def _hold(self, claimed: Claimed, error: BrokenPipeline) -> None:
         """The pipeline is broken, which is not the seed's fault: put the seed back until the file changes."""
         log.error("pipeline.broken", seed=claimed.file_name, error=str(error))
-        name = await self.orchestrator.surely(admission.put_back, self.root, self.disk, claimed)
+        name = await self.work.surely(admission.put_back, self.root, self.disk, claimed)
         self.queue.remember(name)
         if self.only is not None:
             self._error = error
@@ -341,7 +342,7 @@ class Daemon:
     async def _resume(self, run_dir: Path) -> None:
         """Take up a run that an earlier daemon left; what it was doing is journaled as interrupted."""
         try:
-            run = await self.orchestrator.on_disk(self._open, run_dir)
+            run = await self.work.in_thread(self._open, run_dir)
         except (OSError, KeyError, PopError) as error:
             log.error("run.unreadable", run=run_dir.name, error=str(error))
             return
@@ -353,7 +354,8 @@ class Daemon:
         if run.history.state not in ("complete", "failed", "cancelled"):
             await self.orchestrator.drive(run)
         if run.history.state == "complete":
-            await self.orchestrator.write_record(run)
+            if not run.record:  # a daemon before us journaled the end
+                await self.work.surely(self.orchestrator.write_record, self.disk, run)
             self._finished.append(run)
             if not self._promoting:
                 self._promoting = True
@@ -365,7 +367,7 @@ class Daemon:
             while self._finished:
                 runs, self._finished = self._finished, []
                 lines = {run.run_id: dump_json(run.record, pretty=False) for run in runs}
-                await self.orchestrator.surely(self.ledger.promote, lines)
+                await self.work.surely(self.ledger.promote, lines)
                 for run in runs:
                     log.info("run.complete", run=run.run_id, seconds=run.record["seconds"])
         finally:
@@ -376,19 +378,19 @@ class Daemon:
 
     async def _obey(self) -> None:
         active = self.orchestrator.runs
-        for order in await self.orchestrator.on_disk(self.orders.find, set(active)):
+        for order in await self.work.in_thread(self.orders.find, set(active)):
             run = active.get(order.run_id)
             if run and order.verb == "cancel":
                 await self.orchestrator.cancel(run, order.by, order.reason)
             elif not run and await self._again(order):
                 self._backlog.append(order.run_dir)
-            await self.orchestrator.surely(self.orders.file_away, order)
+            await self.work.surely(self.orders.file_away, order)
 
     async def _again(self, order: Order) -> bool:
         """Carry out an order to a run at rest; whether the run is to be taken up again."""
         if self.only is not None or order.run_dir in self._backlog:
             return False
-        return await self.orchestrator.surely(self.orders.apply_to_resting, order)
+        return await self.work.surely(self.orders.apply_to_resting, order)
 
     def _on_trouble(self, error: RootError) -> None:
         if self._trouble is None or self._trouble.message != error.message:

@@ -1,7 +1,6 @@
 """Drives the active runs: asks the planner what may happen, makes it happen, journals it, asks again.
 
-All decisions are taken on one event loop; file work is done in a few threads, so that the fsyncs of different runs
-overlap. A run's history changes only here, one event after the other.
+All decisions are taken on one event loop. A run's history changes only here, one event after the other.
 """
 
 from __future__ import annotations
@@ -13,16 +12,16 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import structlog
 
 from pop import attempts, events
 from pop.attempts import Outcome
-from pop.errors import PopError, RootError
+from pop.diskwork import DiskWork
+from pop.errors import PopError
 from pop.executors import Attempt, Executor, Result
 from pop.history import Instance, RunHistory, run_record, status_of
 from pop.letters import LetterWriter
@@ -30,10 +29,7 @@ from pop.pipeline import Pipeline
 from pop.plan import MAX_INTERRUPTIONS, Moves, Settled, Start, next_moves, recovery
 from pop.records import ErrorRecord, Letter, Usage, dump_json
 from pop.settings import Root, Settings
-from pop.store import Disk, root_trouble
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from pop.store import Disk, Later
 
 log = structlog.get_logger()
 
@@ -100,67 +96,35 @@ class Orchestrator:
         self,
         root: Root,
         settings: Settings,
-        disk: Disk,
+        work: DiskWork,
         executor: Executor,
         *,
         notes: Callable[[], list[str]],
         gateway: Callable[[], str | None],
-        on_trouble: Callable[[RootError], None],
     ) -> None:
         self.root = root
         self.settings = settings
-        self.disk = disk
+        self.work = work
+        self.disk = work.disk
         self.executor = executor
         self.slots = Slots(settings.concurrency.workers)
         self.runs: dict[str, ActiveRun] = {}
         self.draining = False
         self.interrupting = False
-        self.io = ThreadPoolExecutor(max_workers=4, thread_name_prefix="disk")
         self._notes = notes
         self._gateway = gateway
-        self._on_trouble = on_trouble
         self._rng = random.Random()
-        self._healthy = asyncio.Event()
-        self._healthy.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._status_timer: asyncio.TimerHandle | None = None
         self._flushing: set[ActiveRun] = set()
 
-    async def on_disk(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do file work in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self.io, lambda: work(*args, **kwargs))
-
-    async def surely(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do repeatable file work; while the disk is full or read-only, wait and do it again.
-
-        Raises:
-            DiskFailed: Data may have been lost; the daemon must stop.
-        """
-        while True:
-            try:
-                return await self.on_disk(work, *args, **kwargs)
-            except OSError as error:
-                trouble = root_trouble(error)
-                if trouble is None:
-                    raise
-                self._healthy.clear()
-                self._on_trouble(trouble)
-                await self._healthy.wait()
-
-    async def at_once(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do repeatable file work without an fsync right here: it is shorter than the way to a thread and back."""
-        try:
-            return work(*args, **kwargs)
-        except OSError:
-            return await self.surely(work, *args, **kwargs)
-
     def recovered(self) -> None:
         """The disk takes files again."""
-        self._healthy.set()
+        self.work.healthy.set()
 
     def trouble(self) -> None:
         """The disk takes no files: start nothing."""
-        self._healthy.clear()
+        self.work.healthy.clear()
 
     async def drive(self, run: ActiveRun) -> None:
         """Take one run as far as it goes: complete, failed, cancelled, or (draining) as it stands."""
@@ -189,7 +153,7 @@ class Orchestrator:
             elif moves.decide or moves.expand or moves.skip:
                 await self._decide(run, moves)
                 continue
-            elif moves.start and self._healthy.is_set():
+            elif moves.start and self.work.healthy.is_set():
                 if not run.granted:
                     self.slots.ask(run)
                 if run.granted:
@@ -198,7 +162,7 @@ class Orchestrator:
             await self._wait(run, moves.wake_at)
 
     async def _wait(self, run: ActiveRun, wake_at: float | None) -> None:
-        timeouts = [1.0] if not self._healthy.is_set() else []
+        timeouts = [1.0] if not self.work.healthy.is_set() else []
         if wake_at is not None:
             timeouts.append(max(0.0, wake_at - time.time()))
         with contextlib.suppress(TimeoutError):
@@ -207,7 +171,7 @@ class Orchestrator:
     async def _decide(self, run: ActiveRun, moves: Moves) -> None:
         """Evaluate conditions and lists, and journal what came out; a mistake in one fails the run in its place."""
         try:
-            decided = await self.on_disk(run.letters.decide, run.history, moves)
+            decided = await self.work.in_thread(run.letters.decide, run.history, moves)
         except PopError as error:
             await self._fail_expression(run, error)
             return
@@ -263,7 +227,7 @@ class Orchestrator:
 
     async def _attempt(self, run: ActiveRun, letter: Letter) -> None:
         try:
-            letter, attempt, _ = await self.at_once(attempts.begin, self.disk, run.run_dir, letter)
+            letter, attempt, _ = await self.work.at_once(attempts.begin, self.disk, run.run_dir, letter)
             run.history.instances[letter.instance].started = letter.attempt
             run.live[letter.instance] = attempt
             self.show(run)
@@ -280,23 +244,17 @@ class Orchestrator:
             run.changed.set()
 
     async def _commit(self, run: ActiveRun, letter: Letter, attempt: Attempt, result: Result, seconds: float) -> None:
-        outcome, event = await self.surely(self._judge_and_place, run, letter, attempt, result, seconds)
-        if event is None:
-            event = await self._fail_attempt(run, letter, outcome, seconds)
+        """Judge what the attempt left; a good output is placed and committed, a failure is decided about."""
+        do = self.work.at_once if attempts.is_small(attempt) else self.work.surely
+        with Later(self.disk) as files:
+            outcome = await do(attempts.judge_and_place, files, run.run_dir, attempt, letter, result)
+            if outcome.error is None:
+                event = attempts.done_event(letter, outcome, seconds)
+                await self.work.commit(files, run.run_dir / "events.jsonl", dump_json(event, pretty=False))
+            else:
+                event = await self._fail_attempt(run, letter, outcome, seconds)
         run.history.apply(event)
         self.show(run)
-
-    def _judge_and_place(
-        self, run: ActiveRun, letter: Letter, attempt: Attempt, result: Result, seconds: float
-    ) -> tuple[Outcome, dict[str, Any] | None]:
-        """In a thread: a good output is placed and committed in one go; a failure goes back for a decision."""
-        outcome = attempts.judge(attempt, letter, result)
-        if outcome.error is not None:
-            return outcome, None
-        event = attempts.done_event(letter, outcome, seconds)
-        attempts.place(self.disk, run.run_dir, attempt)
-        self.disk.append(run.run_dir / "events.jsonl", dump_json(event, pretty=False))
-        return outcome, event
 
     async def _fail_attempt(self, run: ActiveRun, letter: Letter, outcome: Outcome, seconds: float) -> dict[str, Any]:
         assert outcome.error is not None
@@ -326,19 +284,20 @@ class Orchestrator:
             "usage": outcome.usage.model_dump(),
             "models": outcome.models,
         }
-        await self.surely(self._record_failure, run.run_dir, letter.instance, event)
+        with Later(self.disk) as files:
+            if event["action"] == "fail":
+                path = run.run_dir / "tasks" / letter.instance / "error.json"
+                await self.work.at_once(files.put, path, dump_json(event["error"]))
+            await self.work.commit(files, run.run_dir / "events.jsonl", dump_json(event, pretty=False))
         return event
-
-    def _record_failure(self, run_dir: Path, instance: str, event: dict[str, Any]) -> None:
-        if event["action"] == "fail":
-            self.disk.put(run_dir / "tasks" / instance / "error.json", dump_json(event["error"]))
-        self.disk.append(run_dir / "events.jsonl", dump_json(event, pretty=False))
 
     async def _journal(self, run: ActiveRun, event: dict[str, Any], *, durable: bool = True) -> None:
         event = {"at": events.rfc3339(time.time()), **event}
-        line = dump_json(event, pretty=False)
-        do = self.surely if durable else self.at_once
-        await do(self.disk.append, run.run_dir / "events.jsonl", line, durable=durable)
+        line, journal = dump_json(event, pretty=False), run.run_dir / "events.jsonl"
+        if durable:
+            await self.work.commit(Later(self.disk), journal, line)
+        else:
+            await self.work.at_once(self.disk.append, journal, line, durable=False)
         run.history.apply(event)
         self.show(run)
 
@@ -361,32 +320,41 @@ class Orchestrator:
             run.changed.set()
 
     async def _end(self, run: ActiveRun, outcome: str) -> None:
+        """Journal how the run ended, and with the same fsyncs leave its last status and its record."""
+        event: dict[str, Any] | None = None
         if outcome == "complete":
-            await self._journal(run, {"event": events.RUN_COMPLETE})
+            event = {"at": events.rfc3339(time.time()), "event": events.RUN_COMPLETE}
         elif outcome == "failed" and run.history.state != "failed":
             error = next((i.error for i in run.history.instances.values() if i.state == "failed"), None)
-            await self._journal(run, {"event": events.RUN_FAILED, "error": error})
-        await self._put_last_status(run)
+            event = {"at": events.rfc3339(time.time()), "event": events.RUN_FAILED, "error": error}
+        if event:
+            run.history.apply(event)
+        run.status_due = False
+        while run in self._flushing:  # a status that is being written must not come after the last one
+            await asyncio.sleep(0.001)
+        with Later(self.disk) as files:
+            await self.work.at_once(self._leave_last_files, files, run)
+            line = dump_json(event, pretty=False) if event else b""
+            await self.work.commit(files, run.run_dir / "events.jsonl", line)
         log.info("run.ended", run=run.run_id, state=run.history.state)
 
-    async def _put_last_status(self, run: ActiveRun) -> None:
-        """The status of a run that leaves the stage; a flush that is under way must not come after it."""
-        run.status_due = False
-        while run in self._flushing:
-            await asyncio.sleep(0.001)
-        await self.surely(self._put_status, run.run_dir, self.status(run), True)
+    def _leave_last_files(self, disk: Disk, run: ActiveRun) -> None:
+        disk.put(run.run_dir / "tasks-status.json", dump_json(self.status(run)), folder=False)
+        if run.history.state == "complete":
+            self.write_record(disk, run)
+        disk.sync_folder(run.run_dir)
 
-    async def write_record(self, run: ActiveRun) -> None:
+    def write_record(self, disk: Disk, run: ActiveRun) -> None:
         """Write record.json of a complete run; repeatable."""
         run.record = run_record(run.history, models=list(run.history.models))
-        await self.surely(self.disk.put, run.run_dir / "record.json", dump_json(run.record))
+        disk.put(run.run_dir / "record.json", dump_json(run.record), folder=False)
 
     async def interrupt_leftovers(self, run: ActiveRun) -> None:
         """Journal what an earlier daemon was doing as interrupted, with what it had spent."""
         for name, instance in list(run.history.instances.items()):
             if instance.state == "running":
                 attempt_dir = run.run_dir / "tasks" / name / "attempts" / str(instance.started)
-                usage, models = await self.on_disk(attempts.read_usage, attempt_dir)
+                usage, models = await self.work.in_thread(attempts.read_usage, attempt_dir)
                 await self._journal(run, _interruption(name, instance, usage, models))
 
     def status(self, run: ActiveRun) -> dict[str, Any]:
@@ -400,9 +368,6 @@ class Orchestrator:
         if self._status_timer:
             self._status_timer.cancel()
         return list(self._tasks)
-
-    def _put_status(self, run_dir: Path, status: dict[str, Any], durable: bool) -> None:
-        self.disk.put(run_dir / "tasks-status.json", dump_json(status), durable=durable)
 
     def show(self, run: ActiveRun) -> None:
         """The run changed: write its status file soon (several changes make one write)."""
@@ -422,7 +387,7 @@ class Orchestrator:
             run.status_due = False
         self._flushing.update(due)
         try:
-            await self.on_disk(self._put_statuses, [(run.run_dir, self.status(run)) for run in due])
+            await self.work.in_thread(self._put_statuses, [(run.run_dir, self.status(run)) for run in due])
         except OSError as error:
             log.warning("status.unwritten", error=str(error))
         finally:
@@ -435,7 +400,7 @@ class Orchestrator:
     def _put_statuses(self, statuses: list[tuple[Path, dict[str, Any]]]) -> None:
         for run_dir, status in statuses:
             if run_dir.is_dir() and status["state"] == "running":
-                self._put_status(run_dir, status, False)
+                self.disk.put(run_dir / "tasks-status.json", dump_json(status), durable=False)
 
     def look_at_trails(self) -> None:
         """Take the stage and progress of long attempts from their trails (called once a second)."""

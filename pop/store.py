@@ -133,13 +133,50 @@ class Disk:
             before = os.fstat(fd).st_size
             try:
                 write_all(fd, line)
+                if durable:
+                    self.sync(fd)
             except OSError:
                 os.ftruncate(fd, before)
                 raise
-            if durable:
-                self.sync(fd)
         finally:
             os.close(fd)
+
+
+class Later(Disk):
+    """A Disk that notes what is to be made durable; `settle` does that, once, for all of it.
+
+    What it has put or appended stands in its place at once, so its order on the disk is open until `settle` returns.
+    """
+
+    def __init__(self, disk: Disk) -> None:
+        super().__init__(durable=disk.durable)
+        self.disk = disk
+        self._noted: list[int] = []
+
+    def __enter__(self) -> Later:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._noted:
+            os.close(self._noted.pop())
+
+    def sync(self, fd: int) -> None:
+        """Note a file or folder."""
+        if self.durable:
+            self._noted.append(os.dup(fd))
+
+    def settle(self) -> None:
+        """Make everything durable that was noted. Whoever wrote it has gone on, so nothing can be written again.
+
+        Raises:
+            DiskFailed: The kernel could not.
+        """
+        for fd in self._noted:
+            try:
+                super().sync(fd)
+            except OSError as error:
+                raise DiskFailed(f"fsync failed: {error.strerror}", hint="free some space, start POP again") from error
+        self.__exit__()
 
 
 def write_all(fd: int, data: bytes) -> None:

@@ -55,6 +55,7 @@ ORDER = [
     "orders",
     "watch",
     "gatekeeper",
+    "diskwork",
     "orchestrator",
     "daemon",
     "runs",

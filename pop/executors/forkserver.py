@@ -274,11 +274,16 @@ def _inherit_nothing(output: int) -> None:
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+
+
+def open_streams() -> None:
+    """The standard streams as every worker has them; made before the first fork, which spares each worker the pages.
+
+    Only the numbers below them change in a worker. Standard input is empty.
+    """
     sys.stdin = open(0, closefd=False)
     sys.stdout = open(1, "w", buffering=1, errors="backslashreplace", closefd=False)
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
@@ -355,6 +360,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.dont_write_bytecode = True
     os.umask(0o077)
+    open_streams()
     warm_up()
     gc.collect()
     gc.freeze()

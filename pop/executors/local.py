@@ -210,6 +210,7 @@ class LocalExecutor:
             except subprocess.TimeoutExpired:
                 self._server.kill()
                 self._server.wait()
+        end_orphans(self._root.path)  # what left its worker's session outlives the fork server's last look
         for running in list(self._running.values()):
             self._end(running, Result(running.attempt.attempt_id, "interrupted"))
 
