@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -26,12 +28,23 @@ from typing import Any
 
 from pop import events
 from pop.errors import PopError, SeedRejected
-from pop.queue import MB, folder_entries, is_written, parse_seed, zip_entries
-from pop.records import Seed, dump_json
+from pop.queue import BROKEN_ZIP, MB, NotYet, folder_entries, is_a_beginning, is_written, parse_seed, zip_entries
+from pop.records import BadJson, Seed, dump_json, printable
 from pop.settings import Root, SeedSettings
-from pop.store import Disk, contained, open_regular, read_regular, rename_noreplace
+from pop.store import (
+    Disk,
+    Later,
+    NotAFile,
+    contained,
+    open_regular,
+    open_up,
+    read_regular,
+    remove_tree,
+    rename_noreplace,
+)
 
 CLAIM = "seed.claim"
+NAMES_AT_FAULT = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 
 
 @dataclass(frozen=True)
@@ -54,25 +67,57 @@ def new_run_id(name: str, now: float, rng: random.Random) -> str:
     return f"{stamp}-{slug(name)}-{''.join(rng.choices('abcdefghjkmnpqrstuvwxyz23456789', k=4))}"
 
 
-def claim(root: Root, disk: Disk, file_names: list[str], now: float, rng: random.Random) -> list[Claimed]:
+def claim(
+    root: Root,
+    disk: Disk,
+    file_names: list[str],
+    now: float,
+    rng: random.Random,
+    stuck: dict[str, OSError] | None = None,
+) -> list[Claimed]:
     """Take seeds out of the queue; the rename is the commit point, so of two takers one gets nothing.
 
-    The folders are made durable before the renames, and all renames by one fsync of the queue.
+    The folders are made durable before the renames, and all renames by one fsync of the queue. Repeatable: an error
+    is raised before the first rename, or never.
+
+    Args:
+        stuck: Takes up what could not be moved, and why.
     """
-    made = [(_make_run_dir(root, name, now, rng), name) for name in file_names]
-    disk.sync_folder(root.current)
-    claimed = []
-    for run_dir, name in made:
-        try:
-            os.rename(root.pending / name, run_dir / CLAIM)
-        except FileNotFoundError:  # its owner took it back, or it is being replaced
+    claimed: list[Claimed] = []
+    with Later(disk) as names, contextlib.ExitStack() as undo:
+        made = []
+        for name in file_names:
+            made.append((_make_run_dir(root, name, now, rng), name))
+            undo.callback(made[-1][0].rmdir)
+        disk.sync_folder(root.current)
+        names.sync_folder(root.pending)
+        undo.pop_all()
+        for run_dir, name in made:
+            error = _take(root.pending / name, run_dir)
+            if error is None:
+                claimed.append(Claimed(run_dir, name))
+                names.sync_folder(run_dir)
+                continue
             run_dir.rmdir()
-            continue
-        claimed.append(Claimed(run_dir, name))
-        disk.sync_folder(run_dir)
-    if claimed:
-        disk.sync_folder(root.pending)
+            if stuck is not None and not isinstance(error, FileNotFoundError):  # else its owner took it back
+                stuck[name] = error
+        names.settle()
     return claimed
+
+
+def _take(source: Path, run_dir: Path) -> OSError | None:
+    """Rename a seed to its claim; a folder of ours without write permission gets it, its ".." has to be written."""
+    try:
+        try:
+            os.rename(source, run_dir / CLAIM)
+        except PermissionError:
+            if not source.is_dir() or source.is_symlink():
+                raise
+            os.chmod(source, source.stat().st_mode | 0o700)
+            os.rename(source, run_dir / CLAIM)
+    except OSError as error:
+        return error
+    return None
 
 
 def _make_run_dir(root: Root, file_name: str, now: float, rng: random.Random) -> Path:
@@ -100,21 +145,44 @@ def read_claim(claimed: Claimed, limits: SeedSettings) -> tuple[Seed, bytes]:
 
     Raises:
         SeedRejected: It changed since it was looked at and cannot become a run.
+        NotYet: It changed since and is no longer whole.
     """
-    claim_path = claimed.run_dir / CLAIM
+    try:
+        data = _read_claim(claimed, claim_path(claimed.run_dir), limits)
+    except (NotAFile, *BROKEN_ZIP, ValueError) as error:
+        message = error.message if isinstance(error, PopError) else f"it cannot be unpacked: {error}"
+        raise SeedRejected(message, where=claimed.file_name) from None
+    except OSError as error:
+        if error.errno not in NAMES_AT_FAULT:
+            raise
+        raise SeedRejected(f"its files cannot be laid out: {error.strerror}", where=claimed.file_name) from None
+    try:
+        return parse_seed(data, where=claimed.file_name), data
+    except SeedRejected as error:
+        if error.code == BadJson.code and is_a_beginning(data):
+            raise NotYet(f"{claimed.file_name} ends in the middle") from None
+        raise
+
+
+def _read_claim(claimed: Claimed, path: Path, limits: SeedSettings) -> bytes:
     files = claimed.run_dir / "files"
-    if claim_path.is_dir():
-        data = _copy_folder(claim_path, files, limits)
-    elif claimed.file_name.lower().endswith(".zip") or _is_zip(claim_path):
-        data = _unpack(claim_path, files, limits)
-    else:
-        data = read_regular(claim_path, max_bytes=int(limits.max_mb * MB))
-    return parse_seed(data, where=claimed.file_name), data
+    if path.is_dir() and not path.is_symlink():
+        try:
+            return _copy_folder(path, files, limits)
+        except PermissionError:
+            open_up(path)
+            return _copy_folder(path, files, limits)
+    if claimed.file_name.lower().endswith(".zip") or _is_zip(path):
+        return _unpack(path, files, limits)
+    return read_regular(path, max_bytes=int(limits.max_mb * MB))
 
 
 def _is_zip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+    fd = open_regular(path, max_bytes=1 << 62)
+    try:
+        return os.pread(fd, 4, 0) == b"PK\x03\x04"
+    finally:
+        os.close(fd)
 
 
 def _copy_folder(source: Path, files: Path, limits: SeedSettings) -> bytes:
@@ -134,7 +202,7 @@ def _copy_folder(source: Path, files: Path, limits: SeedSettings) -> bytes:
 
 def _unpack(source: Path, files: Path, limits: SeedSettings) -> bytes:
     shutil.rmtree(files, ignore_errors=True)
-    with zipfile.ZipFile(source) as archive:
+    with os.fdopen(open_regular(source, max_bytes=1 << 62), "rb") as file, zipfile.ZipFile(file) as archive:
         entries = zip_entries(archive, limits, source.name)
         for name, entry in entries.items():
             if name == "seed.json":
@@ -202,27 +270,34 @@ def _keep_seed(disk: Disk, run_dir: Path, data: bytes) -> None:
 
     Somebody else can: who has it open for writing, or knows it by another name (a hard link).
     """
-    claim_path = run_dir / CLAIM
-    if os.path.lexists(claim_path) and not claim_path.is_dir() and not _is_zip(claim_path):
-        fd = open_regular(claim_path, max_bytes=1 << 62)
+    source = run_dir / CLAIM
+    if os.path.lexists(source) and not source.is_dir() and not _is_zip(source):
+        fd = open_regular(source, max_bytes=1 << 62)
         try:
             info = os.fstat(fd)
             if info.st_nlink == 1 and not is_written(fd, info) and info.st_size == len(data):
                 disk.sync(fd)
-                os.rename(claim_path, run_dir / "seed.json")
+                os.rename(source, run_dir / "seed.json")
                 return
         finally:
             os.close(fd)
-    disk.put(run_dir / "seed.json", data, folder=False)
+    if os.path.lexists(source):
+        disk.put(run_dir / "seed.json", data, folder=False)
+
+
+def claim_path(run_dir: Path) -> Path:
+    """Where the claimed seed lies: an unfinished `seal` may have taken it for the run's seed.json already."""
+    path = run_dir / CLAIM
+    return path if os.path.lexists(path) else run_dir / "seed.json"
 
 
 def drop_claim(run_dir: Path) -> None:
     """Remove the claimed original: the run holds its own copy by now."""
-    claim_path = run_dir / CLAIM
-    if claim_path.is_dir() and not claim_path.is_symlink():
-        shutil.rmtree(claim_path)
+    path = run_dir / CLAIM
+    if path.is_dir() and not path.is_symlink():
+        remove_tree(path)
     else:
-        claim_path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def _claim_id(root: Root, disk: Disk, seed_id: str, run_id: str) -> None:
@@ -254,7 +329,7 @@ def reject(root: Root, disk: Disk, source: Path, file_name: str, error: PopError
     """
     root.rejected.mkdir(mode=0o700, exist_ok=True)
     target = _free_name(root.rejected, file_name)
-    reason = {**error.to_json(), "name": file_name, "at": events.rfc3339(now)}
+    reason = {**error.to_json(), "name": printable(file_name), "at": events.rfc3339(now)}
     disk.put(_reason_path(target), dump_json(reason), folder=False)
     rename_noreplace(source, target)
     disk.sync_folder(root.rejected)
@@ -275,7 +350,7 @@ def _free_name(folder: Path, file_name: str) -> Path:
         stem = stem.encode(errors="ignore")[:200].decode(errors="ignore")
     for number in range(1, 1_000_000):
         target = folder / (f"{stem}{suffix}" if number == 1 else f"{stem}.{number}{suffix}")
-        if not os.path.lexists(target):
+        if not os.path.lexists(target) and not os.path.lexists(_reason_path(target)):
             return target
     raise SeedRejected("rejected/ holds a million files of this name")
 
@@ -284,10 +359,8 @@ def unfinished_claims(root: Root) -> list[Claimed]:
     """Claims that a crash left behind; empty run folders are removed, claims of sealed runs are dropped."""
     found = []
     for run_dir in sorted(path for path in root.current.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        claim_path = run_dir / CLAIM
-        if (run_dir / "seed.json").exists() and not (run_dir / "events.jsonl").exists() and not claim_path.exists():
-            os.rename(run_dir / "seed.json", claim_path)  # sealing was cut off behind `_keep_seed`
-        if os.path.lexists(claim_path):
+        path = claim_path(run_dir)
+        if os.path.lexists(path) and (path.name == CLAIM or not (run_dir / "events.jsonl").exists()):
             if (run_dir / "events.jsonl").exists():
                 drop_claim(run_dir)
             else:
@@ -299,11 +372,11 @@ def unfinished_claims(root: Root) -> list[Claimed]:
 
 def _file_name_of(run_dir: Path) -> str:
     """What the seed's file was called, as far as the run's id still tells."""
-    claim_path = run_dir / CLAIM
     name = re.sub(r"^\d{8}-\d{6}-(.*)-[a-z2-9]{4}$", r"\1", run_dir.name)
-    if claim_path.is_dir():
+    try:
+        return name + (".zip" if _is_zip(claim_path(run_dir)) else ".json")
+    except (NotAFile, OSError):  # a folder, or something that sealing will refuse
         return name
-    return name + (".zip" if _is_zip(claim_path) else ".json")
 
 
 def drop_run_dir(run_dir: Path) -> None:
@@ -318,7 +391,7 @@ def put_back(root: Root, disk: Disk, claimed: Claimed) -> str:
     """Return a claimed seed to the queue, under its own name where that is still free; returns the name."""
     shutil.rmtree(claimed.run_dir / "files", ignore_errors=True)
     target = _free_name(root.pending, claimed.file_name)
-    rename_noreplace(claimed.run_dir / CLAIM, target)
+    rename_noreplace(claim_path(claimed.run_dir), target)
     disk.sync_folder(root.pending)
     drop_run_dir(claimed.run_dir)
     return target.name

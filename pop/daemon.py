@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import shutil
 import signal
 import stat
-import sys
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -25,26 +23,21 @@ import structlog
 
 from pop import admission, events
 from pop.admission import Claimed
-from pop.attempts import MIN_FREE_BYTES
-from pop.diskwork import DiskWork
-from pop.errors import PopError, RootError, SeedRejected
+from pop.diskwork import MIN_FREE_BYTES, DiskWork
+from pop.errors import RootError
 from pop.executors import open_executor
 from pop.gatekeeper import GatewayProcess
-from pop.history import read_history
+from pop.intake import Intake
 from pop.ledger import Ledger
-from pop.letters import LetterWriter
 from pop.orchestrator import ActiveRun, Orchestrator
 from pop.orders import Order, Orders
-from pop.pipelines import BrokenPipeline, PipelineShelf
-from pop.queue import Incomplete, PendingQueue, Ready, ignore_lease_breaks, peek
+from pop.queue import ignore_lease_breaks
 from pop.records import dump_json
 from pop.settings import Root, Settings, load_settings
-from pop.store import Disk, DiskFailed, hold_root, mend_tail
+from pop.store import Disk, DiskFailed, hold_root
 from pop.watch import Watch
 
 log = structlog.get_logger()
-
-CLAIM_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -74,6 +67,12 @@ def prepare_root(root: Root) -> None:
             folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise RootError(f"cannot work here: {error.strerror}", where=error.filename) from None
+    for folder in (root.pending, root.rejected, root.complete):
+        if folder.stat().st_dev != root.current.stat().st_dev:
+            message = f"{folder.name}/ and pipeline-current/ lie on different file systems"
+            raise RootError(message, where=folder, hint="seeds and runs are renamed between them: keep them on one")
+    if root.ledger.exists() and not root.ledger.is_file():
+        raise RootError("runs.jsonl is no file", where=root.ledger, hint="move it away")
 
 
 class Daemon:
@@ -84,12 +83,11 @@ class Daemon:
         self.settings = settings
         self.only = only
         self.disk = Disk(durable=settings.daemon.durability == "safe")
-        self.queue = PendingQueue(root, settings.seeds)
+        self.work = DiskWork(root, self.disk, self._on_recovery)
+        self.intake = Intake(root, settings, self.work)
         self.ledger = Ledger(root, self.disk)
-        self.shelf = PipelineShelf(root)
         self.gateway = GatewayProcess(root, settings)
         self.executor = open_executor(root, settings)
-        self.work = DiskWork(self.disk, self._on_trouble)
         self.orchestrator = Orchestrator(
             root,
             settings,
@@ -99,19 +97,16 @@ class Daemon:
             gateway=lambda: self.gateway.address,
         )
         self.orders = Orders(root, self.disk)
-        self._trouble: RootError | None = None
         self._wake = asyncio.Event()
         self._hints: set[str] = set()
         self._backlog: deque[Path] = deque()
         self._unsealed: deque[Claimed] = deque()
-        self._held: dict[str, list[str]] = {}  # seeds that wait for a broken pipeline to be mended
         self._busy = 0
         self._finished: list[ActiveRun] = []
         self._promoting = False
         self._stopping = False
         self._error: BaseException | None = None
         self._served_once = False
-        self._rng = random.Random()
 
     async def run(self) -> None:
         """Work until a signal, or until `only` is done.
@@ -128,6 +123,7 @@ class Daemon:
         if self.settings.daemon.inotify and self.only is None:
             watch = Watch(self.root.pending, self._hint)
         self._say_started()
+        self.orchestrator.spawn(self._keep_orders())
         try:
             await self._go_round(watch)
         finally:
@@ -157,12 +153,14 @@ class Daemon:
                 if watch:
                     watch.check()
                 next_scan = now + await self._scan()
-            elif self._hints:
-                await self._look_at_hints()
+            elif self._hints and not self._stopping:
+                names, self._hints = self._hints, set()
+                await self.intake.look_at(names)
             await self._fill()
             pause = max(0.0, next_scan - time.monotonic())
-            if self.queue.next_due_s is not None:
-                pause = min(pause, max(0.0, self.queue.next_due_s - time.time()))
+            due_s = self.intake.queue.next_due_s
+            if due_s is not None and self._room() and self.work.is_well:
+                pause = min(pause, max(0.0, due_s - time.time()))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), pause)
 
@@ -177,46 +175,19 @@ class Daemon:
     async def _scan(self) -> float:
         """Look at everything that may have changed; returns the seconds until the next look."""
         began = time.monotonic()
-        if self._trouble:
-            await self.work.in_thread(self._probe)
-        elif shutil.disk_usage(self.root.path).free < MIN_FREE_BYTES:
-            self._on_trouble(
-                RootError("the disk is full", where=self.root.path, hint="free some space; POP goes on by itself")
-            )
-        if self.only is None and not self._stopping:
-            try:
-                refusals = await self.work.in_thread(self.queue.scan)
-                await self._refuse(refusals)
-            except OSError as error:
-                self._on_trouble(RootError(f"cannot read the queue: {error.strerror}", where=error.filename))
-        await self._obey()
-        self._release_held()
+        if self.work.is_well and shutil.disk_usage(self.root.path).free < MIN_FREE_BYTES:
+            hint = "free some space; POP goes on by itself"
+            self.work.report(RootError("the disk is full", where=self.root.path, hint=hint))
+        if self.only is None and not self._stopping and self.work.is_well:
+            await self.intake.scan()
         self.orchestrator.look_at_trails()
         return max(self.settings.daemon.scan_s, 20 * (time.monotonic() - began))
-
-    async def _look_at_hints(self) -> None:
-        names, self._hints = self._hints, set()
-        if not self._stopping:
-            await self._refuse(await self.work.in_thread(self.queue.look_at, names))
-
-    async def _refuse(self, refusals: list[Any]) -> None:
-        for refusal in refusals:
-            log.warning("seed.rejected", seed=refusal.file_name, code=refusal.error.code, error=refusal.error.message)
-            source = self.root.pending / refusal.file_name
-            await self._reject(source, refusal.file_name, refusal.error)
-            self.queue.forget(refusal.file_name)
-
-    async def _reject(self, source: Path, file_name: str, error: PopError) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            await self.work.surely(
-                admission.reject, self.root, self.disk, source, file_name, error, time.time()
-            )
 
     # -- filling the places ------------------------------------------------------------------------------------
 
     async def _fill(self) -> None:
         """Take on work while there is room: first what is under way, then the queue."""
-        if self._trouble:
+        if not self.work.is_well:
             return
         while self._room() and self._unsealed:
             self._take(self._seal_and_drive(self._unsealed.popleft()))
@@ -225,51 +196,22 @@ class Daemon:
         if self.only is not None:
             await self._fill_only()
             return
-        while self._room() and (names := self._next_names()):
-            claimed = await self.work.surely(
-                admission.claim, self.root, self.disk, names, time.time(), self._rng
-            )
-            for name in names:
-                self.queue.forget(name)
+        while self._room() and self.work.is_well:
+            claimed = await self.intake.claim_next(self._room())
             for one in claimed:
                 self._take(self._seal_and_drive(one))
+            if not claimed:
+                break
 
     async def _fill_only(self) -> None:
         assert self.only is not None
-        if self.only.run:
-            self._served_once = True
-        elif not self._served_once and self.only.seed:
-            await self._claim_only(self.only.seed)
-
-    async def _claim_only(self, name: str) -> None:
-        try:
-            found = await self.work.in_thread(peek, self.root.pending / name, self.settings.seeds)
-        except SeedRejected as error:
-            self._served_once = True
-            await self._reject(self.root.pending / name, name, error)
-            return
-        except FileNotFoundError:
-            self._served_once = True
-            return
-        if isinstance(found, Incomplete):
-            return
-        assert isinstance(found, Ready)
-        claimed = await self.work.surely(admission.claim, self.root, self.disk, [name], time.time(), self._rng)
+        if self.only.seed and not self._served_once:
+            for one in await self.intake.claim_named(self.only.seed):
+                self._take(self._seal_and_drive(one))
         self._served_once = True
-        for one in claimed:
-            self._take(self._seal_and_drive(one))
 
     def _room(self) -> int:
         return 0 if self._stopping else max(0, self.settings.concurrency.runs - self._busy)
-
-    def _next_names(self) -> list[str]:
-        names: list[str] = []
-        while len(names) < min(self._room(), CLAIM_AT_ONCE):
-            name = self.queue.next_name(time.time())
-            if name is None:
-                break
-            names.append(name)
-        return names
 
     def _take(self, work: Any) -> None:
         self._busy += 1
@@ -278,6 +220,9 @@ class Daemon:
     async def _counted(self, work: Any) -> None:
         try:
             await work
+        except RootError:  # the root stays sick and the daemon is to end: the next start goes on from the disk
+            if not self._stopping:
+                raise
         finally:
             self._busy -= 1
             self._wake.set()
@@ -285,68 +230,22 @@ class Daemon:
     # -- one run -----------------------------------------------------------------------------------------------
 
     async def _seal_and_drive(self, claimed: Claimed) -> None:
-        try:
-            run = await self.work.surely(self._seal, claimed)
-        except SeedRejected as error:
-            log.warning("seed.rejected", seed=claimed.file_name, code=error.code, error=error.message)
-            await self._reject(claimed.run_dir / admission.CLAIM, claimed.file_name, error)
-            await self.work.in_thread(admission.drop_run_dir, claimed.run_dir)
-            return
-        except BrokenPipeline as error:
-            await self._hold(claimed, error)
-            return
-        log.info("run.created", run=run.run_id, pipeline=run.history.created["pipeline"])
-        await self._drive(run)
-
-    def _seal(self, claimed: Claimed) -> ActiveRun:
-        seed, data = admission.read_claim(claimed, self.settings.seeds)
-        name = seed.pipeline or "default"
-        shelved = self.shelf.take(name)
-        event = admission.seal(
-            self.root,
-            self.disk,
-            claimed,
-            seed,
-            data,
-            pipeline_name=name,
-            pipeline_bytes=shelved.data,
-            provenance=self.shelf.provenance(shelved.pipeline),
-            now=time.time(),
-        )
-        run = self._open(claimed.run_dir, seed_data=data)
-        assert run.history.created == event
-        return run
-
-    async def _hold(self, claimed: Claimed, error: BrokenPipeline) -> None:
-        """The pipeline is broken, which is not the seed's fault: put the seed back until the file changes."""
-        log.error("pipeline.broken", seed=claimed.file_name, error=str(error))
-        name = await self.work.surely(admission.put_back, self.root, self.disk, claimed)
-        self.queue.remember(name)
-        if self.only is not None:
-            self._error = error
-        self._held.setdefault(error.pipeline_name, []).append(name)
-
-    def _release_held(self) -> None:
-        for pipeline_name in [name for name in self._held if self.shelf.changed(name)]:
-            for file_name in self._held.pop(pipeline_name):
-                self.queue.forget(file_name)
-            self.queue.rescan()
-
-    def _open(self, run_dir: Path, *, seed_data: bytes | None = None) -> ActiveRun:
-        mend_tail(run_dir / "events.jsonl")
-        history = read_history(run_dir)
-        pipeline = self.shelf.frozen(run_dir, history.created.get("pipeline", "default"))
-        letters = LetterWriter(self.root, self.settings, run_dir, pipeline, history.created, seed_data=seed_data)
-        return ActiveRun(run_dir, history, pipeline, letters)
+        run = await self.intake.seal(claimed)
+        if run:
+            await self._drive(run)
+        elif self.only is not None:
+            self._error = self.intake.broken
 
     async def _resume(self, run_dir: Path) -> None:
         """Take up a run that an earlier daemon left; what it was doing is journaled as interrupted."""
         try:
-            run = await self.work.in_thread(self._open, run_dir)
-        except (OSError, KeyError, PopError) as error:
-            log.error("run.unreadable", run=run_dir.name, error=str(error))
+            run = await self.work.in_thread(self.intake.open, run_dir)
+            await self.orchestrator.interrupt_leftovers(run)
+        except (RootError, DiskFailed):
+            raise
+        except Exception as error:  # a run somebody damaged is left as it lies, and stops no other
+            log.error("run.unreadable", run=run_dir.name, error=f"{type(error).__name__}: {error}")
             return
-        await self.orchestrator.interrupt_leftovers(run)
         log.info("run.resumed", run=run.run_id)
         await self._drive(run)
 
@@ -370,55 +269,49 @@ class Daemon:
                 await self.work.surely(self.ledger.promote, lines)
                 for run in runs:
                     log.info("run.complete", run=run.run_id, seconds=run.record["seconds"])
+        except RootError:  # the daemon is to end; the next start promotes them
+            pass
         finally:
             self._promoting = False
             self._wake.set()
 
     # -- orders, trouble, signals ------------------------------------------------------------------------------
 
+    async def _keep_orders(self) -> None:
+        """Look for orders once a second, whatever the queue is busy with."""
+        while not self._over():
+            if self.work.is_well:
+                await self._obey()
+            await asyncio.sleep(self.settings.daemon.scan_s)
+
     async def _obey(self) -> None:
         active = self.orchestrator.runs
         for order in await self.work.in_thread(self.orders.find, set(active)):
-            run = active.get(order.run_id)
-            if run and order.verb == "cancel":
-                await self.orchestrator.cancel(run, order.by, order.reason)
-            elif not run and await self._again(order):
-                self._backlog.append(order.run_dir)
-            await self.work.surely(self.orders.file_away, order)
-
-    async def _again(self, order: Order) -> bool:
-        """Carry out an order to a run at rest; whether the run is to be taken up again."""
-        if self.only is not None or order.run_dir in self._backlog:
-            return False
-        return await self.work.surely(self.orders.apply_to_resting, order)
-
-    def _on_trouble(self, error: RootError) -> None:
-        if self._trouble is None or self._trouble.message != error.message:
-            log.error("root.trouble", error=error.message, where=error.where, hint=error.hint)
-            print(str(error), file=sys.stderr, flush=True)
-        self._trouble = error
-        self.orchestrator.trouble()
-
-    def _probe(self) -> None:
-        """Whether the root takes files again."""
-        probes = [self.root.machine_room / ".probe", self.root.current / ".probe", self.root.complete / ".probe"]
-        try:
-            for probe in probes:
-                probe.write_bytes(b"\0" * 4096)
-            os.listdir(self.root.pending)
-            if shutil.disk_usage(self.root.path).free < 2 * MIN_FREE_BYTES:
+            if self.only is not None and order.run_id not in active:
+                continue  # the orders of other runs wait for their daemon
+            try:
+                await self._carry_out(order)
+                await self.work.surely(self.orders.file_away, order)
+            except RootError:
                 return
-        except OSError:
-            return
-        finally:
-            for probe in probes:
-                with contextlib.suppress(OSError):
-                    probe.unlink(missing_ok=True)
-        log.info("root.recovered")
-        self._trouble = None
-        self.orchestrator.recovered()
+            except DiskFailed:
+                raise
+            except Exception as error:
+                log.error("order.failed", run=order.run_id, verb=order.verb, error=f"{type(error).__name__}: {error}")
+
+    async def _carry_out(self, order: Order) -> None:
+        run = self.orchestrator.runs.get(order.run_id)
+        if run and order.verb == "cancel":
+            await self.orchestrator.cancel(run, order.by, order.reason)
+        elif not run and await self.work.surely(self.orders.apply_to_resting, order):
+            if order.run_dir not in self._backlog:
+                self._backlog.append(order.run_dir)
+                self._wake.set()
+
+    def _on_recovery(self) -> None:
         self.orchestrator.wake_all()
-        self.queue.rescan()
+        self.intake.queue.rescan()
+        self._wake.set()
 
     def _on_fatal(self, error: BaseException | None) -> None:
         self._error = self._error or error
@@ -441,7 +334,7 @@ class Daemon:
         drain_s = 0.0 if self._stopping else self.settings.daemon.drain_s
         log.info("daemon.stopping", drain_s=drain_s)
         self._stopping = self.orchestrator.draining = True
-        self.orchestrator.recovered()
+        self.work.give_up()
         self.orchestrator.wake_all()
         self._wake.set()
         asyncio.get_running_loop().call_later(drain_s, self.orchestrator.interrupt_all)
@@ -449,6 +342,7 @@ class Daemon:
     async def _shut_down(self) -> None:
         for task in self.orchestrator.background():
             task.cancel()
+        self.work.close()
         await self.executor.stop()
         self.gateway.stop()
         if not isinstance(self._error, DiskFailed):

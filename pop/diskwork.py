@@ -1,4 +1,4 @@
-"""File work for the event loop: long work goes to a thread, durable work goes there together, and a full disk is waited for.
+"""File work for the event loop: long work goes to a thread, durable work goes there together, and a sick root is waited for.
 
 Threads do little more than wait for the disk. File work that ends in the page cache is shorter than the way to a thread
 and back, so it is done right on the loop; what must reach the disk is collected there (``Later``) and made durable in
@@ -8,20 +8,33 @@ rounds, each of which takes along everything that waits (group commit).
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import os
+import shutil
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+import structlog
+
 from pop.errors import RootError
+from pop.settings import Root
 from pop.store import Disk, Later, root_trouble
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+log = structlog.get_logger()
+
 THREADS = 4
 ROUNDS = 3  # group commits under way at once; what comes while all are busy goes together in the next
+PROBE_EVERY_S = 1.0
+MIN_FREE_BYTES = 4 * 2**20
+ONE_FILES = (errno.EACCES, errno.EPERM)  # may be the trouble of one file, not of the root
 
 
 @dataclass(eq=False)
@@ -32,19 +45,30 @@ class _Commit:
     journal: Path
     line: bytes
     ended: asyncio.Future[None]
+    error: OSError | None = None
 
 
 class DiskWork:
-    """All calls come from the event loop's thread."""
+    """All calls come from the event loop's thread.
 
-    def __init__(self, disk: Disk, on_trouble: Callable[[RootError], None]) -> None:
+    Args:
+        on_recovery: Called when the root takes files again.
+    """
+
+    def __init__(self, root: Root, disk: Disk, on_recovery: Callable[[], None]) -> None:
         self.disk = disk
-        self.healthy = asyncio.Event()
-        self.healthy.set()
-        self._on_trouble = on_trouble
+        self.trouble: RootError | None = None
+        self._root = root
+        self._on_recovery = on_recovery
+        self._well = asyncio.Event()
+        self._well.set()
+        self._giving_up = False
         self._threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="disk")
         self._waiting: list[_Commit] = []
-        self._rounds: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._rounds = 0
+
+    # -- doing it ----------------------------------------------------------------------------------------------
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do file work in a thread."""
@@ -54,6 +78,8 @@ class DiskWork:
         """Do repeatable file work in a thread; while the disk is full or read-only, wait and do it again.
 
         Raises:
+            OSError: The trouble is that of one file.
+            RootError: The trouble lasts and the daemon is to end; what was not done is repaired at the next start.
             DiskFailed: Data may have been lost; the daemon must stop.
         """
         while True:
@@ -61,11 +87,12 @@ class DiskWork:
                 return await self.in_thread(work, *args, **kwargs)
             except OSError as error:
                 trouble = root_trouble(error)
-                if trouble is None:
+                if trouble is None or (error.errno in ONE_FILES and await self.in_thread(probe, self._root) is None):
                     raise
-                self.healthy.clear()
-                self._on_trouble(trouble)
-                await self.healthy.wait()
+            if self._giving_up:
+                raise trouble
+            self.report(trouble)
+            await self._well.wait()
 
     async def at_once(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do short, repeatable file work right here, and like `surely` when that fails. Nothing in it may fsync."""
@@ -78,36 +105,116 @@ class DiskWork:
         """Make `files` durable, then append `line` to `journal` and make that durable too.
 
         Raises:
-            DiskFailed: Data may have been lost; the daemon must stop.
+            OSError: The journal cannot be written to, which is its own trouble.
+            RootError, DiskFailed: See `surely`.
         """
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Commit(files, journal, line, ended))
-        if len(self._rounds) < ROUNDS:
-            task = asyncio.create_task(self._round())
-            self._rounds.add(task)
-            task.add_done_callback(self._rounds.discard)
+        if self._rounds < ROUNDS:
+            self._rounds += 1
+            self._spawn(self._go_rounds())
         await ended
 
-    async def _round(self) -> None:
-        while self._waiting:
-            commits, self._waiting = self._waiting, []
-            try:
-                await self.surely(_make_durable, self.disk, commits)
-            except Exception as error:
+    async def _go_rounds(self) -> None:
+        try:
+            while self._waiting:
+                commits, self._waiting = self._waiting, []
+                error: Exception | None = None
+                try:
+                    await self.surely(_make_durable, self.disk, commits)
+                except Exception as whole:
+                    error = whole
                 for commit in commits:
-                    commit.ended.set_exception(error)
-                continue
-            for commit in commits:
-                commit.ended.set_result(None)
+                    _end(commit, error or commit.error)
+        finally:
+            self._rounds -= 1
+
+    # -- trouble -----------------------------------------------------------------------------------------------
+
+    @property
+    def is_well(self) -> bool:
+        return self._well.is_set()
+
+    def report(self, trouble: RootError) -> None:
+        """The root takes no files: everything waits until it does again."""
+        if self.trouble is None or self.trouble.message != trouble.message:
+            log.error("root.trouble", error=trouble.message, where=trouble.where, hint=trouble.hint)
+            print(str(trouble), file=sys.stderr, flush=True)
+        if self.trouble is None and not self._giving_up:
+            self._well.clear()
+            self._spawn(self._wait_for_recovery())
+        self.trouble = trouble
+
+    async def _wait_for_recovery(self) -> None:
+        while not self._giving_up:
+            await asyncio.sleep(PROBE_EVERY_S)
+            if await self.in_thread(probe, self._root) is None:
+                break
+        else:
+            return
+        log.info("root.recovered")
+        self.trouble = None
+        self._well.set()
+        self._on_recovery()
+
+    def give_up(self) -> None:
+        """From now on nothing waits for a sick root: the daemon is to end."""
+        self._giving_up = True
+        self._well.set()
+
+    def _spawn(self, work: object) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+
+def _end(commit: _Commit, error: Exception | None) -> None:
+    if commit.ended.done():
+        return
+    if error:
+        commit.ended.set_exception(error)
+    else:
+        commit.ended.set_result(None)
 
 
 def _make_durable(disk: Disk, commits: list[_Commit]) -> None:
-    """In a thread: all the files, then all the lines. A line that a full disk refused is tried again, the others not."""
+    """In a thread: all the files, then all the lines. A full disk stops it; what was appended is not appended again."""
     for commit in commits:
         commit.files.settle()
     with Later(disk) as journals:
         for commit in commits:
-            if commit.line:
-                journals.append(commit.journal, commit.line)
-                commit.line = b""
+            if commit.line and commit.error is None:
+                _append(journals, commit)
         journals.settle()
+
+
+def _append(journals: Later, commit: _Commit) -> None:
+    try:
+        journals.append(commit.journal, commit.line)
+        commit.line = b""
+    except OSError as error:
+        if root_trouble(error) and error.errno not in ONE_FILES:
+            raise
+        commit.error = error
+
+
+def probe(root: Root) -> RootError | None:
+    """Whether the root takes files: None, or what is wrong with it."""
+    probes = [folder / ".probe" for folder in (root.machine_room, root.pending, root.current, root.complete)]
+    try:
+        for path in probes:
+            path.write_bytes(b"\0" * 4096)
+        os.listdir(root.pending)
+        if shutil.disk_usage(root.path).free < 2 * MIN_FREE_BYTES:
+            return RootError("the disk is full", where=root.path, hint="free some space; POP goes on by itself")
+    except OSError as error:
+        return root_trouble(error) or RootError(f"cannot work here: {error.strerror}", where=error.filename)
+    finally:
+        for path in probes:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+    return None

@@ -11,6 +11,7 @@ without a traceback. Anything else is a bug in POP and flies with its traceback.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Literal, get_args
 
@@ -42,6 +43,20 @@ ErrorClass = Literal[
 ERROR_CLASSES: tuple[str, ...] = get_args(ErrorClass)
 
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def safe(text: object, limit: int = 100_000, *, one_line: bool = False) -> str:
+    """Text from a seed, a model or a file, without what could steer a terminal or be no UTF-8.
+
+    Args:
+        limit: Characters; the rest is cut.
+        one_line: Line feeds and tabs go as well (names, cells of a table).
+    """
+    shown = _CONTROL.sub("\ufffd", str(text)[:limit])
+    return shown.replace("\n", "\u23ce").replace("\t", " ") if one_line else shown
+
+
 class PopError(Exception):
     """An error with a place and a next move.
 
@@ -69,7 +84,7 @@ class PopError(Exception):
             lines.append(f"  where: {self.where}")
         if self.hint:
             lines.append(f"  hint: {self.hint}")
-        return "\n".join(lines)
+        return safe("\n".join(lines))
 
     def to_json(self) -> dict[str, str | None]:
         """``{"code": str, "message": str, "where": str | None, "hint": str | None}``."""

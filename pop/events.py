@@ -25,6 +25,7 @@ The journal is the truth about a run; ``tasks-status.json`` is a view of it (see
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 
 RUN_CREATED = "run.created"
@@ -55,10 +56,15 @@ def rfc3339(unix_s: float) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
 
 
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
+
+
 def unix_s(text: str) -> float:
     """The Unix time in seconds of an RFC 3339 text.
 
     Raises:
-        ValueError: `text` is no RFC 3339 time.
+        ValueError: `text` is no RFC 3339 time (one without a zone is none).
     """
+    if not _RFC3339.fullmatch(text):
+        raise ValueError(f"{text[:80]!r} is no time as RFC 3339 has it")
     return datetime.fromisoformat(text).timestamp()

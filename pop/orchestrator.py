@@ -21,7 +21,7 @@ import structlog
 from pop import attempts, events
 from pop.attempts import Outcome
 from pop.diskwork import DiskWork
-from pop.errors import PopError
+from pop.errors import PopError, RootError
 from pop.executors import Attempt, Executor, Result
 from pop.history import Instance, RunHistory, run_record, status_of
 from pop.letters import LetterWriter
@@ -29,7 +29,7 @@ from pop.pipeline import Pipeline
 from pop.plan import MAX_INTERRUPTIONS, Moves, Settled, Start, next_moves, recovery
 from pop.records import ErrorRecord, Letter, Usage, dump_json
 from pop.settings import Root, Settings
-from pop.store import Disk, Later
+from pop.store import Disk, DiskFailed, Later
 
 log = structlog.get_logger()
 
@@ -83,6 +83,7 @@ class ActiveRun:
     live: dict[str, Attempt] = field(default_factory=dict)  # by instance
     record: dict[str, Any] = field(default_factory=dict)
     status_due: bool = False
+    broken: Exception | None = None  # what ended an attempt of it that should never end so
 
     @property
     def run_id(self) -> str:
@@ -118,14 +119,6 @@ class Orchestrator:
         self._status_timer: asyncio.TimerHandle | None = None
         self._flushing: set[ActiveRun] = set()
 
-    def recovered(self) -> None:
-        """The disk takes files again."""
-        self.work.healthy.set()
-
-    def trouble(self) -> None:
-        """The disk takes no files: start nothing."""
-        self.work.healthy.clear()
-
     async def drive(self, run: ActiveRun) -> None:
         """Take one run as far as it goes: complete, failed, cancelled, or (draining) as it stands."""
         self.runs[run.run_id] = run
@@ -134,13 +127,35 @@ class Orchestrator:
             outcome = await self._play(run)
             if outcome:
                 await self._end(run, outcome)
+        except (RootError, DiskFailed, asyncio.CancelledError):
+            raise
+        except Exception as error:  # somebody damaged its files, or a mistake of ours: no other run suffers
+            await self._break_off(run, error)
         finally:
             self.slots.leave(run)
             del self.runs[run.run_id]
 
+    async def _break_off(self, run: ActiveRun, error: Exception) -> None:
+        log.exception("run.broken", run=run.run_id)
+        for attempt in list(run.live.values()):
+            self.executor.cancel(attempt.attempt_id, "interrupted")
+        while run.launching:
+            await asyncio.sleep(0.05)
+        message = f"POP cannot go on with it: {type(error).__name__}: {error}"
+        hint = "look at its files and at .pop/log/supervisor.jsonl; then: pop retry"
+        record = ErrorRecord(error_class="bug", code="broken-run", message=message[:2000], hint=hint)
+        try:
+            await self._journal(run, {"event": events.RUN_FAILED, "error": record.model_dump()})
+            await self._end(run, "failed")
+        except OSError as trouble:
+            log.error("run.gone", run=run.run_id, error=str(trouble))
+            run.history.state = "failed"
+
     async def _play(self, run: ActiveRun) -> str | None:
         while True:
             run.changed.clear()
+            if run.broken:
+                raise run.broken
             moves = next_moves(run.pipeline, run.history, time.time(), limit=max(1, run.granted), settled=run.settled)
             if moves.outcome:
                 return moves.outcome
@@ -153,7 +168,7 @@ class Orchestrator:
             elif moves.decide or moves.expand or moves.skip:
                 await self._decide(run, moves)
                 continue
-            elif moves.start and self.work.healthy.is_set():
+            elif moves.start and self.work.is_well:
                 if not run.granted:
                     self.slots.ask(run)
                 if run.granted:
@@ -162,7 +177,7 @@ class Orchestrator:
             await self._wait(run, moves.wake_at)
 
     async def _wait(self, run: ActiveRun, wake_at: float | None) -> None:
-        timeouts = [1.0] if not self.work.healthy.is_set() else []
+        timeouts = [1.0] if not self.work.is_well else []
         if wake_at is not None:
             timeouts.append(max(0.0, wake_at - time.time()))
         with contextlib.suppress(TimeoutError):
@@ -237,6 +252,12 @@ class Orchestrator:
             else:
                 result = await self.executor.run(attempt)
             await self._commit(run, letter, attempt, result, time.monotonic() - began)
+        except RootError:  # the root is sick and the daemon is to end: the next start judges what lies there
+            pass
+        except DiskFailed:
+            raise
+        except Exception as error:
+            run.broken = error
         finally:
             run.live.pop(letter.instance, None)
             run.launching -= 1

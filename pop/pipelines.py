@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pop import __version__
-from pop.errors import ConfigError, SeedRejected, did_you_mean
+from pop.errors import ConfigError, ConfigErrors, SeedRejected, did_you_mean
 from pop.pipeline import Pipeline, load_pipeline
 from pop.settings import Root
 from pop.tasks import hash_task, list_tasks
@@ -25,11 +25,13 @@ class BrokenPipeline(ConfigError):
     code = "broken-pipeline"
 
     def __init__(self, name: str, error: ConfigError) -> None:
-        super().__init__(str(error))
+        first = error.problems[0] if isinstance(error, ConfigErrors) else error
+        super().__init__(first.message, where=first.where, hint=first.hint)
         self.pipeline_name = name
+        self._text = str(error)
 
     def __str__(self) -> str:
-        return self.message
+        return self._text
 
 
 @dataclass(frozen=True)

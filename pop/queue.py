@@ -20,12 +20,15 @@ import errno
 import fcntl
 import heapq
 import json
+import lzma
 import os
 import re
 import signal
 import stat
+import struct
 import time
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +37,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from pop.errors import SeedRejected, did_you_mean
+from pop.errors import PopError, SeedRejected, did_you_mean
 from pop.events import unix_s
 from pop.records import NAME_PATTERN, BadJson, Seed, read_json
 from pop.settings import Root, SeedSettings
@@ -70,9 +73,17 @@ class Incomplete:
 
     reason: str
     signature: tuple[Any, ...]
+    cut_off: bool = False  # its content ends in the middle: not worth a look until it changes
 
 
 Peek = Ready | Incomplete
+
+
+class NotYet(PopError):
+    """A seed that was ready has been changed since, and is no longer whole."""
+
+
+BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, NotImplementedError, RuntimeError)
 
 
 def is_candidate(name: str) -> bool:
@@ -161,7 +172,7 @@ def peek(path: Path, limits: SeedSettings) -> Peek:
 
 
 def _signature(info: os.stat_result) -> tuple[Any, ...]:
-    return (info.st_size, info.st_mtime_ns, info.st_ino)
+    return (info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
 
 
 def _read_settled(path: Path, info: os.stat_result, max_mb: float) -> bytes | Incomplete:
@@ -203,13 +214,13 @@ def _peek_json(path: Path, info: os.stat_result, limits: SeedSettings) -> Peek:
     try:
         seed = parse_seed(data, where=path.name)
     except SeedRejected as error:
-        if error.code == BadJson.code and _is_a_beginning(data):
-            return Incomplete("it ends in the middle: waiting for the rest", _signature(info))
+        if error.code == BadJson.code and is_a_beginning(data):
+            return Incomplete("it ends in the middle: waiting for the rest", _signature(info), cut_off=True)
         raise
     return Ready(path.name, seed, info.st_ctime_ns)
 
 
-def _is_a_beginning(data: bytes) -> bool:
+def is_a_beginning(data: bytes) -> bool:
     """Whether more bytes could still make this valid JSON."""
     try:
         text, _ = codecs.utf_8_decode(data, "strict", False)
@@ -288,12 +299,10 @@ def _peek_zip(path: Path, info: os.stat_result, limits: SeedSettings) -> Peek:
             with zipfile.ZipFile(file) as archive:
                 entries = zip_entries(archive, limits, path.name)
                 data = archive.read(entries["seed.json"])
-        except (zipfile.BadZipFile, EOFError, OSError) as error:
-            if not head or b"PK\x03\x04".startswith(head):
-                return Incomplete("it ends in the middle: waiting for the rest", _signature(info))
-            raise SeedRejected(f"not a zip file: {error}", where=path.name) from None
-        except (NotImplementedError, RuntimeError, ValueError) as error:
-            raise SeedRejected(f"cannot be unpacked: {error}", where=path.name) from None
+        except (*BROKEN_ZIP, OSError, ValueError) as error:
+            if "File is not a zip file" in str(error) and b"PK\x03\x04".startswith(head):  # its end is missing
+                return Incomplete("it ends in the middle: waiting for the rest", _signature(info), cut_off=True)
+            raise SeedRejected(f"it cannot be unpacked: {error}", where=path.name) from None
     return Ready(path.name, parse_seed(data, where=f"{path.name}/seed.json"), info.st_ctime_ns)
 
 
@@ -395,8 +404,11 @@ class PendingQueue:
             self._overflow = True
             return None
         try:
-            if not _may_be_seed(path):
+            info = os.lstat(path)
+            known = self._incomplete.get(name)
+            if not _may_be_seed(path, info) or (known and known.cut_off and known.signature == _signature(info)):
                 return None
+            _check_file_name(name)
             found = peek(path, self._limits)
         except SeedRejected as error:
             self._incomplete.pop(name, None)
@@ -404,8 +416,10 @@ class PendingQueue:
         except FileNotFoundError:
             self._incomplete.pop(name, None)
             return None
-        except PermissionError as error:
+        except OSError as error:
             found = Incomplete(f"cannot be read: {error.strerror}", ())
+        except Exception as error:  # no seed may end the daemon
+            return Refusal(name, SeedRejected(f"it cannot be read: {type(error).__name__}: {error}", where=name))
         if isinstance(found, Incomplete):
             self._incomplete[name] = found
             return None
@@ -446,8 +460,13 @@ class PendingQueue:
         return [refusal for refusal in found if refusal]
 
 
-def _may_be_seed(path: Path) -> bool:
+def _may_be_seed(path: Path, info: os.stat_result) -> bool:
     """Regular files must end in .json or .zip; others (editors' and copiers' temporary names) are left alone."""
-    if path.suffix.lower() in (".json", ".zip"):
-        return True
-    return stat.S_ISDIR(os.lstat(path).st_mode)
+    return path.suffix.lower() in (".json", ".zip") or not stat.S_ISREG(info.st_mode)
+
+
+def _check_file_name(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise SeedRejected("its file name is not UTF-8", hint="rename it", code="bad-name") from None

@@ -45,12 +45,14 @@ class BadJson(PopError):
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    seen = dict(pairs)
-    if len(seen) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BadJson(f"the key {twice[:80]!r} stands twice in one object")
-    return seen
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise BadJson(f"the key {name[:80]!r} stands twice in one object")
+            seen.add(name)
+    return value
 
 
 def _no_constant(text: str) -> Any:
@@ -150,6 +152,12 @@ def dump_json(value: Any, *, pretty: bool = True) -> bytes:
         return text.encode("utf-8") + b"\n"
 
 
+def printable(name: str) -> str:
+    """A file name for JSON, a log and people: control characters and bytes that are no UTF-8 are shown as escapes."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 class Record(BaseModel):
     """Base of all records: unknown keys are errors."""
 
@@ -200,7 +208,7 @@ class Seed(Record):
     data: Any
     name: str | None = None
     pipeline: str | None = None
-    priority: int = Field(default=0, ge=-1000, le=1000)
+    priority: int = Field(default=0, ge=-1000, le=1000, strict=True)
     not_before: str | None = None
     id: str | None = None
     budget: dict[str, float] | None = None

@@ -11,15 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pop.errors import SeedRejected, UsageError
+from pop.errors import safe as safe
 from pop.queue import Incomplete, Ready, is_candidate, peek
 from pop.settings import Root, SeedSettings
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]")
-
-
-def safe(text: object, limit: int = 100_000) -> str:
-    """Text from a seed, a model or a file, without what could steer a terminal."""
-    return _CONTROL.sub("\ufffd", str(text)[:limit])
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import stat
 import sys
 import time
@@ -259,6 +260,28 @@ def read_regular(path: Path | str, *, max_bytes: int) -> bytes:
     if len(data) > max_bytes:
         raise NotAFile("grew beyond the limit while it was read", where=path)
     return data
+
+
+def open_up(folder: Path) -> None:
+    """Give ourselves the permissions to read, move and remove what lies in a folder of ours."""
+    os.chmod(folder, 0o700)
+    for parent, folders, files in os.walk(folder):
+        for name in folders:
+            if not Path(parent, name).is_symlink():
+                os.chmod(Path(parent, name), 0o700)
+        for name in files:
+            path = Path(parent, name)
+            if stat.S_ISREG(os.lstat(path).st_mode):
+                os.chmod(path, 0o600)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder of ours, whatever permissions somebody gave to what lies in it."""
+    try:
+        shutil.rmtree(folder)
+    except PermissionError:
+        open_up(folder)
+        shutil.rmtree(folder)
 
 
 def contained(base: Path, relative: str) -> Path:
