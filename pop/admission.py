@@ -398,14 +398,16 @@ def put_back(root: Root, disk: Disk, claimed: Claimed) -> str:
 
 
 def last_event(run_dir: Path) -> str | None:
-    """The name of the newest event in a run's journal, read from its end."""
+    """The name of the newest event of the run itself (not of its steps), as far as the journal's end tells."""
     with open(run_dir / "events.jsonl", "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 65536))
         lines = file.read().split(b"\n")
     for line in reversed(lines):
         try:
-            return str(json.loads(line)["event"])
+            event = str(json.loads(line)["event"])
         except (ValueError, KeyError, TypeError):
             continue
+        if event.startswith("run."):
+            return event
     return None

@@ -7,9 +7,9 @@ and journaled ``step.done``: that append is the commit of a step.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
-import shutil
 import signal
 import stat
 import time
@@ -24,12 +24,21 @@ from pop import events
 from pop.errors import ErrorClass
 from pop.executors import Attempt, Result
 from pop.records import BadJson, ErrorRecord, Letter, Usage, dump_json, read_json
-from pop.store import Disk, Later, NotAFile, open_regular, read_regular
+from pop.store import (
+    Disk,
+    DiskFailed,
+    Later,
+    NotAFile,
+    open_regular,
+    open_up,
+    read_regular,
+    remove_tree,
+    root_trouble,
+)
 
 MAX_OUTPUT_BYTES = 64 * 2**20
 MAX_TRAIL_BYTES = 64 * 2**20
 SMALL_OUTPUT_BYTES = 2**18
-MIN_FREE_BYTES = 4 * 2**20
 
 # How an attempt ended when the supervisor ended it, or nobody did.
 _ENDED: dict[str, tuple[ErrorClass, str]] = {
@@ -63,8 +72,7 @@ def make_folder(step_dir: Path, first_number: int) -> tuple[int, Path]:
     """A fresh attempt folder; a number found on disk (its start was lost in a power cut) is not used again."""
     number = first_number
     if number == 1:
-        for parent in (step_dir.parent, step_dir, step_dir / "attempts"):
-            _make(parent)
+        _make_parents(step_dir)
     while True:
         folder = step_dir / "attempts" / str(number)
         try:
@@ -72,6 +80,15 @@ def make_folder(step_dir: Path, first_number: int) -> tuple[int, Path]:
             return number, folder
         except FileExistsError:
             number += 1
+        except FileNotFoundError:  # somebody removed the step's folder
+            if not step_dir.parent.parent.is_dir():
+                raise
+            _make_parents(step_dir)
+
+
+def _make_parents(step_dir: Path) -> None:
+    for parent in (step_dir.parent, step_dir, step_dir / "attempts"):
+        _make(parent)
 
 
 def _make(folder: Path) -> None:
@@ -115,17 +132,27 @@ def is_small(attempt: Attempt) -> bool:
     """Whether what the attempt left can be read and placed in less time than a thread takes to begin."""
     try:
         size_bytes = os.stat(os.path.join(attempt.attempt_dir, "output.json")).st_size
-    except FileNotFoundError:
+    except OSError:
         return True
     return size_bytes <= SMALL_OUTPUT_BYTES and not os.path.lexists(os.path.join(attempt.attempt_dir, "artifacts"))
 
 
 def judge_and_place(files: Later, run_dir: Path, attempt: Attempt, letter: Letter, result: Result) -> Outcome:
-    """`judge`, and `place` when there is no error."""
-    outcome = judge(attempt, letter, result)
-    if outcome.error is None:
-        place(files, run_dir, attempt)
-    return outcome
+    """`judge`, and `place` when there is no error. What a worker did to its folders is its own failure."""
+    try:
+        outcome = judge(attempt, letter, result)
+        if outcome.error is None:
+            place(files, run_dir, attempt)
+        return outcome
+    except DiskFailed:
+        raise
+    except OSError as error:
+        if root_trouble(error) and error.errno not in (errno.EACCES, errno.EPERM):
+            raise
+        text = f"its folder cannot be read as it left it: {error.strerror}: {os.path.basename(str(error.filename))}"
+        return Outcome(None, 0, _record(letter, "worker_died", text), Usage(), 0)
+    except RecursionError:
+        return Outcome(None, 0, _record(letter, "worker_died", "what it left cannot be read"), Usage(), 0)
 
 
 def judge(attempt: Attempt, letter: Letter, result: Result) -> Outcome:
@@ -189,23 +216,34 @@ def place(files: Later, run_dir: Path, attempt: Attempt) -> None:
     step_dir, attempt_dir = Path(attempt.step_dir), Path(attempt.attempt_dir)
     artifacts = attempt_dir / "artifacts"
     if artifacts.is_dir() and not artifacts.is_symlink():
+        open_up(artifacts)
         _sync_tree(files.disk, artifacts)
-        _replace_folder(artifacts, step_dir / "artifacts")
+        _replace(artifacts, step_dir / "artifacts")
     files.sync_folder(step_dir)
     files.sync_folder(step_dir.parent)
-    (step_dir / "error.json").unlink(missing_ok=True)
+    _remove(step_dir / "error.json")
     fd = open_regular(attempt_dir / "output.json", max_bytes=MAX_OUTPUT_BYTES)
     try:
         files.sync(fd)
     finally:
         os.close(fd)
-    os.rename(attempt_dir / "output.json", step_dir / "output.json")
+    _replace(attempt_dir / "output.json", step_dir / "output.json")
 
 
-def _replace_folder(source: Path, target: Path) -> None:
-    if target.is_dir():
-        shutil.rmtree(target)
+def _replace(source: Path, target: Path) -> None:
+    """Rename onto `target`, whatever kind of thing stands there."""
+    if target.is_dir() and not target.is_symlink():
+        remove_tree(target)
+    elif source.is_dir():
+        target.unlink(missing_ok=True)
     os.rename(source, target)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except (IsADirectoryError, PermissionError):
+        remove_tree(path)
 
 
 def _sync_tree(disk: Disk, folder: Path) -> None:
@@ -262,16 +300,21 @@ def _usage_of(row: dict[str, Any], paid: bool) -> Usage:
         return Usage(cached_calls=1)
     return Usage(
         calls=1,
-        input_tokens=int(row.get("input_tokens") or 0),
-        output_tokens=int(row.get("output_tokens") or 0),
-        cost_usd=float(row.get("cost_usd") or 0.0),
+        input_tokens=int(_number(row.get("input_tokens"))),
+        output_tokens=int(_number(row.get("output_tokens"))),
+        cost_usd=_number(row.get("cost_usd")),
     )
+
+
+def _number(value: object) -> float:
+    """A count or a price as a task's folder tells it: nothing below zero, nothing absurd."""
+    return min(max(value, 0), 1e12) if isinstance(value, (int, float)) and value == value else 0.0
 
 
 def _calls(attempt_dir: Path) -> list[dict[str, Any]]:
     try:
         data = read_regular(attempt_dir / "calls.jsonl", max_bytes=MAX_TRAIL_BYTES)
-    except (FileNotFoundError, NotAFile):
+    except (OSError, NotAFile):
         return []
     rows = []
     for line in data.splitlines():
@@ -286,7 +329,10 @@ def _calls(attempt_dir: Path) -> list[dict[str, Any]]:
 
 def _keys_of_earlier(attempt_dir: Path) -> set[str]:
     number = int(attempt_dir.name)
-    folders = [path for path in attempt_dir.parent.iterdir() if path.name.isdigit() and int(path.name) < number]
+    try:
+        folders = [path for path in attempt_dir.parent.iterdir() if path.name.isdigit() and int(path.name) < number]
+    except OSError:
+        return set()
     return {str(row.get("key")) for folder in folders for row in _calls(folder)}
 
 
@@ -299,6 +345,8 @@ def last_trail_line(attempt_dir: Path) -> dict[str, Any] | None:
     try:
         size = os.fstat(fd).st_size
         tail = os.pread(fd, 16384, max(0, size - 16384))
+    except OSError:  # a pipe
+        return None
     finally:
         os.close(fd)
     for line in reversed(tail.split(b"\n")):

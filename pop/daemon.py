@@ -23,6 +23,7 @@ import structlog
 
 from pop import admission, events
 from pop.admission import Claimed
+from pop.confine import landlock_version, protect_keys
 from pop.diskwork import MIN_FREE_BYTES, DiskWork
 from pop.errors import RootError
 from pop.executors import open_executor
@@ -100,6 +101,7 @@ class Daemon:
         self._wake = asyncio.Event()
         self._hints: set[str] = set()
         self._backlog: deque[Path] = deque()
+        self._opening: set[Path] = set()
         self._unsealed: deque[Claimed] = deque()
         self._busy = 0
         self._finished: list[ActiveRun] = []
@@ -192,6 +194,7 @@ class Daemon:
         while self._room() and self._unsealed:
             self._take(self._seal_and_drive(self._unsealed.popleft()))
         while self._room() and self._backlog:
+            self._opening.add(self._backlog[0])
             self._take(self._resume(self._backlog.popleft()))
         if self.only is not None:
             await self._fill_only()
@@ -246,6 +249,8 @@ class Daemon:
         except Exception as error:  # a run somebody damaged is left as it lies, and stops no other
             log.error("run.unreadable", run=run_dir.name, error=f"{type(error).__name__}: {error}")
             return
+        finally:
+            self._opening.discard(run_dir)
         log.info("run.resumed", run=run.run_id)
         await self._drive(run)
 
@@ -266,8 +271,10 @@ class Daemon:
             while self._finished:
                 runs, self._finished = self._finished, []
                 lines = {run.run_id: dump_json(run.record, pretty=False) for run in runs}
-                await self.work.surely(self.ledger.promote, lines)
-                for run in runs:
+                stuck = await self.work.surely(self.ledger.promote, lines)
+                for run_id in stuck:
+                    log.error("run.stuck", run=run_id, error="it cannot be moved to pipeline-complete/")
+                for run in (run for run in runs if run.run_id not in stuck):
                     log.info("run.complete", run=run.run_id, seconds=run.record["seconds"])
         except RootError:  # the daemon is to end; the next start promotes them
             pass
@@ -287,8 +294,8 @@ class Daemon:
     async def _obey(self) -> None:
         active = self.orchestrator.runs
         for order in await self.work.in_thread(self.orders.find, set(active)):
-            if self.only is not None and order.run_id not in active:
-                continue  # the orders of other runs wait for their daemon
+            if order.run_dir in self._opening or (self.only is not None and order.run_id not in active):
+                continue  # it will be at work in a moment; and the orders of other runs wait for their daemon
             try:
                 await self._carry_out(order)
                 await self.work.surely(self.orders.file_away, order)
@@ -355,6 +362,7 @@ class Daemon:
         about = {
             "pid": os.getpid(),
             "started_at": events.rfc3339(time.time()),
+            "workers": "confined" if self.settings.worker.confine and landlock_version() else "not confined",
             "durability": self.settings.daemon.durability,
             "gateway": self.gateway.address,
             "notes": self.gateway.notes(),
@@ -385,6 +393,7 @@ def run_daemon(root: Root, *, only: Only | None = None, command: str = "pop up")
     os.umask(0o077)
     prepare_root(root)
     settings = load_settings(root)
+    protect_keys(workers_confined=settings.worker.confine)
     _raise_file_limit()
     with hold_root(root.machine_room, command):
         from pop.executors.process import end_orphans

@@ -34,7 +34,7 @@ THREADS = 4
 ROUNDS = 3  # group commits under way at once; what comes while all are busy goes together in the next
 PROBE_EVERY_S = 1.0
 MIN_FREE_BYTES = 4 * 2**20
-ONE_FILES = (errno.EACCES, errno.EPERM)  # may be the trouble of one file, not of the root
+ONE_FILES = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR)  # one file's trouble, unless a probe says else
 
 
 @dataclass(eq=False)
@@ -82,17 +82,24 @@ class DiskWork:
             RootError: The trouble lasts and the daemon is to end; what was not done is repaired at the next start.
             DiskFailed: Data may have been lost; the daemon must stop.
         """
+        judged_well = False
         while True:
             try:
                 return await self.in_thread(work, *args, **kwargs)
             except OSError as error:
-                trouble = root_trouble(error)
-                if trouble is None or (error.errno in ONE_FILES and await self.in_thread(probe, self._root) is None):
+                trouble = await self.in_thread(self._judge, error)
+                if trouble is None and (judged_well or error.errno not in ONE_FILES):
                     raise
+            if trouble is None:  # the probe may have made a missing folder
+                judged_well = True
+                continue
             if self._giving_up:
                 raise trouble
             self.report(trouble)
             await self._well.wait()
+
+    def _judge(self, error: OSError) -> RootError | None:
+        return probe(self._root) if error.errno in ONE_FILES else root_trouble(error)
 
     async def at_once(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do short, repeatable file work right here, and like `surely` when that fails. Nothing in it may fsync."""
@@ -203,10 +210,11 @@ def _append(journals: Later, commit: _Commit) -> None:
 
 
 def probe(root: Root) -> RootError | None:
-    """Whether the root takes files: None, or what is wrong with it."""
+    """Whether the root takes files: None, or what is wrong with it. A folder that somebody removed is made again."""
     probes = [folder / ".probe" for folder in (root.machine_room, root.pending, root.current, root.complete)]
     try:
         for path in probes:
+            path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"\0" * 4096)
         os.listdir(root.pending)
         if shutil.disk_usage(root.path).free < 2 * MIN_FREE_BYTES:

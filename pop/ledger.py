@@ -26,25 +26,29 @@ class Ledger:
         self._disk = disk
         self._intents = root.machine_room / "promoting"
 
-    def promote(self, lines: dict[str, bytes]) -> None:
-        """Move finished runs and append their lines, all by one round of fsyncs.
+    def promote(self, lines: dict[str, bytes]) -> list[str]:
+        """Move finished runs and append their lines, all by one round of fsyncs. Repeatable.
 
         Args:
             lines: By run id, the line of runs.jsonl (record.json already stands in the run's folder).
+
+        Returns:
+            The runs that could not be moved: somebody removed the folder, or put another one where it belongs.
         """
         self._disk.append(self._intents, "".join(f"{run_id}\n" for run_id in lines).encode())
-        for run_id in lines:
-            self._move(run_id)
+        stuck = [run_id for run_id in lines if not self._move(run_id)]
         self._disk.sync_folder(self._root.complete)
         self._disk.sync_folder(self._root.current)
-        self._disk.append(self._root.ledger, b"".join(lines.values()))
+        self._disk.append(self._root.ledger, b"".join(line for run_id, line in lines.items() if run_id not in stuck))
+        return stuck
 
-    def _move(self, run_id: str) -> None:
+    def _move(self, run_id: str) -> bool:
+        source, target = self._root.current / run_id, self._root.complete / run_id
         try:
-            rename_noreplace(self._root.current / run_id, self._root.complete / run_id)
-        except FileNotFoundError:
-            if not (self._root.complete / run_id).is_dir():
-                raise
+            rename_noreplace(source, target)
+        except (FileNotFoundError, FileExistsError):
+            return not source.exists() and (target / "record.json").is_file()  # an earlier try moved it
+        return True
 
     def settle(self) -> None:
         """Nothing is under way: start a new list of intents, which remembers how long the ledger was."""

@@ -20,7 +20,7 @@ import structlog
 
 from pop import attempts, events
 from pop.attempts import Outcome
-from pop.diskwork import DiskWork
+from pop.diskwork import MIN_FREE_BYTES, DiskWork
 from pop.errors import PopError, RootError
 from pop.executors import Attempt, Executor, Result
 from pop.history import Instance, RunHistory, run_record, status_of
@@ -280,7 +280,7 @@ class Orchestrator:
     async def _fail_attempt(self, run: ActiveRun, letter: Letter, outcome: Outcome, seconds: float) -> dict[str, Any]:
         assert outcome.error is not None
         error = outcome.error
-        if shutil.disk_usage(self.root.path).free < attempts.MIN_FREE_BYTES:
+        if shutil.disk_usage(self.root.path).free < MIN_FREE_BYTES:
             full = {"error_class": "interrupted", "message": f"the disk is full; the worker said: {error.message}"}
             error = error.model_copy(update=full)
         instance = run.history.instances[letter.instance]

@@ -141,7 +141,11 @@ class SeedSettings(_Table):
 
 
 class WorkerSettings(_Table):
-    """Defaults of one attempt. `env` names further environment variables a worker may see (never keys)."""
+    """Defaults of one attempt.
+
+    `env` names further environment variables a worker may see (never keys). With `confine` the kernel lets it write
+    only into its attempt's folder, the temporary folder and the folders of `write`.
+    """
 
     timeout_s: float = Field(default=600.0, gt=0)
     stall_s: float = Field(default=300.0, gt=0)
@@ -149,6 +153,8 @@ class WorkerSettings(_Table):
     output_mb: float = Field(default=4.0, gt=0)
     attempts: int = Field(default=2, ge=1)
     env: list[str] = Field(default_factory=list)
+    confine: bool = True
+    write: list[str] = Field(default_factory=list)
 
 
 class DaemonSettings(_Table):

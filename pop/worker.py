@@ -10,7 +10,7 @@ import os
 import traceback
 from pathlib import Path
 
-from pop.errors import AttemptFailed, PopError
+from pop.errors import AttemptFailed, PopError, safe
 from pop.executors import process
 from pop.models.client import GatewayClient
 from pop.records import ErrorRecord, Letter, dump_json
@@ -71,10 +71,10 @@ def _bug(error: BaseException) -> ErrorRecord:
     return ErrorRecord(
         error_class="bug",
         code="bug",
-        message=f"{type(error).__name__}: {error}"[:2000],
+        message=safe(f"{type(error).__name__}: {error}", 2000),
         where=_place(error),
         hint="the traceback stands in error.json and stdout.txt of the attempt",
-        traceback=text[-20_000:],
+        traceback=safe(text[-20_000:]),
     )
 
 

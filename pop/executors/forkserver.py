@@ -3,7 +3,8 @@
 It is single-threaded, holds no keys and no model SDK, and knows nothing of pipelines. Orders come as JSON lines on a
 socket whose number is the only argument, reports go back the same way:
 
-    {"op": "start", "id": ..., "letter": path, "attempt_dir": path, "step_dir": path, "memory_mb": n, "output_mb": x}
+    {"op": "start", "id": ..., "letter": path, "attempt_dir": path, "step_dir": path, "memory_mb": n, "output_mb": x,
+     "write": [paths a worker may write below] | null}
     {"op": "kill", "id": ..., "grace_s": x}            TERM now, KILL after the grace
     {"ev": "ready"}   {"ev": "started", "id": ...}
     {"ev": "exit", "id": ..., "code": n | null, "signal": n | null, "flood": bool, "cpu_s": x, "max_rss_kb": n}
@@ -25,6 +26,7 @@ import selectors
 import shutil
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import time
@@ -36,6 +38,7 @@ from typing import Any
 import orjson
 
 from pop import worker
+from pop.confine import confine
 from pop.executors import process
 from pop.models.request import Answer, ModelError, ModelRequest, request_hash
 from pop.records import FileRef, Letter
@@ -44,6 +47,7 @@ from pop.runner import run_attempt
 FLOOD_FACTOR = 16
 STRAYS_EVERY_S = 0.5
 LOCK_PATIENCE_S = 5.0
+END_PATIENCE_S = 3.0
 WARM_UPS = 20
 MB = 2**20
 
@@ -167,11 +171,12 @@ class ForkServer:
         if len(data) > room:
             child.capped = True
             data = data[:room] + f"\n[pop: output capped at {child.keep_bytes / MB:g} MB]\n".encode()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with contextlib.suppress(OSError):
             fd = os.open(child.stdout_path, flags, 0o600)
             try:
-                os.write(fd, data)
+                if stat.S_ISREG(os.fstat(fd).st_mode):  # a task may have put a pipe there
+                    os.write(fd, data)
             finally:
                 os.close(fd)
 
@@ -196,6 +201,7 @@ class ForkServer:
             _, status, usage = os.wait4(info.si_pid, 0)
             if child:
                 self._finish(child, status, usage)
+            self._look_for_strays()
 
     def _finish(self, child: Child, status: int, usage: Any) -> None:
         for _ in range(64):  # what still stands in the pipe; somebody else may hold its other end
@@ -207,8 +213,6 @@ class ForkServer:
                 break
         self._close_pipe(child)
         del self._by_id[child.attempt_id]
-        if self._strays_due is None:
-            self._strays_due = max(time.monotonic() + 0.02, self._strays_last + STRAYS_EVERY_S)
         self._report(
             {
                 "ev": "exit",
@@ -227,6 +231,11 @@ class ForkServer:
             if pid in self._children:
                 process.end_group(pid, signal.SIGKILL)
 
+    def _look_for_strays(self) -> None:
+        """A process has ended: its own children are ours soon."""
+        if self._strays_due is None:
+            self._strays_due = max(time.monotonic() + 0.02, self._strays_last + STRAYS_EVERY_S)
+
     def _end_strays(self) -> None:
         if self._strays_due is None or time.monotonic() < self._strays_due:
             return
@@ -237,11 +246,20 @@ class ForkServer:
                     os.kill(pid, signal.SIGKILL)
 
     def _end_all(self) -> None:
+        """Kill every descendant: the children of the killed become ours, so until there are none."""
         for pid in self._children:
             process.end_group(pid, signal.SIGKILL)
-        for pid in process.children_of(os.getpid()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        give_up = time.monotonic() + END_PATIENCE_S
+        while time.monotonic() < give_up:
+            for pid in process.children_of(os.getpid()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            except ChildProcessError:
+                return
+            time.sleep(0.005)
 
 
 def _become_worker(order: dict[str, Any], server_pid: int, output: int) -> None:
@@ -257,6 +275,8 @@ def _become_worker(order: dict[str, Any], server_pid: int, output: int) -> None:
             os._exit(75)
         process.limit_memory(order["memory_mb"])
         os.environ["POP_ATTEMPT"] = order["id"]
+        if order["write"]:
+            confine(order["write"])
         code = worker.main(order["letter"], order["attempt_dir"])
         sys.stdout.flush()
         sys.stderr.flush()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +16,17 @@ from typing import Any
 import orjson
 import structlog
 
+from pop.confine import landlock_version
 from pop.executors import Attempt, How, Result
 from pop.executors.process import MARK, adopt_orphans, end_orphans
 from pop.settings import Root, Settings
+from pop.store import NotAFile, open_regular
 
 log = structlog.get_logger()
 
 ALLOWED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "USER", "LOGNAME")
 GRACE_S = 2.0
+DEAF_S = 8.0
 WATCHED = ("trail.jsonl", "calls.jsonl", "log.jsonl", "stdout.txt")
 
 
@@ -32,6 +37,8 @@ class _Running:
     began: float
     timer: asyncio.TimerHandle | None = None
     how: How | None = None
+    signs: tuple[tuple[int, int], ...] = ()
+    alive_at: float = 0.0
 
 
 class LocalExecutor:
@@ -40,6 +47,7 @@ class LocalExecutor:
     def __init__(self, root: Root, settings: Settings) -> None:
         self._root = root
         self._environment = worker_environment(root, settings)
+        self._write = writable(settings)
         self._running: dict[str, _Running] = {}
         self._server: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
@@ -93,6 +101,7 @@ class LocalExecutor:
                 "step_dir": attempt.step_dir,
                 "memory_mb": attempt.limits.memory_mb,
                 "output_mb": attempt.limits.output_mb,
+                "write": [attempt.attempt_dir, *self._write] if self._write else None,
             }
         )
         return await running.ended
@@ -103,6 +112,13 @@ class LocalExecutor:
             return
         running.how = how
         self._send({"op": "kill", "id": attempt_id, "grace_s": GRACE_S})
+        asyncio.get_running_loop().call_later(GRACE_S + DEAF_S, self._end_deaf_server, running)
+
+    def _end_deaf_server(self, running: _Running) -> None:
+        """The fork server carries out no orders any more (a task may have stopped it): start another."""
+        if self._server and running.attempt.attempt_id in self._running:
+            log.error("forkserver.deaf", attempt=running.attempt.attempt_id)
+            self._server.kill()
 
     def _send(self, order: dict[str, Any]) -> None:
         if self._socket is None:
@@ -190,11 +206,13 @@ class LocalExecutor:
 
     def _end_stalled(self) -> None:
         self._stall_timer = None
-        now = time.time()
-        for running in list(self._running.values()):
-            limit_s = running.attempt.limits.stall_s
-            old_enough = time.monotonic() - running.began > limit_s
-            if old_enough and now - last_sign_of_life(running.attempt) > limit_s and not waits(running.attempt):
+        now = time.monotonic()
+        for running in [one for one in self._running.values() if one.timer]:  # those that were forked
+            signs = signs_of_life(running.attempt)
+            if signs != running.signs:
+                running.signs, running.alive_at = signs, now
+            quiet_s = now - max(running.alive_at, running.began)
+            if quiet_s > running.attempt.limits.stall_s and not waits(running.attempt):
                 self.cancel(running.attempt.attempt_id, "stalled")
         if self._running:
             self._stall_timer = asyncio.get_running_loop().call_later(1.0, self._end_stalled)
@@ -239,23 +257,33 @@ def worker_environment(root: Root, settings: Settings) -> dict[str, str]:
     return {**found, MARK: os.path.realpath(root.path), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def last_sign_of_life(attempt: Attempt) -> float:
-    """Unix time at which the attempt last wrote its trail, calls, log or output."""
-    newest = 0.0
+def writable(settings: Settings) -> list[str]:
+    """Where workers may write besides their attempt's folder; empty when they are not confined."""
+    if not settings.worker.confine or not landlock_version():
+        return []
+    return [tempfile.gettempdir(), "/dev/shm", *(os.path.expanduser(path) for path in settings.worker.write)]
+
+
+def signs_of_life(attempt: Attempt) -> tuple[tuple[int, int], ...]:
+    """Sizes and times of what the attempt writes: while they change, it lives (whatever the clock says)."""
+    signs = []
     for name in WATCHED:
-        try:
-            newest = max(newest, os.stat(os.path.join(attempt.attempt_dir, name)).st_mtime)
-        except OSError:
-            continue
-    return newest
+        with contextlib.suppress(OSError):
+            info = os.lstat(os.path.join(attempt.attempt_dir, name))
+            signs.append((info.st_size, info.st_mtime_ns))
+    return tuple(signs)
 
 
 def waits(attempt: Attempt) -> bool:
     """Whether the newest line of the trail says that a model call is open (the gateway bounds it)."""
     try:
-        with open(os.path.join(attempt.attempt_dir, "trail.jsonl"), "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
-            lines = file.read().splitlines()
+        fd = open_regular(os.path.join(attempt.attempt_dir, "trail.jsonl"), max_bytes=1 << 62)
+    except (OSError, NotAFile):
+        return False
+    with os.fdopen(fd, "rb") as file:
+        file.seek(max(0, os.fstat(fd).st_size - 8192))
+        lines = file.read().splitlines()
+    try:
         return bool(lines) and orjson.loads(lines[-1]).get("event") == "call.begin"
-    except (OSError, ValueError):
+    except (ValueError, AttributeError):
         return False

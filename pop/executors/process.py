@@ -10,8 +10,6 @@ import signal
 import sys
 from pathlib import Path
 
-import psutil
-
 LINUX = sys.platform == "linux"
 MARK = "POP_FORKSERVER"
 LAST_WORDS_BYTES = 32 * 2**20
@@ -61,6 +59,8 @@ def end_group(group: int, number: int) -> None:
 def children_of(pid: int) -> list[int]:
     """The living direct children of a process."""
     if not LINUX:
+        import psutil
+
         return [child.pid for child in psutil.Process(pid).children()]
     found = []
     for name in os.listdir("/proc"):
@@ -81,12 +81,19 @@ def end_orphans(root: Path) -> int:
 
     They are known by a mark in the environment that the fork server was started with, which every descendant shows.
     """
+    import psutil  # not needed by the fork server, whose memory every worker shares
+
     mark, count = os.path.realpath(root), 0
-    for process in psutil.process_iter():
-        if process.pid == os.getpid():
-            continue
-        with contextlib.suppress(psutil.Error):
-            if process.uids().real == os.getuid() and process.environ().get(MARK) == mark:
-                process.kill()
-                count += 1
+    for _ in range(10):  # one that forks while we look is found at the next look
+        found = 0
+        for process in psutil.process_iter():
+            if process.pid == os.getpid():
+                continue
+            with contextlib.suppress(psutil.Error):
+                if process.uids().real == os.getuid() and process.environ().get(MARK) == mark:
+                    process.kill()
+                    found += process.status() != psutil.STATUS_ZOMBIE
+        count += found
+        if not found:
+            break
     return count

@@ -31,6 +31,7 @@ import structlog
 import tenacity
 from pydantic import ValidationError
 
+from pop.confine import protect_keys
 from pop.errors import ConfigError, PopError
 from pop.models.answers import AnswerStore
 from pop.models.catalogue import Catalogue, ModelEntry
@@ -246,6 +247,7 @@ def main() -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
     )
     try:
+        protect_keys(workers_confined=load_settings(Root(Path(arguments.root))).worker.confine)
         asyncio.run(_serve(Root(Path(arguments.root)), Path(arguments.socket)))
     except PopError as error:
         print(error, file=sys.stderr)

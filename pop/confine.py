@@ -1,0 +1,100 @@
+"""What a worker may write, held by the kernel (Landlock, Linux 5.13 and later).
+
+A confined process, and everything it starts, may read what its user may read, but write only below the folders named
+here; it cannot look into processes outside (their memory, their environment, where keys are) and, from Linux 6.12 on,
+not send them signals. It can never undo this. See landlock(7).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+import struct
+import sys
+from collections.abc import Iterable
+
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same numbers on every architecture
+_VERSION_FLAG = 1
+_PATH_BENEATH = 1
+_PR_SET_DUMPABLE = 4
+_PR_SET_NO_NEW_PRIVS = 38
+
+_WRITE_FILE, _TRUNCATE, _REFER = 1 << 1, 1 << 14, 1 << 13
+_REMOVE_AND_MAKE = sum(1 << bit for bit in range(4, 13))
+_SCOPE_SIGNAL = 1 << 1
+_CAPABILITY_VERSION = 0x20080522
+_LOOK_INTO_OTHERS = (19, 21, 38)
+
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def landlock_version() -> int:
+    """The kernel's Landlock ABI; 0 where there is none."""
+    if _libc is None:
+        return 0
+    return max(0, int(_libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION_FLAG)))
+
+
+def confine(write: Iterable[str]) -> None:
+    """From now on let this process write only below the paths in `write` (missing ones are passed over).
+
+    Raises:
+        OSError: The kernel refuses; the process is as free as before.
+    """
+    version = landlock_version()
+    if not version or _libc is None:
+        return
+    rights = _WRITE_FILE | _REMOVE_AND_MAKE | (_REFER if version >= 2 else 0) | (_TRUNCATE if version >= 3 else 0)
+    attributes = struct.pack("QQQ", rights, 0, _SCOPE_SIGNAL if version >= 6 else 0)
+    size = 24 if version >= 6 else 16 if version >= 4 else 8
+    ruleset = _checked(_libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(size), 0))
+    try:
+        for path in write:
+            _allow(ruleset, path, rights)
+        _allow(ruleset, "/dev", _WRITE_FILE | (rights & _TRUNCATE))  # /dev/null and the like
+        _checked(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+        _drop_privileges()
+        _checked(_libc.syscall(_RESTRICT_SELF, ruleset, 0))
+    finally:
+        os.close(ruleset)
+
+
+def _drop_privileges() -> None:
+    """Give up what lets root look into any process: CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_PERFMON."""
+    assert _libc is not None
+    header, rights = struct.pack("=Ii", _CAPABILITY_VERSION, 0), ctypes.create_string_buffer(24)
+    _checked(_libc.capget(header, rights))
+    masks = list(struct.unpack("=6I", rights.raw))  # effective, permitted, inheritable; low words, then high words
+    for capability in _LOOK_INTO_OTHERS:
+        word, bit = divmod(capability, 32)
+        for place in range(3):
+            masks[3 * word + place] &= ~(1 << bit)
+    _checked(_libc.capset(header, struct.pack("=6I", *masks)))
+
+
+def _allow(ruleset: int, path: str, rights: int) -> None:
+    assert _libc is not None
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+            rights &= _WRITE_FILE | _TRUNCATE
+        _checked(_libc.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, struct.pack("=Qi", rights, fd), 0))
+    finally:
+        os.close(fd)
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def protect_keys(*, workers_confined: bool) -> None:
+    """Keep tasks from reading this process's environment. Confined ones cannot; others only when they run as root."""
+    if _libc is not None and not (workers_confined and landlock_version()):
+        _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
