@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from itertools import zip_longest
 
-from evidence import extractive, makers, says_what
+from evidence import extractive, makers, says_what, stands_alone
 
 POINTS_PER_THEME = 14
 COPIED_PER_THEME = 8
@@ -21,14 +21,27 @@ def validate_quality(output, ctx):
 
 def finalize(output, ctx):
     points = [point for digest in ctx.inputs.condense for point in digest["points"]]
-    rated = _rated(output["themes"], points)
-    groups = _by_document(rated, points) if extractive(ctx) else _by_point(rated, points)
-    themes = []
-    for theme, group in zip(output["themes"], groups, strict=True):
-        if len(group) >= 2:
-            chosen = sorted(group, key=lambda point: (point["document"], bool(point["aside"]), point["line"]))
-            themes.append({**theme, "documents": sorted({point["document"] for point in chosen}), "points": chosen})
+    if extractive(ctx):
+        points = _readable(points)
+    grouped = _by_document if extractive(ctx) else _by_point
+    groups = grouped(_rated(output["themes"], points), points) if output["themes"] and points else []
+    themes = [_theme(theme, group) for theme, group in zip(output["themes"], groups, strict=False) if len(group) >= 2]
+    if points and not themes:  # too little was said for themes
+        everything = {"title": ctx.seed.get("title") or "What the documents say", "keywords": []}
+        themes = [_theme(everything, points[:POINTS_PER_THEME])]
     return {"themes": themes, "made_by": makers(ctx)}
+
+
+def _theme(about, points):
+    chosen = sorted(points, key=lambda point: (point["document"], bool(point["aside"]), point["line"]))
+    return {**about, "documents": sorted({point["document"] for point in chosen}), "points": chosen}
+
+
+def _readable(points):
+    """Of each document the sentences that can be read outside their place; where there is none, all it has."""
+    alone = [point for point in points if stands_alone(point["point"])]
+    mute = {point["document"] for point in points} - {point["document"] for point in alone}
+    return [point for point in points if point in alone or point["document"] in mute]
 
 
 def _rated(themes, points):
@@ -59,7 +72,7 @@ def _words(text):
 
 def _by_point(rated, points):
     """Each point in its best theme; of each theme the points that share most, what leads first, what stood aside last."""
-    groups = [[] for _ in rated[0]] if rated else []
+    groups = [[] for _ in rated[0]]
     for point, rates in zip(points, rated, strict=True):
         best = max(range(len(rates)), key=lambda at: (rates[at], -len(groups[at])))
         named, shared = rates[best]
@@ -79,7 +92,7 @@ def _by_document(rated, points):
         sums = [sum(_weighed(rates[at]) for _, rates in own) for at in range(len(rated[0]))]
         best = sums.index(max(sums))
         of_theme.setdefault(best, []).append(_in_turn([(point, rates[best][1]) for point, rates in own]))
-    groups = [[] for _ in rated[0]] if rated else []
+    groups = [[] for _ in rated[0]]
     for at, queues in of_theme.items():
         while len(groups[at]) < COPIED_PER_THEME and any(queues):
             groups[at] += [queue.pop(0) for queue in queues if queue]

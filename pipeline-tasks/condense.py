@@ -1,6 +1,6 @@
 """A point counts only when its quote is evidence in the document; the part itself is condensed for those who write."""
 
-from evidence import copied, extractive, line_of, makers, strangers, weakness
+from evidence import as_text, extractive, line_of, makers, strangers, weakness
 from sources import place_of, whole, without_asides
 
 from pop.errors import AttemptFailed
@@ -31,7 +31,7 @@ def finalize(output, ctx):
     if len(kept) < len(output["points"]):
         ctx.log.warning("points without a source were dropped", dropped=len(output["points"]) - len(kept))
     if extractive(ctx):
-        kept = [{**point, "point": copied(point["quote"])} for point in kept if copied(point["quote"])]
+        kept = [{**point, "point": as_text(point["quote"])} for point in kept]
     digest = _digest(kept, ctx)
     about = {key: ctx.item[key] for key in ("document", "title", "part", "of")}
     return {**about, "digest": digest, "points": kept, "made_by": makers(ctx)}

@@ -6,8 +6,9 @@ import re
 LEAST_WORDS = 6
 _ENDS = re.compile(r"[.!?。！？][\"'”’)\]*`]*$")
 _POINTS_BACK = re.compile(
-    r"\b(it(?! is proposed)|its|they|them|their|these|those|this(?! (?:pep|document|paper|report|note|is a proposal))|other|another|instead|such|above|below|following|here|again|latter|"
-    r"former|he|she|his|her|i|we|you|your|our|my|then|same|also|however|presumably|but|feedback|let's|new part|similar(?! to))\b",
+    r"\b(it(?! is proposed)|its|they|them|their|these|those|this(?! (?:pep|document|paper|report|note|is a proposal))|other|"
+    r"another|instead|such|above|below|following|here|again|latter|former|he|she|his|her|i|we|you|your|our|my|then|same|also|"
+    r"however|presumably|but|feedback|let's|new part|similar(?! to))\b",
     re.IGNORECASE,
 )
 _POINTS_ON = re.compile(
@@ -115,12 +116,16 @@ def fault(claim, documents):
     return f"{claim['document']} does not speak of {', '.join(foreign[:6])}" if foreign else None
 
 
-def copied(quote):
-    """A quote as the text of a claim, or None where it cannot be read outside its place: copied words must stand alone."""
-    text = re.sub(r"\s*\(see [^()]*\)", "", printed(quote))
+def as_text(quote):
+    """A quote as the text of a claim."""
+    return re.sub(r"\s*\(see [^()]*\)", "", printed(quote))
+
+
+def stands_alone(text):
+    """Whether a copied sentence can be read outside its place."""
     opening = " ".join(text.split()[:7])
     whole = re.match(r"[\"'“*_]*[A-Z`]", text) and _ENDS.search(text) and _VERB.search(text)
-    return text if whole and not _POINTS_BACK.search(opening) and not _POINTS_ON.search(text) else None
+    return bool(whole) and not _POINTS_BACK.search(opening) and not _POINTS_ON.search(text)
 
 
 def says_what(text):

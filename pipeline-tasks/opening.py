@@ -1,6 +1,6 @@
 """The opening is held to the same rule as the sections: every claim names the quote it rests on."""
 
-from evidence import copied, extractive, fault, line_of, makers, says_what
+from evidence import as_text, extractive, fault, line_of, makers, says_what
 from sources import place_of, whole
 
 from pop.stages import Problem
@@ -43,7 +43,7 @@ def finalize(output, ctx):
         if found:
             left_out.append({**claim, "why": found})
             continue
-        text = (extractive(ctx) and copied(claim["quote"])) or claim["text"]
+        text = as_text(claim["quote"]) if extractive(ctx) else claim["text"]
         kept.append({**claim, "text": text, **_placed(claim, documents)})
     return {"extractive": extractive(ctx), "claims": kept, "left_out": left_out, "made_by": makers(ctx)}
 

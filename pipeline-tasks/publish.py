@@ -76,7 +76,8 @@ def _markdown(brief, documents):
         if section["extractive"]:
             for name, paragraphs in _by_document(section["paragraphs"]):
                 told = " ".join(_claim(paragraph, notes) for paragraph in paragraphs)
-                lines += [f"**{printed(documents[name]['title'])}.** {told}", ""]
+                whose = f"**{printed(documents[name]['title'])}.** "
+                lines += [told if documents[name]["title"] == section["heading"] else f"{whose}{told}", ""]
         else:
             for paragraph in section["paragraphs"]:
                 lines += [_claim(paragraph, notes), ""]

@@ -298,15 +298,43 @@ def test_a_made_up_quote_is_repaired_by_the_loop(written: Callable[..., tuple[di
 
 
 def test_what_is_never_repaired_is_left_out(written: Callable[..., tuple[dict[str, Any], str, list[str]]]) -> None:
-    """Neither a made-up quote nor a number of the writer's own is printed; brief.json lists both with the reason."""
+    """Neither a made-up quote, nor a number or a source of the writer's own is printed; brief.json says why."""
     late = {**OPENING, "text": "It closes at 70 knots."}
-    brief, text, _ = written([[CROSSING, MADE_UP]], [[OPENING, late]])
+    brief, text, _ = written(
+        [[CROSSING, MADE_UP]], [[OPENING, late, {**OPENING, "text": "Nobody wrote this.", "document": "nowhere"}]]
+    )
     assert [one["document"] for one in brief["sections"][0]["paragraphs"]] == ["ferry"]
     assert [claim["text"] for claim in brief["overview"]] == [OPENING["text"]]
     assert "never closes" not in text and "70 knots" not in text and WIND["text"] not in text
     whys = [claim["why"] for claim in brief["left_out"]]
-    assert len(whys) == 2 and "word for word" in whys[0] and "harbour does not speak of 70" in whys[1]
-    assert "2 claims without evidence were left out" in text
+    assert len(whys) == 3 and "no document 'nowhere'" in whys[2]
+    assert "word for word" in whys[0] and "harbour does not speak of 70" in whys[1]
+    assert "3 claims without evidence were left out" in text
+
+
+def test_a_few_lines_make_a_brief_of_one_section(tmp_path: Path) -> None:
+    """Too little for themes is no failure, and a document without a sentence is passed over.
+
+    Of each document the sentences that stand alone are copied, and others only where it has none.
+    """
+    (tmp_path / "few.json").write_text(
+        json.dumps(
+            {
+                "documents": [
+                    {
+                        "title": "Note",
+                        "text": "We met on Monday about it. The plan costs 40 crowns and is due on Friday.",
+                    },
+                    {"title": "Diary", "text": "We went there again and we saw them all."},
+                    {"title": "Code", "text": "    x = 1\n    y = 2\n"},
+                ]
+            }
+        )
+    )
+    brief, text = published(tmp_path, tmp_path / "few.json")
+    assert [section["heading"] for section in brief["sections"]] == ["Note; Diary"]
+    assert "## In short" in text and "The plan costs 40 crowns and is due on Friday. [1]" in text
+    assert "We met on Monday" not in text and "**Diary.** We went there again" in text
 
 
 def collected(root: Path, data: dict[str, Any], files: dict[str, str]) -> tuple[int, str, list[str]]:
