@@ -32,15 +32,17 @@ def finalize(output, ctx):
         ctx.log.warning("points without a source were dropped", dropped=len(output["points"]) - len(kept))
     if extractive(ctx):
         kept = [{**point, "point": as_text(point["quote"])} for point in kept]
-    digest = _digest(kept, ctx)
+    body = without_asides(ctx.item)
+    digest = _digest(body, kept, ctx)
+    characters = {"read": len(ctx.item["text"]), "compressed": len(body) if digest != body else 0}
     about = {key: ctx.item[key] for key in ("document", "title", "part", "of")}
-    return {**about, "digest": digest, "points": kept, "made_by": makers(ctx)}
+    return {**about, "digest": digest, "points": kept, "characters": characters, "made_by": makers(ctx)}
 
 
-def _digest(points, ctx):
+def _digest(body, points, ctx):
     """The part without its asides, condensed; its points where there is nothing else to tell (a part that is all code)."""
     try:
-        return ctx.compress(without_asides(ctx.item), ctx.config.get("digest_tokens", DIGEST_TOKENS))
+        return ctx.compress(body, ctx.config.get("digest_tokens", DIGEST_TOKENS))
     except AttemptFailed as error:
         if error.error_class != "refused":
             raise

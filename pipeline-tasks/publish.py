@@ -43,17 +43,25 @@ def _check(brief, documents):
 
 
 def _characters(inputs, sections):
-    """How much came in, and what was left of it at each place where a model read it."""
-    parts = inputs.collect["parts"]
+    """How much came in, what was left of it on its way, and how much went to models; refinements are not counted."""
+    stack = {document["id"]: len(document["text"]) for document in inputs.stack["documents"]}
+    themes = inputs.cluster["themes"]
+    told = [one for section in sections for one in section["paragraphs"]]
+    given = {
+        "condense": sum(
+            digest["characters"]["read"] + digest["characters"]["compressed"] for digest in inputs.condense
+        ),
+        "stack": inputs.stack["characters"]["compressed"],
+        "cluster": sum(stack.values()),
+        "draft": sum(len(point["quote"]) for theme in themes for point in theme["points"])
+        + sum(stack[name] for theme in themes for name in theme["documents"]),
+        "opening": sum(len(one["text"]) + len(one["quote"]) for one in told),
+    }
     return {
         "came_in": sum(document["characters"] for document in inputs.collect["documents"]),
-        "read_in_parts": sum(len(part["text"]) for part in parts),
         "digests": inputs.stack["characters"]["digests"],
-        "stack_given_to_cluster": inputs.stack["characters"]["stack"],
-        "quotes_given_to_draft": sum(
-            len(point["quote"]) for theme in inputs.cluster["themes"] for point in theme["points"]
-        ),
-        "sections_given_to_opening": sum(len(one["text"]) for section in sections for one in section["paragraphs"]),
+        "stack": sum(stack.values()),
+        "given_to_models": given,
     }
 
 
@@ -108,7 +116,8 @@ def _how(brief):
     size = brief["characters"]
     calls = sum(entry["calls"] for entry in brief["made_by"])
     left_out = len(brief["left_out"])
-    told = f"*{len(brief['documents'])} documents with {size['came_in']:,} characters were read in {calls} calls, condensed to "
-    told += f"{size['digests']:,} characters and stacked to {size['stack_given_to_cluster']:,}."
+    given = sum(size["given_to_models"].values())
+    told = f"*{len(brief['documents'])} documents with {size['came_in']:,} characters were condensed to {size['digests']:,} and "
+    told += f"stacked to {size['stack']:,}; in {calls} calls {given:,} characters went to models."
     dropped = f" {left_out} claims without evidence were left out; brief.json lists them." if left_out else ""
     return f"{told}{dropped}*"

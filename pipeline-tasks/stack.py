@@ -21,6 +21,10 @@ def infer(prompt, ctx):
         ctx.progress(len(fitting), len(texts))
     return {
         "documents": [{"id": name, "title": stack["title"], "text": fitting[name]} for name, stack in stacks.items()],
-        "characters": {"digests": sum(map(len, texts.values())), "stack": sum(map(len, fitting.values()))},
+        "characters": {
+            "digests": sum(map(len, texts.values())),
+            "compressed": sum(len(text) for name, text in texts.items() if fitting[name] != text),
+            "stack": sum(map(len, fitting.values())),
+        },
         "made_by": makers(ctx),
     }

@@ -95,7 +95,12 @@ def test_the_brief_says_how_much_came_in_and_who_read_it(offline: tuple[dict[str
     size = brief["characters"]
     assert size["came_in"] == sum(document["characters"] for document in brief["documents"]) > 300_000
     assert size["digests"] < size["came_in"] / 5
-    assert 0 < size["stack_given_to_cluster"] <= 6000 * 4 < size["digests"]
+    assert 0 < size["stack"] <= 6000 * 4 < size["digests"]
+    given = size["given_to_models"]
+    assert given["cluster"] == size["stack"] and 0 < given["draft"] + given["opening"] < size["came_in"] / 5
+    assert (
+        given["condense"] > size["came_in"] - 1000
+    )  # all of it is read, long parts twice: for points and for the digest
     (maker,) = brief["made_by"]
     assert (maker["model"], maker["note"]) == ("builtin/extractive-1", EXTRACTIVE) and maker["calls"] > 60
     assert f"*Made by: builtin/extractive-1 ({EXTRACTIVE}).*" in text
