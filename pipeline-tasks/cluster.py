@@ -84,7 +84,8 @@ def _by_point(rated, points):
 def _by_document(rated, points):
     """Sentences that were only copied read best beside their neighbours: whole documents are given to themes.
 
-    The documents of a theme take turns, each beginning with what leads; what stood aside is left to those who can weigh it.
+    The documents of a theme take turns, each beginning with what leads; what stood aside is left to those who can
+    weigh it, unless a document has nothing else.
     """
     of_theme = {}
     for name in dict.fromkeys(point["document"] for point in points):
@@ -107,7 +108,7 @@ def _weighed(rate):
 def _in_turn(own):
     """A document's points, by turns one that leads and one that shares most with the theme."""
     leads = sorted((point for point, _ in own if point["lead"]), key=lambda point: not says_what(point["point"]))
-    others = [
-        point for point, shared in sorted(own, key=lambda pair: -pair[1]) if not point["lead"] and not point["aside"]
-    ]
+    others = [point for point, _ in sorted(own, key=lambda pair: -pair[1]) if not point["lead"]]
+    adopted = [point for point in others if not point["aside"]]
+    others = adopted or ([] if leads else others)
     return [point for pair in zip_longest(leads, others) for point in pair if point]

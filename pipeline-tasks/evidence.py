@@ -5,6 +5,7 @@ import re
 
 LEAST_WORDS = 6
 _ENDS = re.compile(r"[.!?。！？][\"'”’)\]*`]*$")
+_BULLET = re.compile(r"(^|\n)[ \t]*([-*+•>]|\(?\d+[.)])[ \t]+$")
 _POINTS_BACK = re.compile(
     r"\b(it(?! is proposed)|its|they|them|their|these|those|this(?! (?:pep|document|paper|report|note|is a proposal))|other|"
     r"another|instead|such|above|below|following|here|again|latter|former|he|she|his|her|i|we|you|your|our|my|then|same|also|"
@@ -63,8 +64,8 @@ def weakness(quote, text):
     if len(quote.split()) >= LEAST_WORDS:
         return None
     before = text[: match.start()].rstrip("\"'“‘(*` ")
-    begins = not before.strip() or before.endswith("\n\n") or bool(_ENDS.search(before.rstrip()))
-    if begins and _ENDS.search(quote.strip()):
+    begins = not before.strip() or before.endswith("\n\n") or _ENDS.search(before.rstrip())
+    if (begins or _BULLET.search(text[: match.start()])) and _ENDS.search(quote.strip()):
         return None
     return f"the quote is neither a whole sentence nor {LEAST_WORDS} words long"
 

@@ -6,11 +6,15 @@ from collections import Counter
 from pop.errors import AttemptFailed
 
 PART_CHARS = 11_000
-_LEAD = re.compile(r"^(abstract|summary|introduction|overview|in short|tl;?dr)\b", re.IGNORECASE)
-_ASIDE = re.compile(
-    r"reject|alternative|withdrawn|deferred|(open|resolved) (issues?|questions?)|^issues?$|backwards?[ -]compat|discussion"
-    r"|pronouncement|\bq ?& ?a\b|\bfaq\b|frequently|objections?|criticisms?|design considerations|^(then )?why\b"
-    r"|specification changes|revisions|history|author's note|^appendix|acknowledge?ments?|references|see also",
+_LEAD = re.compile(r"(executive )?(abstract|summary|introduction|overview|in short|tl;?dr)( and \w+)?", re.IGNORECASE)
+_ASIDE = re.compile(  # whole titles: a report on alternative energy, or a history of Rome, speaks of its own matter
+    r"(previously )?rejected( \w+){0,3}|.* rejected (ideas|options|alternatives|proposals)|(other )?alternatives( considered)?"
+    r"|alternative (\w+ )?(approach|approaches|proposals?|ideas?|designs?|solutions?|spellings?|options)"
+    r"|(withdrawn|deferred)( \w+){0,2}|((un)?resolved|open)? ?(issues?|questions?)|(backwards?|backwards? and forwards?)[ -]compatibility"
+    r"|([\w-]+ )?discussions?|(\w+ )?pronouncements?|q ?& ?a|faqs?|frequently (asked questions|raised objections)"
+    r"|(common )?(objections|criticisms)|design considerations|(then )?why not .*|specification changes .*|(.* )?revisions"
+    r"|((revision|version|change|document) )?history|change ?log|author's notes?|acknowledge?ments?"
+    r"|(footnotes and )?references|see also|further reading",
     re.IGNORECASE,
 )
 
@@ -116,7 +120,7 @@ def places(text):
     found = headings(text)
     ranges = []
     for at, (line, level, title) in enumerate(found):
-        kind = "aside" if _ASIDE.search(title) else "lead" if _LEAD.match(title) else None
+        kind = "aside" if _ASIDE.fullmatch(title) else "lead" if _LEAD.fullmatch(title) else None
         if kind and not (ranges and ranges[-1]["last"] >= line):
             last = next((below[0] - 1 for below in found[at + 1 :] if below[1] <= level), text.count("\n") + 1)
             ranges.append({"kind": kind, "title": title, "first": line, "last": last})

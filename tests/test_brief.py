@@ -107,7 +107,7 @@ def test_the_brief_says_how_much_came_in_and_who_read_it(offline: tuple[dict[str
     assert f"{size['came_in']:,} characters" in text
 
 
-SOURCE = "Ferries leave at nine. The boat to Ostrow carries 40 cars\nand two lorries at once. Yes. It is full."
+SOURCE = "Ferries leave at nine. The boat to Ostrow carries 40 cars\nand two lorries at once. Yes. It is full.\n- None sinks."
 
 
 @pytest.mark.parametrize(
@@ -116,6 +116,7 @@ SOURCE = "Ferries leave at nine. The boat to Ostrow carries 40 cars\nand two lor
         ("Ferries leave at nine.", None),
         ("boat to Ostrow carries 40 cars and", None),
         ("It is full.", None),
+        ("None sinks.", None),
         ("Ostrow", "neither a whole sentence"),
         ("carries 40 cars", "neither a whole sentence"),
         ("leave at nine.", "neither a whole sentence"),
@@ -173,6 +174,26 @@ def test_a_section_below_a_rejected_one_stands_aside_too(helpers: Callable[[str]
             for line in range(1, text.count("\n") + 1)
         }
         assert [stands[name] for name in "abcd"] == ["lead", "aside", "aside", None]
+
+
+@pytest.mark.parametrize(
+    ("title", "aside"),
+    [
+        ("Rejected Ideas", True),
+        ("Rejected alternative proposals", True),
+        ("Alternative approaches", True),
+        ("Open Issues", True),
+        ("Backwards Compatibility", True),
+        ("Discussion", True),
+        ("Alternative energy", False),
+        ("A history of Rome", False),
+        ("Weak references", False),
+        ("Why it matters", False),
+    ],
+)
+def test_a_title_stands_aside_as_a_whole(helpers: Callable[[str], Any], title: str, aside: bool) -> None:
+    """A word in it does not make a section one of rejected ideas."""
+    assert [place["kind"] for place in helpers("sources").places(f"# T\n\n## {title}\n\nx\n")] == ["aside"] * aside
 
 
 FERRY = """# The ferry
