@@ -7,7 +7,7 @@ result=$(ls -d pipeline-complete/*-brief-*/tasks/publish/artifacts/brief.md | ta
 echo
 echo "The brief: $result"
 echo "----------------------------------------------------------------"
-head -n 14 "$result" | cut -c 1-400
+head -n 19 "$result" | cut -c 1-400
 echo "----------------------------------------------------------------"
 echo "Every run is a folder:  ls $(dirname "$(dirname "$(dirname "$(dirname "$result")")")")"
 echo "The ledger:             tail -n 1 pipeline-complete/runs.jsonl"

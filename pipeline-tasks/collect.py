@@ -1,14 +1,16 @@
 """Reads the documents and cuts long ones into parts that fit any model."""
 
-from sources import documents, split
+from sources import documents, places, split
 
 
 def infer(prompt, ctx):
     found = documents(ctx)
     parts = []
     for document in found:
-        pieces = split(document["text"])
+        ranges = places(document["text"])
+        pieces = split(document["text"], ranges)
         for number, (line, text) in enumerate(pieces, 1):
+            last = line + text.count("\n")
             parts.append(
                 {
                     "document": document["id"],
@@ -16,11 +18,14 @@ def infer(prompt, ctx):
                     "part": number,
                     "of": len(pieces),
                     "first_line": line,
+                    "places": [place for place in ranges if place["first"] <= last and place["last"] >= line],
                     "text": text,
                 }
             )
         ctx.log.info("document read", id=document["id"], characters=len(document["text"]), parts=len(pieces))
-    about = [{"id": document["id"], "title": document["title"], "characters": len(document["text"])} for document in found]
+    about = [
+        {"id": document["id"], "title": document["title"], "characters": len(document["text"])} for document in found
+    ]
     return {"documents": about, "parts": parts}
 
 
