@@ -303,6 +303,7 @@ def _usage_of(row: dict[str, Any], paid: bool) -> Usage:
         input_tokens=int(_number(row.get("input_tokens"))),
         output_tokens=int(_number(row.get("output_tokens"))),
         cost_usd=_number(row.get("cost_usd")),
+        unpriced_calls=int(row.get("cost_usd") is None),
     )
 
 

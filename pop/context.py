@@ -252,6 +252,8 @@ class Context:
             "finish_reason": answer.finish_reason,
             "note": answer.note,
         }
+        if answer.extra.get("evidence"):  # what the embedded engine found, and where
+            row["evidence"] = answer.extra["evidence"]
         self.trail.append("calls.jsonl", row)
 
     def _reply(self, answer: Answer, call: Call) -> Reply:

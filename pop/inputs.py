@@ -14,6 +14,13 @@ from pop.store import contained, read_regular
 MAX_INPUT_BYTES = 64 * 2**20
 
 
+class NoInput(KeyError):
+    """A step that this one cannot read from."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class Inputs(Mapping[str, Any]):
     """The newest output of every step before this one; ``inputs.my_step`` and ``inputs["my-step"]`` are the same.
 
@@ -29,7 +36,8 @@ class Inputs(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         known = name if name in self._refs else self._names.get(str(name).replace("-", "_"))
         if known is None:
-            raise KeyError(name)
+            hint = did_you_mean(str(name), self._refs) or "no step comes before this one"
+            raise NoInput(f"no input {name!r}: {hint}")
         if known not in self._loaded:
             self._loaded[known] = load_ref(self._run_dir, self._refs[known])
         return self._loaded[known]
@@ -39,9 +47,8 @@ class Inputs(Mapping[str, Any]):
             raise AttributeError(name)
         try:
             return self[name]
-        except KeyError:
-            hint = did_you_mean(name, self._refs) or "no step comes before this one"
-            raise AttributeError(f"no input {name!r}: {hint}") from None
+        except NoInput as error:
+            raise AttributeError(str(error)) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._refs)

@@ -46,7 +46,11 @@ class LetterWriter:
             "run_usd": history.usage.cost_usd,
             "run_tokens": history.usage.input_tokens + history.usage.output_tokens,
         }
-        for name, limit in (self._envelope.budget or {}).items():
+        budget = self._envelope.budget or {}
+        if "run_usd" in budget and history.usage.unpriced_calls:
+            models = ", ".join(history.models)
+            return f"the seed has a budget in USD, and nobody knows what {models} costs: give its price in pop.toml"
+        for name, limit in budget.items():
             if used[name] >= limit:
                 return f"the seed's budget {name} = {limit:g} is used up ({used[name]:g})"
         return None

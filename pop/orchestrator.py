@@ -357,7 +357,14 @@ class Orchestrator:
             await self.work.at_once(self._leave_last_files, files, run)
             line = dump_json(event, pretty=False) if event else b""
             await self.work.commit(files, run.run_dir / "events.jsonl", line)
-        log.info("run.ended", run=run.run_id, state=run.history.state)
+        about = run.history.error or {}
+        if run.history.state == "failed":
+            reason = f"{about.get('error_class')}: {about.get('message')}"
+            log.warning(
+                "run.failed", run=run.run_id, step=about.get("instance"), error=reason, next="pop show " + run.run_id
+            )
+        elif run.history.state == "cancelled":
+            log.info("run.cancelled", run=run.run_id)
 
     def _leave_last_files(self, disk: Disk, run: ActiveRun) -> None:
         disk.put(run.run_dir / "tasks-status.json", dump_json(self.status(run)), folder=False)

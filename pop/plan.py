@@ -36,6 +36,7 @@ References: TypeAlias = "str | list[References] | None"
 
 BATCH = 256  # decisions, expansions and skips in one answer
 MAX_INTERRUPTIONS = 100
+MAX_WAIT_S = 150.0  # no wait before an attempt is longer: a time further off means that the clock was put back
 
 
 class InstanceFacts(Protocol):
@@ -292,7 +293,7 @@ class _Walk:
         if instance is not None and instance.state != "retry":
             return
         due = instance.not_before if instance is not None else None
-        if due is not None and due > self.now:
+        if due is not None and self.now < due <= self.now + MAX_WAIT_S:
             self.wake_at = due if self.wake_at is None else min(due, self.wake_at)
         elif not self._full():
             self.start.append(Start(name, task.name, items))

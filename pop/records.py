@@ -165,13 +165,14 @@ class Record(BaseModel):
 
 
 class Usage(Record):
-    """What model calls cost. Tokens are whole numbers, `cost_usd` is None when no price is known."""
+    """What model calls cost. `cost_usd` leaves out the calls whose price nobody knows, `unpriced_calls`."""
 
     calls: int = 0
     cached_calls: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cost_usd: float = 0.0
+    unpriced_calls: int = 0
 
     def plus(self, other: Usage) -> Usage:
         """The sum, field by field."""
@@ -181,6 +182,7 @@ class Usage(Record):
             input_tokens=self.input_tokens + other.input_tokens,
             output_tokens=self.output_tokens + other.output_tokens,
             cost_usd=round(self.cost_usd + other.cost_usd, 9),
+            unpriced_calls=self.unpriced_calls + other.unpriced_calls,
         )
 
 
@@ -243,7 +245,7 @@ class Letter(Record):
     """The whole order to a worker.
 
     Files are named by path and hash, everything else stands here by value. `attempt_id` is never used twice.
-    `config` is the step's ``with``. `seed_name` is what people call the run.
+    `config` is the step's ``with``. `deadline_at` (Unix time), `run_name` and `item_index` are for the reader.
     """
 
     schema_version: Literal[1] = 1

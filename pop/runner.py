@@ -5,13 +5,14 @@
                                         +------------- refine <--- critique <----+  at most `refinements` times
 
 The best output so far is kept: fewest structural problems first, then the lowest sum of the problems' scores. The loop
-ends early when a round repeats an output it has seen. A structure that never fits fails the attempt
+ends early when a round repeats an output it has seen, or two rounds in a row make nothing better. A structure that never fits fails the attempt
 (``invalid_output``); problems of quality that remain are recorded in problems.json and the best output is kept, unless
 one of them is fatal.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from pop.tasks import bad_task, load_task
 from pop.trail import Trail
 
 DEFAULT_REFINEMENTS = 2
+IN_VAIN = 2  # rounds in a row that made nothing better end the loop
 KEEPS_THE_BEST = ("refused", "truncated")  # a refinement that fails so leaves a usable output as it is
 
 
@@ -94,9 +96,20 @@ def _leave(folder: Path, output: Any) -> None:
         data = dump_json(output)
     except (TypeError, ValueError, RecursionError) as error:
         raise AttemptFailed("bug", f"the output has no JSON form: {error}") from None
+    if b"null" in data and holds_nan(output):  # the fast writer makes null of it
+        raise AttemptFailed("invalid_output", "the output holds a number that is none (NaN or infinite)")
     draft = folder / ".output.json.tmp"
     draft.write_bytes(data)
     os.rename(draft, folder / "output.json")
+
+
+def holds_nan(value: Any) -> bool:
+    """Whether a number in a JSON value is not a number, or infinite."""
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, dict):
+        return any(holds_nan(part) for part in value.values())
+    return isinstance(value, (list, tuple)) and any(holds_nan(part) for part in value)
 
 
 class _Loop:
@@ -196,9 +209,9 @@ class _Loop:
             self._trail.keep([str(problem) for problem in problems], fields)
 
     def _improve(self, best: Candidate, prompt: Any, material: Any) -> Candidate:
-        current, seen = best, [best.essence]
+        current, seen, in_vain = best, [best.essence], 0
         for number in range(1, self._rounds + 1):
-            if not self._stages.can_refine:
+            if not self._stages.can_refine or in_vain == IN_VAIN:
                 break
             self._trail.round = number
             try:
@@ -210,8 +223,9 @@ class _Loop:
                 break
             repeats = current.essence in seen
             seen.append(current.essence)
+            in_vain += 1
             if current.rank < best.rank:
-                best = current
+                best, in_vain = current, 0
             if not best.problems or repeats:
                 break
         return best

@@ -24,8 +24,10 @@ def main(letter_path: str, attempt_dir: str) -> int:
         0 when output.json stands in `attempt_dir`, 1 when error.json does.
     """
     folder = Path(attempt_dir)
+    tasks_dir = ""
     try:
         letter = Letter.model_validate_json(Path(letter_path).read_bytes())
+        tasks_dir = letter.tasks_dir
         os.chdir(folder)
         run_attempt(letter, folder, _gateway(letter))
     except AttemptFailed as error:
@@ -36,7 +38,7 @@ def main(letter_path: str, attempt_dir: str) -> int:
     except PopError as error:
         return _fail(folder, ErrorRecord(error_class="bug", **error.to_json()))
     except (Exception, SystemExit, KeyboardInterrupt) as error:
-        return _fail(folder, _bug(error))
+        return _fail(folder, _bug(error, tasks_dir))
     return 0
 
 
@@ -66,20 +68,24 @@ def _memory_error() -> ErrorRecord:
     )
 
 
-def _bug(error: BaseException) -> ErrorRecord:
+def _bug(error: BaseException, tasks_dir: str) -> ErrorRecord:
     text = "".join(traceback.format_exception(error))
     return ErrorRecord(
         error_class="bug",
         code="bug",
         message=safe(f"{type(error).__name__}: {error}", 2000),
-        where=_place(error),
+        where=_place(error, tasks_dir),
         hint="the traceback stands in error.json and stdout.txt of the attempt",
         traceback=safe(text[-20_000:]),
     )
 
 
-def _place(error: BaseException) -> str | None:
+def _place(error: BaseException, tasks_dir: str) -> str | None:
+    """The last line of the task's own code, where the traceback has one; else the last line of all."""
     frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if tasks_dir and frame.filename.startswith(tasks_dir + os.sep)]
+    if own:
+        return f"{os.path.relpath(own[-1].filename, os.path.dirname(tasks_dir))}:{own[-1].lineno}"
     return f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else None
 
 

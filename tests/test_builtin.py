@@ -72,6 +72,28 @@ def test_a_label_needs_clear_evidence() -> None:
     assert ask(text, labels).finish_reason == "refusal"
 
 
+@pytest.mark.parametrize("last", ["none", "other", "n/a"])
+def test_a_finding_is_no_way_out(last: str) -> None:
+    """That there is none, or that it is another, is a judgement too."""
+    text = "The weather was mild in the morning of that day. Everybody went to the market in the old town."
+    schema = {"type": "object", "required": ["risk"], "properties": {"risk": {"enum": ["high", "low", last]}}}
+    assert ask(text, schema).finish_reason == "refusal"
+
+
+def test_a_label_is_read_from_its_line() -> None:
+    """And one that the schema does not know is no evidence for another."""
+    schema = {
+        "type": "object",
+        "required": ["severity"],
+        "properties": {"severity": {"enum": ["high", "low", "unsure"]}},
+    }
+    text = "Severity: {}.\n\nThe pump stopped in the night and the cellar was under water by the morning."
+    answer = ask(text.format("High"), schema)
+    assert json.loads(answer.text) == {"severity": "high"} and answer.extra["evidence"][0]["line"] == 2
+    answer = ask(text.format("grave"), schema)
+    assert json.loads(answer.text) == {"severity": "unsure"} and not answer.extra["evidence"]
+
+
 def test_labelled_fields_are_found() -> None:
     """Label: value, with dates by their format; what is optional and not there is left out."""
     schema = {

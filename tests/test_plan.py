@@ -560,3 +560,10 @@ def test_waits_are_drawn_below_a_growing_bound(failures: int, seed: int) -> None
     """Full jitter: anywhere from 0 to the bound, which doubles up to its cap."""
     wait = recovery("unavailable", failures=failures, attempts_allowed=10**7, rng=random.Random(seed)).delay_s
     assert 0 <= wait <= min(60.0, 2.0 ** min(failures - 1, 30))
+
+
+def test_a_clock_that_was_put_back_delays_no_retry() -> None:
+    """A time further off than any wait can be is over."""
+    of, run = pipeline("a"), Run(instances={"a": Instance("retry", not_before=5000.0)})
+    assert not next_moves(of, run, 4990.0).start
+    assert next_moves(of, run, 1000.0).start

@@ -382,3 +382,45 @@ def test_a_validator_that_gives_nonsense_is_a_bug_with_a_sentence(run: Run) -> N
     for value in ("False", "3", "{'text': 'x'}"):
         with pytest.raises(TypeError, match="a validator gives sentences"):
             run({"t.py": f"def infer(p, c):\n    return 1\ndef validate_quality(o, c):\n    return {value}\n"})
+
+
+def test_refinements_that_make_nothing_better_end_the_loop(run: Run, tmp_path: Path) -> None:
+    """Two in a row are enough, however many are allowed and however different their outputs are."""
+    code = (
+        "def infer(prompt, ctx):\n    return {'n': 0}\n\n\ndef validate_quality(output, ctx):\n    yield 'never good'\n\n\n"
+        "def refine(output, critique, ctx):\n    return {'n': output['n'] + 1}\n"
+    )
+    assert run({"t.py": code}, refinements=20) == {"n": 0}
+    trail = (tmp_path / "attempt" / "trail.jsonl").read_text()
+    assert trail.count('"stage.begin","stage":"refine"') == 2
+
+
+@pytest.mark.parametrize("value", ["float('nan')", "{'a': [float('inf')], 'b': None}"])
+def test_a_number_that_is_none_is_refused(run: Run, value: str) -> None:
+    """It would be null in the file, silently."""
+    with pytest.raises(AttemptFailed, match="NaN") as caught:
+        run({"t.py": f"def infer(prompt, ctx):\n    return {value}\n"}, refinements=0)
+    assert caught.value.error_class == "invalid_output"
+
+
+def test_an_input_that_is_none_names_the_nearest(run: Run) -> None:
+    """By key as by attribute."""
+    with pytest.raises(KeyError, match="did you mean 'summary'"):
+        run({"t.py": "def infer(prompt, ctx):\n    return ctx.inputs['sumary']\n"}, inputs={"summary": 1})
+
+
+def test_the_evidence_of_an_answer_is_kept_with_its_call(run: Run, tmp_path: Path) -> None:
+    """In calls.jsonl, which lives as long as the run."""
+    from pop.models.providers.builtin import extract
+
+    class Engine:
+        def ask(self, request: ModelRequest) -> Answer:
+            return extract(request).model_copy(update={"key": "k"})
+
+        def ask_many(self, requests: Any) -> Any:
+            return [self.ask(request) for request in requests]
+
+    text = "The committee met in the old town hall on Monday. It decided to build a new bridge over the river."
+    run({"t.md": "Condense.\n\n<document id='d'>\n{{ seed.text }}\n</document>"}, Engine(), seed={"text": text})  # type: ignore[arg-type]
+    row = json.loads((tmp_path / "attempt" / "calls.jsonl").read_bytes().splitlines()[0])
+    assert row["evidence"][0]["quote"] in text and row["evidence"][0]["document"] == "d"

@@ -32,7 +32,7 @@ from pop.models.extract.text import Document, Sentence, words_of
 
 DEFAULT_ITEMS = 5
 MAX_DEPTH = 12
-UNSURE = ("unsure", "unknown", "unclear", "other", "none", "n/a", "not found")
+UNSURE = ("unsure", "unknown", "unclear", "uncertain", "undetermined", "not found", "not stated")  # "none" is a finding
 _QUOTE = ("quote", "evidence", "excerpt", "verbatim", "citation")
 _SOURCE = ("source", "document", "doc", "document_id", "doc_id", "source_id")
 _TITLE = ("title", "heading", "theme", "topic", "headline")
@@ -85,7 +85,7 @@ class Filler:
         if "const" in schema:
             return schema["const"]
         if "enum" in schema:
-            return self._label(schema, pointer, focus)
+            return self._label(schema, pointer, name, focus)
         for word in ("anyOf", "oneOf"):
             if word in schema:
                 return self._first_of(schema[word], pointer, name, focus, depth)
@@ -285,9 +285,19 @@ class Filler:
                 return match[0]
         return MISSING
 
-    def _label(self, schema: Mapping[str, Any], pointer: str, focus: Focus) -> Any:
-        """The enum value the text speaks of twice as clearly as of any other; else an honest "unsure"."""
+    def _label(self, schema: Mapping[str, Any], pointer: str, name: str, focus: Focus) -> Any:
+        """The enum value of a line ``Name: value``, or that the text speaks of twice as clearly as of any other.
+
+        Else an honest "unsure", where the schema has a word for it.
+        """
         labels = schema["enum"] if isinstance(schema["enum"], list) else []
+        if name and not any(quoted["pointer"] == pointer for quoted in self.evidence):
+            said = self._labelled(name, pointer)
+            for label in labels if isinstance(said, str) else ():
+                if str(label).casefold() == said.casefold().strip(" .*_`\"'"):
+                    return label
+            if said is not MISSING:  # a label the schema does not know is no evidence for another
+                self.evidence.pop()
         rated = sorted(((self._spoken_of(label, focus), str(label)) for label in labels), reverse=True)
         if rated and rated[0][0] >= 2 and (len(rated) == 1 or rated[0][0] >= 2 * rated[1][0]):
             winner = next(label for label in labels if str(label) == rated[0][1])

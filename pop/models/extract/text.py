@@ -271,6 +271,9 @@ def plain(quote: str) -> str:
     return re.sub(r"\s+([.,;:])", r"\1", re.sub(r"\s{2,}", " ", text)).strip()
 
 
+READABLE = "one of 6 to 60 words that begins with a capital and ends in a full stop"
+
+
 def _reads_well(text: str) -> bool:
     words = text.split()
     if not 6 <= len(words) <= 60 or len(text) > 420:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pop.models.extract.fill import MISSING, Filler
 from pop.models.extract.rank import Corpus, key_phrases
-from pop.models.extract.text import Document, Sentence, sentences_of
+from pop.models.extract.text import READABLE, Document, Sentence, sentences_of
 from pop.models.request import Answer, ModelRequest
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _by_schema(schema: dict[str, Any], corpus: Corpus, documents: list[Document]
 
 def _freely(instruction: str, corpus: Corpus) -> tuple[str, bool, dict[str, Any]]:
     if not corpus.sentences:
-        return "There are no sentences to work on in this prompt.", False, {}
+        return f"There is no sentence to work on in this prompt ({READABLE}).", False, {}
     if re.search(r"key ?(words|phrases)|tags\b", instruction, re.IGNORECASE):
         return "\n".join(f"- {phrase}" for phrase in key_phrases(corpus.sentences, 10)), True, {}
     chosen = _within(corpus, *_limits(instruction))
