@@ -17,7 +17,8 @@ def problems_of(root: Root) -> tuple[list[PopError], int]:
     from pop.models.catalogue import Catalogue
     from pop.pipeline import load_pipeline
     from pop.settings import load_settings
-    from pop.tasks import check_task, list_tasks, read_index
+    from pop.taskcheck import Use, check_folder, check_task
+    from pop.tasks import list_tasks
 
     found: list[PopError] = []
     settings = None
@@ -30,7 +31,7 @@ def problems_of(root: Root) -> tuple[list[PopError], int]:
         found += error.problems
     except ConfigError as error:
         found.append(error)
-    found += _caught(read_index, root.tasks)
+    found += check_folder(root.tasks)
     tasks = list_tasks(root.tasks)
     for name in tasks:
         found += check_task(root.tasks, name)
@@ -46,7 +47,8 @@ def problems_of(root: Root) -> tuple[list[PopError], int]:
             found += errors.problems
             continue
         for step in pipeline.tasks.values():
-            found += check_task(root.tasks, step.task, steps=pipeline.ancestors(step.name))
+            use = Use(pipeline.ancestors(step.name), in_each=bool(pipeline.eaches[step.name]))
+            found += check_task(root.tasks, step.task, use=use)
         if settings:
             catalogue = Catalogue(settings, os.environ)
             models = {task.model for task in pipeline.tasks.values() if task.model} | set(pipeline.models.values())
