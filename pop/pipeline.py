@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pop.errors import ConfigError, ConfigErrors, did_you_mean
-from pop.expressions import Expects, Expression, compile_expression
+from pop.expressions import Expects, Expression, compile_expression, inputs_read
 from pop.pipeline_schema import pipeline_schema
 from pop.places import Path, Places, find_places, json_path
 from pop.records import NAME_PATTERN, BadJson, read_json
@@ -59,7 +59,14 @@ _LATER_BLOCKS = ("repeat", "approve")
 _LATER = frozenset({*_LATER_BLOCKS, "until", "at_most", "otherwise", "show", "on_timeout", "recover", "budget"})
 
 
-def load_pipeline(data: bytes, *, where: str, name: str, known_tasks: Collection[str] | None = None) -> Pipeline:
+def load_pipeline(
+    data: bytes,
+    *,
+    where: str,
+    name: str,
+    known_tasks: Collection[str] | None = None,
+    known_models: Collection[str] | None = None,
+) -> Pipeline:
     """Read and check a pipeline.
 
     Args:
@@ -67,24 +74,38 @@ def load_pipeline(data: bytes, *, where: str, name: str, known_tasks: Collection
         where: The file's name, for errors.
         name: What the pipeline is called, if it does not say so itself; ``default`` for pipeline.json.
         known_tasks: The tasks that exist; None passes over whether the named ones do.
+        known_models: The models that exist; None passes over whether the named ones do.
 
     Raises:
         ConfigErrors: Every mistake, in reading order, each with ``file:line:column  path``.
     """
+    pipeline, problems = read_pipeline(data, where=where, name=name, known_tasks=known_tasks, known_models=known_models)
+    if problems or pipeline is None:
+        raise ConfigErrors(problems)
+    return pipeline
+
+
+def read_pipeline(
+    data: bytes,
+    *,
+    where: str,
+    name: str,
+    known_tasks: Collection[str] | None = None,
+    known_models: Collection[str] | None = None,
+) -> tuple[Pipeline | None, list[ConfigError]]:
+    """As `load_pipeline`, but with its mistakes; None where they leave no order of steps to speak of."""
     try:
         if len(data) > MAX_BYTES:
             raise ConfigError(f"{len(data)} bytes are too many for a pipeline (at most {MAX_BYTES})", where=where)
         document = read_json(data, where=where)
     except BadJson as error:
-        error_here = ConfigError(error.message, where=error.where, hint=error.hint, code=error.code)
-        raise ConfigErrors([error_here]) from None
+        return None, [ConfigError(error.message, where=error.where, hint=error.hint, code=error.code)]
     except ConfigError as error:
-        raise ConfigErrors([error]) from None
-    reader = _Reader(find_places(data.decode("utf-8"), where), known_tasks)
+        return None, [error]
+    reader = _Reader(find_places(data.decode("utf-8"), where), known_tasks, known_models)
     pipeline = reader.pipeline(document, name)
-    if reader.problems or pipeline is None:
-        raise ConfigErrors(problem for _, problem in sorted(reader.problems, key=lambda entry: entry[0]))
-    return pipeline
+    problems = [problem for _, problem in sorted(reader.problems, key=lambda entry: entry[0])]
+    return pipeline if reader.whole else None, problems
 
 
 def seconds(value: Any) -> float:
@@ -168,10 +189,12 @@ class _Reader:
 
     places: Places
     known_tasks: Collection[str] | None
+    known_models: Collection[str] | None = None
     problems: list[tuple[int, ConfigError]] = field(default_factory=list)
     named_at: dict[str, Path] = field(default_factory=dict)
     path_of: dict[str, Path] = field(default_factory=dict)
-    whole: bool = True  # every step left a block behind
+    whole: bool = True  # every step left a block behind, and they have an order
+    renamed: Collection[str] = ()  # what `models` at the top gives a meaning to
 
     def wrong(self, path: Path, message: str, hint: str | None = None, *, key: bool = False, code: str = "") -> None:
         where = self.places.of_key(path) if key else self.places.of(path)
@@ -187,12 +210,16 @@ class _Reader:
             self.wrong((), "`tasks` is missing", 'a list of steps: {"tasks": ["summarise"]}')
             return None
         given = self._checked(document, "name", _name, ())
+        models = self._checked(document, "models", _models, ()) or {}
+        self.renamed = models.keys()
+        for asked, model in models.items():
+            self._check_model(model, ("models", asked), ())
         root = Sequence(ROOT, self._entries(document["tasks"], ("tasks",), 1, in_each=False))
         pipeline = Pipeline(
             name=given or name,
             description=self._checked(document, "description", _text, ()) or "",
             root=root,
-            models=self._checked(document, "models", _models, ()) or {},
+            models=models,
             concurrency=self._checked(document, "concurrency", _whole(1, 1_000_000), ()),
         )
         self._check_wiring(pipeline)
@@ -207,6 +234,12 @@ class _Reader:
         except (TypeError, ValueError) as error:
             self.wrong((*path, key), f"`{key}` {error}")
             return None
+
+    def _check_model(self, model: Any, path: Path, renamed: Collection[str]) -> None:
+        known = self.known_models
+        if known is not None and isinstance(model, str) and model not in renamed and model not in known:
+            hint = did_you_mean(model[:80], {*known, *renamed})
+            self.wrong(path, f"no model {model[:80]!r}", hint, code="unknown-model")
 
     def _unknown_keys(self, step: dict[str, Any], known: Collection[str], path: Path) -> None:
         for key in step:
@@ -292,6 +325,7 @@ class _Reader:
             self.wrong(task_path, f"no task {task!r}", hint, code="unknown-task")
         options = {_FIELDS.get(key, key): self._checked(step, key, _CHECKS[key], path) for key in _CHECKS}
         options["with_"] = options["with_"] or {}
+        self._check_model(options["model"], (*path, "model"), self.renamed)
         order = self._order(step, path, in_each)
         if name is None:
             self.whole = False
@@ -332,13 +366,16 @@ class _Reader:
             self.wrong(path, "must be an expression, written as a text", "e.g. \"inputs.triage.severity == 'high'\"")
         except ConfigErrors as errors:
             self.problems += [(self.places.order(path), problem) for problem in errors.problems]
+            return Expression(str(text), where, expects, inputs_read(str(text)))
         return Expression("none", where, expects)
 
     def _check_wiring(self, pipeline: Pipeline) -> None:
         """What can be checked once all blocks are known: their number, needs, and the steps expressions read."""
         if len(pipeline.tasks) > MAX_STEPS:
-            self.wrong(("tasks",), f"{len(pipeline.tasks)} steps are too many (at most {MAX_STEPS})")
-        elif self.whole and self._needs_exist(pipeline) and self._needs_end(pipeline):
+            self._dropped(("tasks",), f"{len(pipeline.tasks)} steps are too many (at most {MAX_STEPS})")
+        elif self.whole:
+            self.whole = self._needs_exist(pipeline) and self._needs_end(pipeline)
+        if self.whole:
             for block in pipeline.blocks.values():
                 for expression in _expressions(block):
                     found = expression.check_inputs(pipeline.ancestors(block.name), pipeline.tasks)
