@@ -132,6 +132,15 @@ def _templates(files: TaskFiles) -> Iterator[Template]:
     yield from _sides(files)
 
 
+def model_of(folder: Path, name: str) -> tuple[str, str] | None:
+    """The model that the task's front matter asks for, and where it does."""
+    try:
+        prompt = prompt_of(find_task(folder, name))
+    except (ConfigError, OSError):
+        return None
+    return (prompt.front.model, prompt.places.of(("model",))) if prompt and prompt.front.model else None
+
+
 def check_task_against_seed(folder: Path, name: str, seed: Any) -> list[ConfigError]:
     """Keys of the seed that the task's prompt reads in any case, and that this seed lacks."""
     try:
