@@ -84,6 +84,7 @@ class PromptFile:
     body_line: int = 1
     front: FrontMatter = field(default_factory=FrontMatter)
     head: str = ""
+    problems: tuple[ConfigError, ...] = ()
 
     @property
     def places(self) -> FrontPlaces:
@@ -125,23 +126,37 @@ def read_prompt(path: FilePath) -> PromptFile:
 
     Raises:
         ConfigErrors: Every mistake of the front matter, each with line and column.
-        ConfigError: The file cannot be read, or its front matter is no YAML mapping.
+        ConfigError: The file cannot be read.
+    """
+    prompt = examine_prompt(path)
+    if prompt.problems:
+        raise ConfigErrors(prompt.problems)
+    return prompt
+
+
+def examine_prompt(path: FilePath) -> PromptFile:
+    """A prompt file with the mistakes of its front matter, and with what is right in it.
+
+    Raises:
+        ConfigError: The file cannot be read.
     """
     text = read_text(path)
     if not text.startswith("---\n"):
         return PromptFile(path, text)
     head, separator, body = text[3:].partition("\n---\n")
-    if not separator:
-        raise _mistake("the front matter has no closing ---", f"{shown(path)}:1")
     line, head = head.count("\n") + 3, head[1:]
-    return PromptFile(path, body, line, _front_matter(head, shown(path)), head)
+    if not separator:
+        unclosed = _mistake("the front matter has no closing ---", f"{shown(path)}:1:1")
+        return PromptFile(path, text, problems=(unclosed,))
+    front, problems = _front_matter(head, shown(path))
+    return PromptFile(path, body, line, front, head, tuple(problems))
 
 
 def _mistake(message: str, where: str, hint: str | None = None) -> ConfigError:
     return ConfigError(message, where=where, hint=hint, code="bad-front-matter")
 
 
-def _front_matter(head: str, file: str) -> FrontMatter:
+def _front_matter(head: str, file: str) -> tuple[FrontMatter, list[ConfigError]]:
     try:
         _refuse_aliases(head, file)
         value = YAML(typ="safe", pure=True).load(head)
@@ -149,17 +164,22 @@ def _front_matter(head: str, file: str) -> FrontMatter:
         mark = getattr(error, "problem_mark", None)
         place = f"{file}:{mark.line + 2}:{mark.column + 1}" if mark else file
         text = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise _mistake(f"front matter: {text}", place) from None
+        return FrontMatter(), [_mistake(f"front matter: {text}", place)]
+    except ConfigError as error:
+        return FrontMatter(), [error]
     if not isinstance(value, dict | None):
-        raise _mistake("front matter must be `key: value` lines", f"{file}:2:1")
+        return FrontMatter(), [_mistake("front matter must be `key: value` lines", f"{file}:2:1")]
+    return _validated(value or {}, FrontPlaces(head, file))
+
+
+def _validated(value: dict[Any, Any], places: FrontPlaces) -> tuple[FrontMatter, list[ConfigError]]:
     try:
-        return FrontMatter.model_validate(value or {})
+        return FrontMatter.model_validate(value), []
     except ValidationError as error:
-        places = FrontPlaces(head, file)
         found = {str(entry["loc"][0]): entry for entry in reversed(error.errors())}  # one for each key
-        raise ConfigErrors(
-            _explain(key, found[key]["type"], found[key]["msg"], places) for key in _in_order(found, value or {})
-        ) from None
+    problems = [_explain(key, found[key]["type"], found[key]["msg"], places) for key in _in_order(found, value)]
+    rest = {key: inner for key, inner in value.items() if str(key) not in found}
+    return FrontMatter.model_validate(rest) if len(rest) < len(value) else FrontMatter(), problems
 
 
 def _in_order(found: dict[str, Any], value: dict[Any, Any]) -> list[str]:

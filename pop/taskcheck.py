@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pop.errors import ConfigError, ConfigErrors, did_you_mean
-from pop.frontmatter import read_prompt, read_text
+from pop.frontmatter import PromptFile, examine_prompt, read_text
 from pop.places import shown
 from pop.records import NAME_PATTERN, STAGES
 from pop.schemas import keyword_mistakes, schema_mistakes
@@ -29,7 +29,6 @@ from pop.tasks import (
     no_model,
     no_stage,
     place_in_index,
-    prompt_of,
     python_error,
     read_index,
     schema_of,
@@ -78,16 +77,23 @@ def _collected(check: Any, files: TaskFiles) -> list[ConfigError]:
     except ConfigError as error:
         return _each_of(error)
     except (OSError, UnicodeDecodeError) as error:
-        return [ConfigError(f"cannot read the task {files.name!r}: {error}", code="bad-task")]
+        where = f"{files.folder.name}/{files.stem}"
+        return [ConfigError(f"cannot be read: {error}", where=where, code="bad-task")]
 
 
 # -- templates ---------------------------------------------------------------------------------------------------------
 
 
+def _prompt(files: TaskFiles) -> PromptFile | None:
+    path = files.path(".md")
+    return examine_prompt(path) if path else None
+
+
 def _check_prompt(files: TaskFiles) -> Iterator[ConfigError]:
-    prompt = prompt_of(files)
+    prompt = _prompt(files)
     if prompt is None:
         return
+    yield from prompt.problems
     names = None if _brings_names(files) else NAMES
     if prompt.body.strip():
         yield from check_template(prompt.template, names)
@@ -124,7 +130,7 @@ def _check_use(files: TaskFiles, use: Use) -> Iterator[ConfigError]:
 
 def _templates(files: TaskFiles) -> Iterator[Template]:
     try:
-        prompt = prompt_of(files)
+        prompt = _prompt(files)
     except ConfigError:  # told by the other checks
         prompt = None
     if prompt:
@@ -135,7 +141,7 @@ def _templates(files: TaskFiles) -> Iterator[Template]:
 def model_of(folder: Path, name: str) -> tuple[str, str] | None:
     """The model that the task's front matter asks for, and where it does."""
     try:
-        prompt = prompt_of(find_task(folder, name))
+        prompt = _prompt(find_task(folder, name))
     except (ConfigError, OSError):
         return None
     return (prompt.front.model, prompt.places.of(("model",))) if prompt and prompt.front.model else None
@@ -145,7 +151,7 @@ def check_task_against_seed(folder: Path, name: str, seed: Any) -> list[ConfigEr
     """Keys of the seed that the task's prompt reads in any case, and that this seed lacks."""
     try:
         files = find_task(folder, name)
-        prompt = prompt_of(files)
+        prompt = _prompt(files)
         path = files.path(".py")
         own = bound_names(ast.parse(path.read_bytes())) if path else set()
     except (ConfigError, SyntaxError, ValueError, OSError):
@@ -256,7 +262,7 @@ def _near_module(module: str) -> str | None:
 
 
 def _check_schema(files: TaskFiles) -> Iterator[ConfigError]:
-    found = schema_of(files, prompt_of(files))
+    found = schema_of(files, _prompt(files))
     if found:
         yield from schema_mistakes(*found)
         yield from keyword_mistakes(*found)
@@ -296,7 +302,7 @@ def _schemas_named_by(prompts: Iterable[Path]) -> set[str]:
     found = set()
     for path in prompts:
         try:
-            found.add(str(read_prompt(path).front.schema_))
+            found.add(str(examine_prompt(path).front.schema_))
         except (ConfigError, OSError):
             continue
     return found
@@ -336,6 +342,8 @@ def _useless_code(path: Path, stems: Collection[str], paths: Collection[Path]) -
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError) as error:
         return python_error(error, path)
+    except OSError as error:
+        return _belongs_nowhere(path, f"cannot be read: {error.strerror}", None)
     stages = [node for name, node in functions_of(tree).items() if name in STAGES]
     near = [node for name, node in functions_of(tree).items() if difflib.get_close_matches(name, STAGES, 1, 0.8)]
     if not near or path.stem in _imported_by(other for other in paths if other.suffix == ".py"):
@@ -355,7 +363,7 @@ def _imported_by(paths: Iterable[Path]) -> set[str]:
     for path in paths:
         try:
             tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):
+        except (SyntaxError, ValueError, OSError):
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):

@@ -96,7 +96,10 @@ def list_tasks(folder: Path) -> dict[str, str]:
 
 def _defines_infer(path: Path) -> bool:
     """Whether it defines ``infer``, or means to: a name that is nearly that is told by `taskcheck`."""
-    source = path.read_bytes()
+    try:
+        source = path.read_bytes()
+    except OSError:
+        return False
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):

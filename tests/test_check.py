@@ -34,6 +34,7 @@ def told(root: Path, files: dict[str, str], seed: str | None = None) -> str:
             {"pipeline-tasks/outline.md": "---\nsystem: x\nmodel: larg\n---\nx"},
             "no model 'larg'\n  where: pipeline-tasks/outline.md:3:8  model\n  hint: did you mean 'large'?",
         ),
+        ({"pipeline-tasks/outline.md": "---\nsytem: x\nmodel: larg\n---\nx"}, "outline.md:3:8  model"),
         (
             {"pipeline-tasks/idle.md": "---\nmodel: larg\n---\nx"},
             "no model 'larg'\n  where: pipeline-tasks/idle.md:2:8  model\n  hint: did you mean 'large'?",
