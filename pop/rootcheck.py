@@ -270,7 +270,7 @@ def _explain(entry: Mapping[str, Any], places: Places) -> PopError:
 
 def _no_envelope(value: Mapping[str, Any], places: Places) -> Iterator[PopError]:
     """An object that would be an envelope but for a misspelt ``data``."""
-    near = get_close_matches("data", value, n=1, cutoff=0.74)
+    near = [key for key in value if sorted(key.lower()) == sorted("data")] or get_close_matches("data", value, 1, 0.8)
     if near and any(key in value for key in Seed.model_fields if key not in ("name", "id")):
         hint = "did you mean 'data'? without that key the whole object is the data"
         yield SeedRejected(f"unknown key {near[0][:80]!r} in an envelope", where=places.of_key((near[0],)), hint=hint)

@@ -25,6 +25,7 @@ from pop.tasks import (
     functions_of,
     installed_source,
     list_tasks,
+    misspelt_stages,
     no_infer,
     no_model,
     no_stage,
@@ -184,8 +185,8 @@ def _check_python(files: TaskFiles) -> Iterator[ConfigError]:
         elif name not in STAGES and not name.startswith("_"):
             yield no_stage(name, _place(path, node))
     yield from _check_output(tree, path)
-    near = difflib.get_close_matches("infer", functions_of(tree), n=1, cutoff=0.8)
-    if files.path(".md") is None and "infer" not in bound_names(tree) and not near:
+    meant = any(near == "infer" for _, near in misspelt_stages(tree))
+    if files.path(".md") is None and "infer" not in bound_names(tree) and not meant:
         yield no_infer(files.name, shown(path))
 
 
@@ -345,8 +346,8 @@ def _useless_code(path: Path, stems: Collection[str], paths: Collection[Path]) -
     except OSError as error:
         return _belongs_nowhere(path, f"cannot be read: {error.strerror}", None)
     stages = [node for name, node in functions_of(tree).items() if name in STAGES]
-    near = [node for name, node in functions_of(tree).items() if difflib.get_close_matches(name, STAGES, 1, 0.8)]
-    if not near or path.stem in _imported_by(other for other in paths if other.suffix == ".py"):
+    near = [node for node, _ in misspelt_stages(tree)]
+    if not stages + near or path.stem in _imported_by(other for other in paths if other.suffix == ".py"):
         return None
     if not re.fullmatch(NAME_PATTERN, path.stem):
         return _bad_name(path)

@@ -104,8 +104,17 @@ def _defines_infer(path: Path) -> bool:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return b"def infer" in source
-    names = bound_names(tree)
-    return "infer" in names or bool(difflib.get_close_matches("infer", functions_of(tree), n=1, cutoff=0.8))
+    return "infer" in bound_names(tree) or any(near == "infer" for _, near in misspelt_stages(tree))
+
+
+def misspelt_stages(tree: ast.Module) -> list[tuple[ast.FunctionDef | ast.AsyncFunctionDef, str]]:
+    """Functions that take `ctx` last and are nearly called like a stage, each with that stage's name."""
+    found = []
+    for name, node in functions_of(tree).items():
+        near = difflib.get_close_matches(name, STAGES, n=1, cutoff=0.8)
+        if near and name not in STAGES and [argument.arg for argument in node.args.args][-1:] == ["ctx"]:
+            found.append((node, near[0]))
+    return found
 
 
 def functions_of(tree: ast.Module) -> dict[str, ast.FunctionDef | ast.AsyncFunctionDef]:

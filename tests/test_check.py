@@ -144,6 +144,7 @@ SEED = '{"data": {"text": "x"},\n %s}'
         (SEED % '"budget": {"run_usd": -1}', ":2:24  budget.run_usd"),
         (SEED % '"budget": {"run_us": 1}', ":2:12  budget\n  hint: did you mean 'run_usd'?"),
         ('{"dta": {"text": "x"}, "pipeline": "weekly", "text": ""}', ":1:2  dta\n  hint: did you mean 'data'?"),
+        ('{"Data": {"text": "x"}, "models": {}}', ":1:2  Data\n  hint: did you mean 'data'?"),
         ('{"txt": "x"}', "seed has no key 'text' in seed.json\n  where: pipeline-tasks/outline.md:1:9\n  hint: did you"),
         ('{"text": "x", "tags": 1}', "`seed.tags`: must be a list, gave a number\n  where: pipeline.json:1:32  tasks[1].each"),
         ('{"text": "x', "not yet a seed"),
@@ -156,6 +157,11 @@ def test_a_mistake_in_a_seed_is_found_with_its_place(tmp_path: Path, seed: str, 
     files["pipeline.json"] = files["pipeline.json"].replace('"do": "outline"', '"do": {"task": "outline", "name": "c"}')
     found = told(tmp_path, {**files, "seed.json": seed}, "seed.json")
     assert says.replace("{seed}", str(tmp_path / "seed.json")) in found
+
+
+def test_a_seed_without_envelope_may_have_any_keys(tmp_path: Path) -> None:
+    """`date` is no misspelt `data`, and a ticket's priority is its own."""
+    assert told(tmp_path, {"seed.json": '{"text": "x", "date": "2026", "priority": "high"}'}, "seed.json") == ""
 
 
 def test_a_good_seed_has_no_mistakes(tmp_path: Path) -> None:

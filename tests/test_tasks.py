@@ -143,7 +143,7 @@ def test_a_file_of_no_task_is_told(tmp_path: Path, files: dict[str, str], says: 
 
 def test_other_files_may_lie_beside_tasks(tmp_path: Path) -> None:
     """Documents, data, helper modules, schemas that a front matter names, stages that others import."""
-    files = {"README.md": "# Tasks", "notes.txt": "", "words.json": "[]", "Helper.py": "def words():\n    pass\n"}
+    files = {"README.md": "# Tasks", "notes.txt": "", "words.json": "[]", "Helper.py": "def infers():\n    pass\n"}
     files |= {"a.md": "---\nschema: shared.schema.json\n---\nx", "shared.schema.json": "{}", "_draft.md": "{{"}
     files |= {"a.py": "from lib import parse\n", "lib.py": "def parse(a, ctx):\n    pass\n"}
     files |= {"index.json": '{"b": "a"}'}
