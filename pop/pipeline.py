@@ -6,12 +6,12 @@ the same to editors.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pop import pipeline_values as values
 from pop.errors import ConfigError, ConfigErrors, did_you_mean
 from pop.expressions import Expects, Expression, compile_expression, inputs_read
 from pop.pipeline_schema import pipeline_schema
@@ -39,10 +39,6 @@ __all__ = [
 MAX_BYTES = 4_000_000
 MAX_STEPS = 1000
 MAX_NESTING = 20  # blocks inside blocks
-MAX_DURATION_S = 30 * 86400.0
-
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 _Kind = Literal["task", "parallel", "each", "do"]
 _EVERYWHERE = ("name", "needs", "when")
@@ -108,81 +104,6 @@ def read_pipeline(
     return pipeline if reader.whole else None, problems
 
 
-def seconds(value: Any) -> float:
-    """A duration in seconds: a number of seconds, or a text such as ``"90s"``, ``"5m"``, ``"1.5h"``, ``"250ms"``.
-
-    Raises:
-        ValueError: It is none, is not above zero, or is longer than 30 days.
-    """
-    if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
-        value = float(match[1]) * _UNIT_S[match[2]]
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError('must be a duration such as "90s", "5m" or a number of seconds')
-    if not 0 < value <= MAX_DURATION_S:
-        raise ValueError("must be above zero and at most 30 days")
-    return float(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("must be a text")
-    return value
-
-
-def _name(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(NAME_PATTERN, value):
-        raise ValueError("must be a name: a to z first, then a to z, 0 to 9, - or _, at most 64 characters")
-    return value
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
-        raise ValueError("must be a list of names of steps")
-    if len(set(value)) != len(value):
-        raise ValueError("names a step twice")
-    return tuple(value)
-
-
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError("must be an object")
-    return value
-
-
-def _models(value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(model, str) and model for model in value.values()):
-        raise ValueError('must be an object of names of models, e.g. {"default": "large"}')
-    return value
-
-
-def _whole(least: int, most: int) -> Callable[[Any], int]:
-    def check(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise ValueError(f"must be a whole number from {least} to {most}")
-        return value
-
-    return check
-
-
-def _above_zero(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ValueError("must be a number above zero")
-    return float(value)
-
-
-_CHECKS: Mapping[str, Callable[[Any], Any]] = {
-    "with": _object,
-    "model": _text,
-    "timeout": seconds,
-    "stall": seconds,
-    "attempts": _whole(1, 100),
-    "refinements": _whole(0, 100),
-    "memory_mb": _whole(64, 10_000_000),
-    "output_mb": _above_zero,
-}
-_FIELDS = {"with": "with_", "timeout": "timeout_s", "stall": "stall_s"}
-
-
 @dataclass
 class _Reader:
     """Turns a document into blocks and collects what is wrong with it."""
@@ -209,18 +130,18 @@ class _Reader:
         if "tasks" not in document:
             self.wrong((), "`tasks` is missing", 'a list of steps: {"tasks": ["summarise"]}')
             return None
-        given = self._checked(document, "name", _name, ())
-        models = self._checked(document, "models", _models, ()) or {}
+        given = self._checked(document, "name", values.name, ())
+        models = self._checked(document, "models", values.models, ()) or {}
         self.renamed = models.keys()
         for asked, model in models.items():
             self._check_model(model, ("models", asked), ())
         root = Sequence(ROOT, self._entries(document["tasks"], ("tasks",), 1, in_each=False))
         pipeline = Pipeline(
             name=given or name,
-            description=self._checked(document, "description", _text, ()) or "",
+            description=self._checked(document, "description", values.text, ()) or "",
             root=root,
             models=models,
-            concurrency=self._checked(document, "concurrency", _whole(1, 1_000_000), ()),
+            concurrency=self._checked(document, "concurrency", values.whole(1, 1_000_000), ()),
         )
         self._check_wiring(pipeline)
         return pipeline
@@ -315,15 +236,17 @@ class _Reader:
             self._dropped(path, "a step needs one of `task`, `parallel`, `each`, `do`", hint)
             return None
         try:
-            task = _name(task)
+            task = values.name(task)
         except (TypeError, ValueError) as error:
             self._dropped(task_path, f"a task {error}")
             return None
-        name = self._checked(step, "name", _name, path) if "name" in step else task
+        name = self._checked(step, "name", values.name, path) if "name" in step else task
         if self.known_tasks is not None and task not in self.known_tasks:
             hint = did_you_mean(task, self.known_tasks) or "pipeline-tasks/ is empty"
             self.wrong(task_path, f"no task {task!r}", hint, code="unknown-task")
-        options = {_FIELDS.get(key, key): self._checked(step, key, _CHECKS[key], path) for key in _CHECKS}
+        options = {
+            values.FIELDS.get(key, key): self._checked(step, key, values.CHECKS[key], path) for key in values.CHECKS
+        }
         options["with_"] = options["with_"] or {}
         self._check_model(options["model"], (*path, "model"), self.renamed)
         order = self._order(step, path, in_each)
@@ -335,7 +258,7 @@ class _Reader:
 
     def _named(self, step: dict[str, Any], path: Path) -> str:
         """The name of a block: the given one, or its place."""
-        name = self._checked(step, "name", _name, path)
+        name = self._checked(step, "name", values.name, path)
         if name:
             self._take_name(name, (*path, "name"), path)
             return str(name)
@@ -354,14 +277,14 @@ class _Reader:
 
     def _order(self, step: dict[str, Any], path: Path, in_each: bool) -> dict[str, Any]:
         when = self._expression(step["when"], (*path, "when"), "bool", in_each) if "when" in step else None
-        return {"needs": self._checked(step, "needs", _names, path), "when": when}
+        return {"needs": self._checked(step, "needs", values.names, path), "when": when}
 
     def _expression(self, text: Any, path: Path, expects: Expects, in_each: bool) -> Expression:
         """The expression, or a stand-in with its mistakes noted."""
         names = ("seed", "inputs", "item") if in_each else ("seed", "inputs")
         where = self.places.of(path)
         try:
-            return compile_expression(_text(text), where, expects=expects, names=names)
+            return compile_expression(values.text(text), where, expects=expects, names=names)
         except (TypeError, ValueError):
             self.wrong(path, "must be an expression, written as a text", "e.g. \"inputs.triage.severity == 'high'\"")
         except ConfigErrors as errors:

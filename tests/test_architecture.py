@@ -20,6 +20,7 @@ ORDER = [
     "expressions",
     "steps",
     "pipeline_schema",
+    "pipeline_values",
     "pipeline",
     "plan",
     "graph",

@@ -28,8 +28,8 @@ from pop.pipeline import (
     load_pipeline,
     pipeline_schema,
     read_pipeline,
-    seconds,
 )
+from pop.pipeline_values import seconds
 
 SCHEMA = Draft202012Validator(pipeline_schema())
 
