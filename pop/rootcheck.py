@@ -186,7 +186,9 @@ class RootCheck:
         sure = set(_unconditional(read.pipeline))
         for name in sure & read.pipeline.tasks.keys():
             for problem in check_task_against_seed(self.root.tasks, read.pipeline.tasks[name].task, seed.data):
-                yield ConfigError(f"{problem.message} in {path.name}", where=problem.where, hint=problem.hint)
+                yield ConfigError(
+                    f"{problem.message} in {path.name}", where=problem.where, hint=problem.hint, code="bad-seed"
+                )
         for name, block in read.pipeline.blocks.items():
             around = read.pipeline.parents.get(name)
             over = block.over if isinstance(block, Each) and name in sure else None

@@ -202,8 +202,10 @@ def load_settings(root: Root) -> Settings:
         text = root.settings_file.read_text("utf-8")
     except FileNotFoundError:
         return Settings()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read pop.toml: {error}", where=root.settings_file) from None
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=root.settings_file) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"not UTF-8 at byte {error.start}", where="pop.toml") from None
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pop.errors import SeedRejected
+from pop.errors import ConfigError, SeedRejected
 from pop.queue import parse_seed
 from pop.rootcheck import RootCheck
-from pop.settings import Root
+from pop.settings import Root, load_settings
 
 GOOD = {
     "pop.toml": '[models.large]\nprovider = "openai"\nmodel = "gpt-5"\n',
@@ -127,6 +127,13 @@ def test_a_mistake_in_the_settings_is_found_with_its_place(tmp_path: Path, text:
     found = told(tmp_path, {"pop.toml": text})
     assert [word for word in says if word not in found] == []
     assert found.count("where:") == (2 if "unknown key 'x'" in says else 1)
+
+
+def test_settings_that_are_no_text_are_told(tmp_path: Path) -> None:
+    """Bytes that are no UTF-8 are a mistake, not a crash."""
+    (tmp_path / "pop.toml").write_bytes(b"# \xff")
+    with pytest.raises(ConfigError, match="not UTF-8 at byte 2"):
+        load_settings(Root(tmp_path))
 
 
 SEED = '{"data": {"text": "x"},\n %s}'
