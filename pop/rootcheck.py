@@ -19,7 +19,7 @@ from pop.expressions import Expression, ExpressionError
 from pop.models.catalogue import Catalogue
 from pop.pipeline import Each, Pipeline, read_pipeline
 from pop.places import Places, find_places
-from pop.queue import Incomplete, ignore_lease_breaks, peek
+from pop.queue import BROKEN_ZIP, Incomplete, ignore_lease_breaks, peek
 from pop.records import NAME_PATTERN, BadJson, Seed, read_json
 from pop.settings import Root, SeedSettings, Settings, load_settings
 from pop.taskcheck import Use, check_folder, check_task, check_task_against_seed, model_of
@@ -65,7 +65,10 @@ class RootCheck:
     def _read(self, name: str) -> Read:
         path = self.root.pipeline_path(name)
         file = os.path.relpath(path, self.root.path)
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            return Read(file, b"", None, [ConfigError(f"cannot be read: {error.strerror}", where=file)])
         known = {"known_tasks": self.tasks, "known_models": self.catalogue}
         return Read(file, data, *read_pipeline(data, where=file, name=name, **known))
 
@@ -248,7 +251,7 @@ def _explained(path: Path, error: SeedRejected) -> list[PopError]:
         return [error]
     try:
         value, places = _content(path)
-    except (OSError, BadJson, KeyError, UnicodeDecodeError, zipfile.BadZipFile):
+    except (*BROKEN_ZIP, OSError, BadJson, KeyError, UnicodeDecodeError):
         return [error]
     if not isinstance(value, dict) or "data" not in value:
         return [error]

@@ -85,7 +85,7 @@ def list_tasks(folder: Path) -> dict[str, str]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith((".", "_")) or path.name.endswith(SIDE_SUFFIXES):
             continue
-        if path.suffix == ".md":
+        if path.suffix == ".md" and path.is_file():
             found[path.stem] = "prompt"
         elif path.suffix == ".py" and path.stem not in found and _defines_infer(path):
             found[path.stem] = "code"

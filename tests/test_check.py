@@ -129,6 +129,14 @@ def test_a_mistake_in_the_settings_is_found_with_its_place(tmp_path: Path, text:
     assert found.count("where:") == (2 if "unknown key 'x'" in says else 1)
 
 
+def test_a_folder_in_the_place_of_a_file_is_no_crash(tmp_path: Path) -> None:
+    """Nor is a link that leads nowhere."""
+    (tmp_path / "pipelines" / "x.json").mkdir(parents=True)
+    (tmp_path / "pipeline-tasks" / "y.md").mkdir(parents=True)
+    (tmp_path / "pipeline-tasks" / "z.py").symlink_to("nowhere")
+    assert told(tmp_path, {}).splitlines()[1:] == ["  where: pipelines/x.json"]
+
+
 def test_settings_that_are_no_text_are_told(tmp_path: Path) -> None:
     """Bytes that are no UTF-8 are a mistake, not a crash."""
     (tmp_path / "pop.toml").write_bytes(b"# \xff")
