@@ -180,6 +180,14 @@ def compile_expression(
     return expression
 
 
+def inputs_read(text: str) -> frozenset[str]:
+    """The steps an expression reads, also where it has other mistakes; none when it cannot be parsed."""
+    try:
+        return frozenset(_inputs_read(_parse(text, "")))
+    except ConfigErrors:
+        return frozenset()
+
+
 def _parse(text: str, where: object) -> nodes.Node:
     try:
         if len(text) > MAX_TEXT:

@@ -6,14 +6,14 @@ the same to editors.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pop import pipeline_values as values
 from pop.errors import ConfigError, ConfigErrors, did_you_mean
-from pop.expressions import Expects, Expression, compile_expression
+from pop.expressions import Expects, Expression, compile_expression, inputs_read
 from pop.pipeline_schema import pipeline_schema
 from pop.places import Path, Places, find_places, json_path
 from pop.records import NAME_PATTERN, BadJson, read_json
@@ -39,10 +39,6 @@ __all__ = [
 MAX_BYTES = 4_000_000
 MAX_STEPS = 1000
 MAX_NESTING = 20  # blocks inside blocks
-MAX_DURATION_S = 30 * 86400.0
-
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 _Kind = Literal["task", "parallel", "each", "do"]
 _EVERYWHERE = ("name", "needs", "when")
@@ -59,7 +55,14 @@ _LATER_BLOCKS = ("repeat", "approve")
 _LATER = frozenset({*_LATER_BLOCKS, "until", "at_most", "otherwise", "show", "on_timeout", "recover", "budget"})
 
 
-def load_pipeline(data: bytes, *, where: str, name: str, known_tasks: Collection[str] | None = None) -> Pipeline:
+def load_pipeline(
+    data: bytes,
+    *,
+    where: str,
+    name: str,
+    known_tasks: Collection[str] | None = None,
+    known_models: Collection[str] | None = None,
+) -> Pipeline:
     """Read and check a pipeline.
 
     Args:
@@ -67,99 +70,38 @@ def load_pipeline(data: bytes, *, where: str, name: str, known_tasks: Collection
         where: The file's name, for errors.
         name: What the pipeline is called, if it does not say so itself; ``default`` for pipeline.json.
         known_tasks: The tasks that exist; None passes over whether the named ones do.
+        known_models: The models that exist; None passes over whether the named ones do.
 
     Raises:
         ConfigErrors: Every mistake, in reading order, each with ``file:line:column  path``.
     """
+    pipeline, problems = read_pipeline(data, where=where, name=name, known_tasks=known_tasks, known_models=known_models)
+    if problems or pipeline is None:
+        raise ConfigErrors(problems)
+    return pipeline
+
+
+def read_pipeline(
+    data: bytes,
+    *,
+    where: str,
+    name: str,
+    known_tasks: Collection[str] | None = None,
+    known_models: Collection[str] | None = None,
+) -> tuple[Pipeline | None, list[ConfigError]]:
+    """As `load_pipeline`, but with its mistakes; None where they leave no order of steps to speak of."""
     try:
         if len(data) > MAX_BYTES:
             raise ConfigError(f"{len(data)} bytes are too many for a pipeline (at most {MAX_BYTES})", where=where)
         document = read_json(data, where=where)
     except BadJson as error:
-        error_here = ConfigError(error.message, where=error.where, hint=error.hint, code=error.code)
-        raise ConfigErrors([error_here]) from None
+        return None, [ConfigError(error.message, where=error.where, hint=error.hint, code=error.code)]
     except ConfigError as error:
-        raise ConfigErrors([error]) from None
-    reader = _Reader(find_places(data.decode("utf-8"), where), known_tasks)
+        return None, [error]
+    reader = _Reader(find_places(data.decode("utf-8"), where), known_tasks, known_models)
     pipeline = reader.pipeline(document, name)
-    if reader.problems or pipeline is None:
-        raise ConfigErrors(problem for _, problem in sorted(reader.problems, key=lambda entry: entry[0]))
-    return pipeline
-
-
-def seconds(value: Any) -> float:
-    """A duration in seconds: a number of seconds, or a text such as ``"90s"``, ``"5m"``, ``"1.5h"``, ``"250ms"``.
-
-    Raises:
-        ValueError: It is none, is not above zero, or is longer than 30 days.
-    """
-    if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
-        value = float(match[1]) * _UNIT_S[match[2]]
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError('must be a duration such as "90s", "5m" or a number of seconds')
-    if not 0 < value <= MAX_DURATION_S:
-        raise ValueError("must be above zero and at most 30 days")
-    return float(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("must be a text")
-    return value
-
-
-def _name(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(NAME_PATTERN, value):
-        raise ValueError("must be a name: a to z first, then a to z, 0 to 9, - or _, at most 64 characters")
-    return value
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
-        raise ValueError("must be a list of names of steps")
-    if len(set(value)) != len(value):
-        raise ValueError("names a step twice")
-    return tuple(value)
-
-
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError("must be an object")
-    return value
-
-
-def _models(value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(model, str) and model for model in value.values()):
-        raise ValueError('must be an object of names of models, e.g. {"default": "large"}')
-    return value
-
-
-def _whole(least: int, most: int) -> Callable[[Any], int]:
-    def check(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise ValueError(f"must be a whole number from {least} to {most}")
-        return value
-
-    return check
-
-
-def _above_zero(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ValueError("must be a number above zero")
-    return float(value)
-
-
-_CHECKS: Mapping[str, Callable[[Any], Any]] = {
-    "with": _object,
-    "model": _text,
-    "timeout": seconds,
-    "stall": seconds,
-    "attempts": _whole(1, 100),
-    "refinements": _whole(0, 100),
-    "memory_mb": _whole(64, 10_000_000),
-    "output_mb": _above_zero,
-}
-_FIELDS = {"with": "with_", "timeout": "timeout_s", "stall": "stall_s"}
+    problems = [problem for _, problem in sorted(reader.problems, key=lambda entry: entry[0])]
+    return pipeline if reader.whole else None, problems
 
 
 @dataclass
@@ -168,10 +110,12 @@ class _Reader:
 
     places: Places
     known_tasks: Collection[str] | None
+    known_models: Collection[str] | None = None
     problems: list[tuple[int, ConfigError]] = field(default_factory=list)
     named_at: dict[str, Path] = field(default_factory=dict)
     path_of: dict[str, Path] = field(default_factory=dict)
-    whole: bool = True  # every step left a block behind
+    whole: bool = True  # every step left a block behind, and they have an order
+    renamed: Collection[str] = ()  # what `models` at the top gives a meaning to
 
     def wrong(self, path: Path, message: str, hint: str | None = None, *, key: bool = False, code: str = "") -> None:
         where = self.places.of_key(path) if key else self.places.of(path)
@@ -186,14 +130,18 @@ class _Reader:
         if "tasks" not in document:
             self.wrong((), "`tasks` is missing", 'a list of steps: {"tasks": ["summarise"]}')
             return None
-        given = self._checked(document, "name", _name, ())
+        given = self._checked(document, "name", values.name, ())
+        models = self._checked(document, "models", values.models, ()) or {}
+        self.renamed = models.keys()
+        for asked, model in models.items():
+            self._check_model(model, ("models", asked), ())
         root = Sequence(ROOT, self._entries(document["tasks"], ("tasks",), 1, in_each=False))
         pipeline = Pipeline(
             name=given or name,
-            description=self._checked(document, "description", _text, ()) or "",
+            description=self._checked(document, "description", values.text, ()) or "",
             root=root,
-            models=self._checked(document, "models", _models, ()) or {},
-            concurrency=self._checked(document, "concurrency", _whole(1, 1_000_000), ()),
+            models=models,
+            concurrency=self._checked(document, "concurrency", values.whole(1, 1_000_000), ()),
         )
         self._check_wiring(pipeline)
         return pipeline
@@ -207,6 +155,12 @@ class _Reader:
         except (TypeError, ValueError) as error:
             self.wrong((*path, key), f"`{key}` {error}")
             return None
+
+    def _check_model(self, model: Any, path: Path, renamed: Collection[str]) -> None:
+        known = self.known_models
+        if known is not None and isinstance(model, str) and model not in renamed and model not in known:
+            hint = did_you_mean(model[:80], {*known, *renamed})
+            self.wrong(path, f"no model {model[:80]!r}", hint, code="unknown-model")
 
     def _unknown_keys(self, step: dict[str, Any], known: Collection[str], path: Path) -> None:
         for key in step:
@@ -282,16 +236,19 @@ class _Reader:
             self._dropped(path, "a step needs one of `task`, `parallel`, `each`, `do`", hint)
             return None
         try:
-            task = _name(task)
+            task = values.name(task)
         except (TypeError, ValueError) as error:
             self._dropped(task_path, f"a task {error}")
             return None
-        name = self._checked(step, "name", _name, path) if "name" in step else task
+        name = self._checked(step, "name", values.name, path) if "name" in step else task
         if self.known_tasks is not None and task not in self.known_tasks:
             hint = did_you_mean(task, self.known_tasks) or "pipeline-tasks/ is empty"
             self.wrong(task_path, f"no task {task!r}", hint, code="unknown-task")
-        options = {_FIELDS.get(key, key): self._checked(step, key, _CHECKS[key], path) for key in _CHECKS}
+        options = {
+            values.FIELDS.get(key, key): self._checked(step, key, values.CHECKS[key], path) for key in values.CHECKS
+        }
         options["with_"] = options["with_"] or {}
+        self._check_model(options["model"], (*path, "model"), self.renamed)
         order = self._order(step, path, in_each)
         if name is None:
             self.whole = False
@@ -301,7 +258,7 @@ class _Reader:
 
     def _named(self, step: dict[str, Any], path: Path) -> str:
         """The name of a block: the given one, or its place."""
-        name = self._checked(step, "name", _name, path)
+        name = self._checked(step, "name", values.name, path)
         if name:
             self._take_name(name, (*path, "name"), path)
             return str(name)
@@ -320,25 +277,28 @@ class _Reader:
 
     def _order(self, step: dict[str, Any], path: Path, in_each: bool) -> dict[str, Any]:
         when = self._expression(step["when"], (*path, "when"), "bool", in_each) if "when" in step else None
-        return {"needs": self._checked(step, "needs", _names, path), "when": when}
+        return {"needs": self._checked(step, "needs", values.names, path), "when": when}
 
     def _expression(self, text: Any, path: Path, expects: Expects, in_each: bool) -> Expression:
         """The expression, or a stand-in with its mistakes noted."""
         names = ("seed", "inputs", "item") if in_each else ("seed", "inputs")
         where = self.places.of(path)
         try:
-            return compile_expression(_text(text), where, expects=expects, names=names)
+            return compile_expression(values.text(text), where, expects=expects, names=names)
         except (TypeError, ValueError):
             self.wrong(path, "must be an expression, written as a text", "e.g. \"inputs.triage.severity == 'high'\"")
         except ConfigErrors as errors:
             self.problems += [(self.places.order(path), problem) for problem in errors.problems]
+            return Expression(str(text), where, expects, inputs_read(str(text)))
         return Expression("none", where, expects)
 
     def _check_wiring(self, pipeline: Pipeline) -> None:
         """What can be checked once all blocks are known: their number, needs, and the steps expressions read."""
         if len(pipeline.tasks) > MAX_STEPS:
-            self.wrong(("tasks",), f"{len(pipeline.tasks)} steps are too many (at most {MAX_STEPS})")
-        elif self.whole and self._needs_exist(pipeline) and self._needs_end(pipeline):
+            self._dropped(("tasks",), f"{len(pipeline.tasks)} steps are too many (at most {MAX_STEPS})")
+        elif self.whole:
+            self.whole = self._needs_exist(pipeline) and self._needs_end(pipeline)
+        if self.whole:
             for block in pipeline.blocks.values():
                 for expression in _expressions(block):
                     found = expression.check_inputs(pipeline.ancestors(block.name), pipeline.tasks)

@@ -9,11 +9,17 @@ import json
 import re
 from bisect import bisect_right
 from dataclasses import dataclass, field
+from pathlib import PurePath
 
 Path = tuple[str | int, ...]
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}:,]|[^\s\[\]{}:,"]+')
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+
+
+def shown(file: PurePath) -> str:
+    """How errors call a file of a folder of the root: ``pipeline-tasks/summarise.md``."""
+    return f"{file.parent.name}/{file.name}"
 
 
 @dataclass

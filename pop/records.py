@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
@@ -213,7 +213,7 @@ class Seed(Record):
     priority: int = Field(default=0, ge=-1000, le=1000, strict=True)
     not_before: str | None = None
     id: str | None = None
-    budget: dict[str, float] | None = None
+    budget: dict[str, Annotated[float, Field(ge=0)]] | None = None
     models: dict[str, str] | None = None
 
 

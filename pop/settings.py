@@ -8,13 +8,19 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from pop.errors import ConfigError, ConfigErrors, UsageError, did_you_mean
+from pop.records import NAME_PATTERN
+from pop.tomlplaces import TomlPlaces, find_toml_places
+
+_LATER = frozenset({"requests_per_minute", "tokens_per_minute", "ladder", "budget", "recover"})
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ class Root:
 
     def pipeline_names(self) -> list[str]:
         """The names a seed may ask for, sorted; ``default`` first where pipeline.json stands."""
-        named = sorted(path.stem for path in self.pipelines.glob("*.json") if not path.name.startswith("."))
+        stems = {path.stem for path in self.pipelines.glob("*.json")} - {"default"}
+        named = sorted(stem for stem in stems if re.fullmatch(NAME_PATTERN, stem))
         return (["default"] if self.pipeline_file.is_file() else []) + named
 
 
@@ -178,38 +185,75 @@ class Settings(_Table):
     seeds: SeedSettings = Field(default_factory=SeedSettings)
     worker: WorkerSettings = Field(default_factory=WorkerSettings)
     daemon: DaemonSettings = Field(default_factory=DaemonSettings)
+    _places: TomlPlaces = PrivateAttr(default_factory=lambda: TomlPlaces("pop.toml"))
+
+    def place(self, *path: str) -> str:
+        """Where a key of pop.toml stands, e.g. ``pop.toml:4:9  models.large``."""
+        return self._places.of(*path)
 
 
 def load_settings(root: Root) -> Settings:
     """Read pop.toml; a missing file means all defaults.
 
     Raises:
-        ConfigErrors: Every mistake, each with its key and the nearest known one.
+        ConfigErrors: Every mistake, each with its place and the nearest known key.
     """
     try:
         text = root.settings_file.read_text("utf-8")
     except FileNotFoundError:
         return Settings()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read pop.toml: {error}", where=root.settings_file) from None
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=root.settings_file) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"not UTF-8 at byte {error.start}", where="pop.toml") from None
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"not valid TOML: {error}", where=root.settings_file) from None
+        raise _no_toml(str(error), text) from None
+    places = find_toml_places(text, "pop.toml")
     try:
-        return Settings.model_validate(table)
+        settings = Settings.model_validate(table)
     except ValidationError as error:
-        raise ConfigErrors(_explain(entry, text) for entry in error.errors()) from None
+        raise ConfigErrors(_explain(entry, places) for entry in _meant(error.errors())) from None
+    settings._places = places
+    return settings
 
 
-def _explain(entry: Any, text: str) -> ConfigError:
-    path = [str(part) for part in entry["loc"] if part not in ("ModelSettings", "str")]
-    known = _known_keys(path[:-1])
-    unknown = entry["type"] == "extra_forbidden"
-    message = f"unknown key {path[-1]!r}" if unknown else f"{'.'.join(path)}: {entry['msg'].lower()}"
-    line = _line_of(path[-1], text) if path else None
-    where = f"pop.toml:{line}  {'.'.join(path)}" if line else f"pop.toml  {'.'.join(path)}"
-    return ConfigError(message, where=where, hint=did_you_mean(path[-1], known) if unknown else None)
+def _no_toml(message: str, text: str) -> ConfigError:
+    place = re.search(r" \(at line (\d+), column (\d+)\)", message)
+    rows = text.splitlines() or [""]
+    line, column = place.groups() if place else (len(rows), len(rows[-1]) + 1)
+    message = re.sub(r" \(at .*\)$", "", message)
+    return ConfigError(f"not valid TOML: {message[:1].lower()}{message[1:]}", where=f"pop.toml:{line}:{column}")
+
+
+def _explain(entry: Any, places: TomlPlaces) -> ConfigError:
+    path = tuple(str(part) for part in entry["loc"] if part not in ("ModelSettings", "str"))
+    where = places.of(*path)
+    if entry["type"] != "extra_forbidden":
+        return ConfigError(f"{'.'.join(path)}: {entry['msg'].lower()}", where=where)
+    if path[-1] in _LATER:
+        return ConfigError(f"`{path[-1]}` comes with a later version", where=where, code="not-yet")
+    hint = did_you_mean(path[-1], _known_keys(list(path[:-1])))
+    return ConfigError(f"unknown key {path[-1]!r}", where=where, hint=hint)
+
+
+def _meant(entries: Iterable[Any]) -> list[Any]:
+    """Without mistakes that only follow from others: a key that is missing because it is misspelt beside."""
+    found = [entry for entry in entries if _is_meant(entry)]
+    unknown = {entry["loc"] for entry in found if entry["type"] == "extra_forbidden"}
+    misspelt = {
+        (*loc[:-1], near) for loc in unknown for near in get_close_matches(loc[-1], _known_keys(list(loc[:-1])))
+    }
+    return [entry for entry in found if entry["type"] != "missing" or entry["loc"] not in misspelt]
+
+
+def _is_meant(entry: Any) -> bool:
+    """A model is a text or a table; a mistake in one of them is not told for the other too."""
+    location, given = entry["loc"], entry["input"]
+    if location[0] == "models" and len(location) == 3 and location[2] == "str":
+        return not isinstance(given, dict)
+    return not (location[0] == "models" and location[2:] == ("ModelSettings",))
 
 
 def _known_keys(path: list[str]) -> list[str]:
@@ -217,12 +261,9 @@ def _known_keys(path: list[str]) -> list[str]:
     for part in path:
         if model is Settings and part == "models":
             model = ModelSettings
+        elif part == "price":
+            model = Price
         elif part in model.model_fields:
             inner = model.model_fields[part].annotation
             model = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else model
     return list(model.model_fields)
-
-
-def _line_of(key: str, text: str) -> int | None:
-    pattern = re.compile(rf"^\s*(\[.*\b{re.escape(key)}\b.*\]|\"?{re.escape(key)}\"?\s*=)")
-    return next((number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)), None)

@@ -13,45 +13,31 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import hashlib
 import importlib
 import importlib.util
 import re
 import sys
 import types
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-from jsonschema.validators import validator_for
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-from ruamel.yaml.tokens import AliasToken, AnchorToken
+from pydantic import BaseModel
 
-from pop.errors import AttemptFailed, ConfigError, did_you_mean
-from pop.parsing import lost_reference
+from pop.errors import AttemptFailed, ConfigError, ConfigErrors, did_you_mean
+from pop.frontmatter import FrontMatter as FrontMatter
+from pop.frontmatter import FrontPlaces, PromptFile, read_prompt, read_text
+from pop.places import Places, find_places, shown
 from pop.records import NAME_PATTERN, STAGES, BadJson, read_json
-from pop.templates import NAMES, REFINE_NAMES, Prompt, check_inputs, check_template
+from pop.schemas import checked, read_schema
+from pop.templates import Prompt
 
-MAX_FILE_BYTES = 2_000_000
 _TARGET = r"[A-Za-z0-9_-]+|[A-Za-z_]\w*(\.[A-Za-z_]\w*)+"  # of index.json
+NAME_RULE = "names are lower-case: a to z first, then a to z, 0 to 9, - or _, at most 64 characters"
 SIDE_SUFFIXES = (".critique.md", ".refine.md", ".schema.json")
-
-
-class FrontMatter(BaseModel):
-    """What may stand between the ``---`` lines of a prompt."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    system: str | None = None
-    model: str | None = None
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    max_output_tokens: int | None = Field(default=None, ge=1)
-    schema_: dict[str, Any] | str | None = Field(default=None, alias="schema")
-    samples: int = Field(default=1, ge=1, le=100)
 
 
 @dataclass(frozen=True)
@@ -99,80 +85,144 @@ def list_tasks(folder: Path) -> dict[str, str]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith((".", "_")) or path.name.endswith(SIDE_SUFFIXES):
             continue
-        if path.suffix == ".md":
+        if path.suffix == ".md" and path.is_file():
             found[path.stem] = "prompt"
         elif path.suffix == ".py" and path.stem not in found and _defines_infer(path):
             found[path.stem] = "code"
-    try:
-        found |= {name: "installed" if "." in target else "prompt" for name, target in read_index(folder).items()}
-    except ConfigError:
-        pass
+    entries = read_index(folder).entries
+    found |= {name: "installed" if "." in target else "prompt" for name, target in entries.items()}
     return {name: kind for name, kind in found.items() if re.fullmatch(NAME_PATTERN, name)}
 
 
 def _defines_infer(path: Path) -> bool:
+    """Whether it defines ``infer``, or means to: a name that is nearly that is told by `taskcheck`."""
     try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, OSError):
-        return b"def infer" in path.read_bytes()
-    return "infer" in _bound_names(tree)
+        source = path.read_bytes()
+    except OSError:
+        return False
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return b"def infer" in source
+    return "infer" in bound_names(tree) or any(near == "infer" for _, near in misspelt_stages(tree))
 
 
-def _bound_names(tree: ast.Module) -> set[str]:
-    """The names a module defines, assigns or imports at its top level."""
-    found = set()
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            found.add(node.name)
-        elif isinstance(node, ast.ImportFrom):
-            found |= {alias.asname or alias.name for alias in node.names}
-        elif isinstance(node, ast.Assign):
-            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+def misspelt_stages(tree: ast.Module) -> list[tuple[ast.FunctionDef | ast.AsyncFunctionDef, str]]:
+    """Functions that take `ctx` last and are nearly called like a stage, each with that stage's name."""
+    found = []
+    for name, node in functions_of(tree).items():
+        near = difflib.get_close_matches(name, STAGES, n=1, cutoff=0.8)
+        if near and name not in STAGES and [argument.arg for argument in node.args.args][-1:] == ["ctx"]:
+            found.append((node, near[0]))
     return found
 
 
-def read_index(folder: Path) -> dict[str, str]:
-    """index.json: names for other stems, or for installed modules.
+def functions_of(tree: ast.Module) -> dict[str, ast.FunctionDef | ast.AsyncFunctionDef]:
+    """The functions a module defines at its top level."""
+    return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
 
-    Raises:
-        ConfigError: It is not an object of texts.
-    """
+
+def bound_names(tree: ast.Module) -> set[str]:
+    """The names a module defines, assigns or imports at its top level, also inside an ``if`` or ``try``."""
+    found = set()
+    for node in _top_level(tree.body):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                found.add(name)
+            case ast.ImportFrom(names=names) | ast.Import(names=names):
+                found |= {alias.asname or alias.name for alias in names}
+            case ast.Assign(targets=targets):
+                found |= {target.id for target in targets if isinstance(target, ast.Name)}
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                found.add(name)
+    return found
+
+
+def _top_level(body: list[Any]) -> Iterator[ast.stmt]:
+    for node in body:
+        yield node
+        if isinstance(node, ast.If | ast.Try | ast.With):
+            for part in ("body", "orelse", "finalbody"):
+                yield from _top_level(getattr(node, part, []))
+            for handler in getattr(node, "handlers", []):
+                yield from _top_level(handler.body)
+
+
+@dataclass(frozen=True)
+class Index:
+    """index.json: names for other stems, or for installed modules; and what is wrong with it, by name or as a whole."""
+
+    entries: dict[str, str] = field(default_factory=dict)
+    problems: list[tuple[str | None, ConfigError]] = field(default_factory=list)
+
+
+def read_index(folder: Path) -> Index:
+    """The folder's index; a missing one is empty."""
     path = folder / "index.json"
     if not path.is_file():
-        return {}
+        return Index()
+    data = path.read_bytes()
     try:
-        value = read_json(path.read_bytes(), where=f"{folder.name}/index.json")
+        value = read_json(data, where=shown(path))
     except BadJson as error:
-        raise ConfigError(error.message, where=error.where, code="bad-index") from None
-    if not isinstance(value, dict) or not all(isinstance(target, str) for target in value.values()):
-        raise ConfigError('must be an object: {"name": "stem or package.module"}', where=path.name, code="bad-index")
-    wrong = next((target for target in value.values() if not re.fullmatch(_TARGET, target)), None)
-    if wrong is not None:
-        hint = "write a file's stem, or package.module"
-        raise ConfigError(f"{wrong[:80]!r} names no task", where=path.name, hint=hint, code="bad-index")
-    return value
+        return Index({}, [(None, _bad_index(error.message, str(error.where), error.hint))])
+    places = find_places(data.decode(), shown(path))
+    if not isinstance(value, dict):
+        return Index({}, [(None, _bad_index('must be an object: {"name": "stem or package.module"}', places.of(())))])
+    problems: list[tuple[str | None, ConfigError]] = [
+        (name, problem) for name, target in value.items() for problem in _wrong_entry(name, target, places)
+    ]
+    wrong = {name for name, _ in problems}
+    return Index({name: target for name, target in value.items() if name not in wrong}, problems)
+
+
+def _wrong_entry(name: str, target: Any, places: Places) -> Iterator[ConfigError]:
+    if not re.fullmatch(NAME_PATTERN, name):
+        yield _bad_index(f"{name[:80]!r} is no task's name", places.of_key((name,)), NAME_RULE)
+    if not isinstance(target, str) or not re.fullmatch(_TARGET, target):
+        message = f"{target[:80]!r} names no task" if isinstance(target, str) else "must be a text"
+        yield _bad_index(message, places.of((name,)), "write a file's stem, or package.module")
+
+
+def _bad_index(message: str, where: str, hint: str | None = None) -> ConfigError:
+    return ConfigError(message, where=where, hint=hint, code="bad-index")
+
+
+def place_in_index(folder: Path, name: str) -> str:
+    """Where index.json says what the task `name` is."""
+    path = folder / "index.json"
+    return find_places(path.read_text("utf-8"), shown(path)).of((name,))
 
 
 def find_task(folder: Path, name: str) -> TaskFiles:
     """The files of the task called `name`.
 
     Raises:
-        ConfigError: There is no such task.
+        ConfigError: There is no such task, or index.json has mistakes.
     """
     if not re.fullmatch(NAME_PATTERN, name):
-        raise ConfigError(f"{name[:80]!r} is no task's name", code="unknown-task")
-    target = read_index(folder).get(name, name)
+        raise ConfigError(f"{name[:80]!r} is no task's name", hint=NAME_RULE, code="unknown-task")
+    index = read_index(folder)
+    if wrong := [problem for about, problem in index.problems if about in (None, name)]:
+        raise ConfigErrors(wrong)
+    target = index.entries.get(name, name)
     if "." in target:
         return TaskFiles(name, folder, name, module=target)
     files = TaskFiles(name, folder, target)
     if files.path(".md") is None and files.path(".py") is None:
-        raise ConfigError(
-            f"no task {name!r}",
-            where=f"{folder.name}/",
-            hint=did_you_mean(name, list_tasks(folder)),
-            code="unknown-task",
-        )
+        raise _no_task(folder, name, target)
     return files
+
+
+def _no_task(folder: Path, name: str, target: str) -> ConfigError:
+    stems = set(list_tasks(folder)) - {name}
+    if target == name:
+        return ConfigError(
+            f"no task {name!r}", where=f"{folder.name}/", hint=did_you_mean(name, stems), code="unknown-task"
+        )
+    message = f"there is neither {target}.md nor {target}.py for the task {name!r}"
+    hint = did_you_mean(target, stems)
+    return ConfigError(message, where=place_in_index(folder, name), hint=hint, code="unknown-task")
 
 
 def hash_task(folder: Path, name: str) -> dict[str, str]:
@@ -180,12 +230,12 @@ def hash_task(folder: Path, name: str) -> dict[str, str]:
     files = find_task(folder, name)
     paths = files.all()
     if files.module:
-        source = _installed_source(files.module)
+        source = installed_source(files.module)
         paths += [source] if source else []
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def _installed_source(module: str) -> Path | None:
+def installed_source(module: str) -> Path | None:
     """The file of an installed module, found without importing any of it."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
@@ -208,45 +258,78 @@ def load_task(folder: Path, name: str) -> LoadedTask:
     """
     files = find_task(folder, name)
     module = _load_module(files)
-    front, body, line = _read_prompt(files)
-    output_model = getattr(module, "Output", None)
-    md = files.path(".md")
-    if md is None and (module is None or not hasattr(module, "infer")):
-        raise ConfigError(f"task {name!r} has no prompt and defines no infer(prompt, ctx)", where=f"{files.stem}.py")
+    prompt = prompt_of(files)
+    front = prompt.front if prompt else FrontMatter()
+    output_model = _output_model(module, files)
+    if prompt is None and (module is None or not hasattr(module, "infer")):
+        raise no_infer(name, f"{folder.name}/{files.stem}.py")
+    found = schema_of(files, prompt)
+    schema = checked(*found) if found else output_model.model_json_schema() if output_model else None
     return LoadedTask(
         name=name,
         front=front,
-        prompt=_template(body, md, line),
-        system=_template(front.system, md, 1),
+        prompt=Prompt(prompt.body, prompt.path, prompt.body_line) if prompt else None,
+        system=Prompt(prompt.system.text, prompt.path, prompt.system.first_line) if prompt and prompt.system else None,
         critique=_side(files, ".critique.md"),
         refine=_side(files, ".refine.md"),
-        schema=_schema(files, front, output_model),
-        output_model=output_model if isinstance(output_model, type) and issubclass(output_model, BaseModel) else None,
+        schema=schema,
+        output_model=output_model,
         stages=_stages(module, files) if module else {},
     )
 
 
-def _template(text: str | None, path: Path | None, line: int) -> Prompt | None:
-    return Prompt(text, path, line) if text is not None and path is not None else None
+def no_infer(name: str, where: str) -> ConfigError:
+    """A task with nothing to run."""
+    return ConfigError(f"task {name!r} has no prompt and defines no infer(prompt, ctx)", where=where, code="bad-task")
 
 
 def _side(files: TaskFiles, suffix: str) -> Prompt | None:
     path = files.path(suffix)
-    return Prompt(_text(path), path) if path else None
+    return Prompt(read_text(path), path) if path else None
 
 
-def _text(path: Path) -> str:
-    """A prompt file's text; a byte order mark and CRLF mean nothing.
+def prompt_of(files: TaskFiles) -> PromptFile | None:
+    """The task's prompt file, where it has one.
 
     Raises:
-        ConfigError: It is not UTF-8, or larger than 2 MB.
+        ConfigError: It cannot be read, or its front matter has mistakes.
     """
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise ConfigError("a prompt file of more than 2 MB", where=path.name, code="bad-task")
-    try:
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"not UTF-8 at byte {error.start}", where=path.name, code="bad-task") from None
+    path = files.path(".md")
+    return read_prompt(path) if path else None
+
+
+def schema_of(files: TaskFiles, prompt: PromptFile | None) -> tuple[Any, Places | FrontPlaces, tuple[str, ...]] | None:
+    """The schema that the task's files hold, unchecked; the places around it, and its path among them.
+
+    Raises:
+        ConfigError: It is not JSON, or the front matter names a file that is not there.
+    """
+    path = files.path(".schema.json")
+    given = prompt.front.schema_ if prompt else None
+    if prompt and isinstance(given, dict):
+        return given, prompt.places, ("schema",)
+    if prompt and isinstance(given, str):
+        path = files.folder / given
+        if path.parent != files.folder or not path.is_file():
+            known = [file.name for file in files.folder.glob("*.schema.json")]
+            where, hint = prompt.places.of(("schema",)), did_you_mean(given, known)
+            raise ConfigError(f"no schema file {given!r}", where=where, hint=hint, code="bad-schema")
+    return (*read_schema(path), ()) if path else None
+
+
+def _output_model(module: types.ModuleType | None, files: TaskFiles) -> type[BaseModel] | None:
+    output = getattr(module, "Output", None)
+    if not isinstance(output, type):
+        return None
+    if not issubclass(output, BaseModel):
+        raise no_model(f"{files.folder.name}/{files.stem}.py")
+    return output
+
+
+def no_model(where: str) -> ConfigError:
+    """A class Output that could check nothing."""
+    hint = "write class Output(pydantic.BaseModel)"
+    return ConfigError("the class Output is no pydantic model", where=where, hint=hint, code="bad-python")
 
 
 def _load_module(files: TaskFiles) -> types.ModuleType | None:
@@ -269,11 +352,12 @@ def _compiled(path: Path) -> types.CodeType:
     try:
         return compile(path.read_bytes(), str(path), "exec")
     except (SyntaxError, ValueError) as error:
-        raise _python_error(error, path) from None
+        raise python_error(error, path) from None
 
 
-def _python_error(error: SyntaxError | ValueError, path: Path) -> ConfigError:
-    place = f"{path.name}:{getattr(error, 'lineno', 1)}:{getattr(error, 'offset', 1) or 1}"
+def python_error(error: SyntaxError | ValueError, path: Path) -> ConfigError:
+    """A file that Python cannot read, with line and column."""
+    place = f"{shown(path)}:{getattr(error, 'lineno', 1)}:{getattr(error, 'offset', 1) or 1}"
     return ConfigError(f"Python: {getattr(error, 'msg', error)}", where=place, code="bad-python")
 
 
@@ -283,219 +367,20 @@ def _stages(module: types.ModuleType, files: TaskFiles) -> dict[str, Callable[..
         if name in STAGES and callable(value):  # also one that was imported or wrapped
             found[name] = value
         elif isinstance(value, types.FunctionType) and value.__module__ == module.__name__ and name[0] != "_":
-            raise _no_stage(name, f"{files.stem}.py:{value.__code__.co_firstlineno}")
+            raise no_stage(name, f"{files.folder.name}/{files.stem}.py:{value.__code__.co_firstlineno}")
     return found
 
 
-def _no_stage(name: str, where: str) -> ConfigError:
+def no_stage(name: str, where: str) -> ConfigError:
+    """A public function that is none of the ten."""
     hint = did_you_mean(name, STAGES)
     hint = f"{hint}; a helper's name starts with _" if hint else "a helper's name starts with _"
     return ConfigError(f"{name}() is no stage", where=where, hint=hint, code="unknown-stage")
 
 
-def _read_prompt(files: TaskFiles) -> tuple[FrontMatter, str | None, int]:
-    path = files.path(".md")
-    if path is None:
-        return FrontMatter(), None, 1
-    return split_prompt(_text(path), path.name)
-
-
-def split_prompt(text: str, where: str) -> tuple[FrontMatter, str, int]:
-    """Front matter, body, and the line on which the body begins.
-
-    Raises:
-        ConfigError: The front matter is no YAML mapping of known keys, with its line.
-    """
-    if not text.startswith("---\n"):
-        return FrontMatter(), text, 1
-    head, separator, body = text[3:].partition("\n---\n")
-    if not separator:
-        raise ConfigError("the front matter has no closing ---", where=f"{where}:1", code="bad-front-matter")
-    return _front_matter(head[1:], where), body, head.count("\n") + 3
-
-
-def _front_matter(head: str, where: str) -> FrontMatter:
-    try:
-        _refuse_aliases(head, where)
-        value = YAML(typ="safe", pure=True).load(head)
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where}:{mark.line + 2}:{mark.column + 1}" if mark else where
-        text = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"front matter: {text}", where=place, code="bad-front-matter") from None
-    if not isinstance(value, dict | None):
-        raise ConfigError("front matter must be `key: value` lines", where=f"{where}:2", code="bad-front-matter")
-    try:
-        return FrontMatter.model_validate(value or {})
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0])
-        line = next((n for n, row in enumerate(head.splitlines(), 2) if row.startswith(f"{key}:")), 2)
-        unknown = first["type"] == "extra_forbidden"
-        names = [f.alias or n for n, f in FrontMatter.model_fields.items()]
-        message = f"unknown key {key!r}" if unknown else f"{key}: {first['msg'].lower()}"
-        hint = did_you_mean(key, names) if unknown else None
-        raise ConfigError(
-            f"front matter: {message}", where=f"{where}:{line}", hint=hint, code="bad-front-matter"
-        ) from None
-
-
-def _refuse_aliases(head: str, where: str) -> None:
-    """A few aliases of aliases fill any memory."""
-    if "&" not in head and "*" not in head:
-        return
-    for token in YAML(typ="safe", pure=True).scan(head):
-        if isinstance(token, AliasToken | AnchorToken):
-            place = f"{where}:{token.start_mark.line + 2}:{token.start_mark.column + 1}"
-            raise ConfigError("YAML anchors and aliases are not allowed", where=place, code="bad-front-matter")
-
-
-def _schema(files: TaskFiles, front: FrontMatter, output_model: Any) -> dict[str, Any] | None:
-    path = files.path(".schema.json")
-    if isinstance(front.schema_, str):
-        path = files.folder / front.schema_
-        if path.parent != files.folder or not path.is_file():
-            raise ConfigError(f"no schema file {front.schema_!r}", where=f"{files.stem}.md", code="bad-schema")
-    if isinstance(front.schema_, dict):
-        return _checked_schema(front.schema_, f"{files.stem}.md")
-    if path:
-        try:
-            return _checked_schema(read_json(path.read_bytes(), where=path.name), path.name)
-        except BadJson as error:
-            raise ConfigError(error.message, where=error.where, code="bad-schema") from None
-    if isinstance(output_model, type) and issubclass(output_model, BaseModel):
-        return output_model.model_json_schema()
-    return None
-
-
-def _checked_schema(schema: Any, where: str) -> dict[str, Any]:
-    if not isinstance(schema, dict):
-        raise ConfigError("a JSON Schema must be an object here", where=where, code="bad-schema")
-    try:
-        validator_for(schema, default=jsonschema.Draft202012Validator).check_schema(schema)
-    except jsonschema.SchemaError as error:
-        path = "/".join(str(part) for part in error.absolute_path)
-        raise ConfigError(f"not a JSON Schema: {error.message}", where=f"{where}  {path}", code="bad-schema") from None
-    lost = lost_reference(schema)
-    if lost is not None:
-        hint = "keep what it names under $defs in the same file"
-        raise ConfigError(f'"$ref": {lost[:200]!r} leads nowhere', where=where, hint=hint, code="bad-schema")
-    return schema
-
-
-# -- checking, without running anything ------------------------------------------------------------------------------
-
-
-def check_task(folder: Path, name: str, *, steps: Collection[str] | None = None) -> list[ConfigError]:
-    """Every mistake in a task's files that can be seen without running its code.
-
-    Args:
-        steps: The steps that come before this task; a template may name no other input. None: not checked.
-    """
-    try:
-        files = find_task(folder, name)
-    except ConfigError as error:
-        return [error]
-    problems: list[ConfigError] = []
-    for check in (_check_prompt, _check_python, _check_schema, _check_sides):
-        try:
-            problems += check(files)
-        except ConfigError as error:
-            problems.append(error)
-        except (OSError, UnicodeDecodeError) as error:
-            problems.append(ConfigError(f"cannot read the task {name!r}: {error}", code="bad-task"))
-    if steps is not None:
-        problems += _unknown_inputs(files, steps)
-    return list({str(problem): problem for problem in problems}.values())
-
-
-def _unknown_inputs(files: TaskFiles, steps: Collection[str]) -> list[ConfigError]:
-    problems: list[ConfigError] = []
-    for suffix in (".md", ".critique.md", ".refine.md"):
-        path = files.path(suffix)
-        try:
-            text = _text(path) if path else ""
-            _, body, line = split_prompt(text, files.stem) if suffix == ".md" else (None, text, 1)
-        except (ConfigError, OSError):  # told by the other checks
-            continue
-        problems += check_inputs(body, path, line, steps) if path else []
-    return problems
-
-
-def _check_prompt(files: TaskFiles) -> list[ConfigError]:
-    path = files.path(".md")
-    if path is None:
-        return []
-    text = _text(path)
-    front, body, line = split_prompt(text, path.name)
-    problems = check_template(body, path, line, NAMES) if body.strip() else [_empty(path)]
-    if front.system:
-        above = text.partition("system:")[0].count("\n") + 1
-        problems += check_template(front.system, path, above, NAMES)
-    return _without_own_names(files, problems)
-
-
-def _without_own_names(files: TaskFiles, problems: list[ConfigError]) -> list[ConfigError]:
-    """Without complaints about names that the task's own ingest or preprocess may add."""
-    path = files.path(".py")
-    if path is None or not re.search(rb"\b(ingest|preprocess)\b", path.read_bytes()):
-        return problems
-    return [problem for problem in problems if "unknown name" not in problem.message]
-
-
-def _empty(path: Path) -> ConfigError:
-    return ConfigError("the prompt is empty", where=path.name, code="bad-template")
-
-
-def _check_python(files: TaskFiles) -> list[ConfigError]:
-    if files.module:
-        if importlib.util.find_spec(files.module.partition(".")[0]) is None:
-            return [ConfigError(f"no installed module {files.module!r}", where="index.json", code="unknown-task")]
-        return []
-    path = files.path(".py")
-    if path is None:
-        return []
-    try:
-        tree = ast.parse(path.read_bytes(), path.name)
-    except (SyntaxError, ValueError) as error:
-        return [_python_error(error, path)]
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    public = [node for node in functions if not node.name.startswith("_")]
-    problems = [_no_stage(n.name, f"{path.name}:{n.lineno}") for n in public if n.name not in STAGES]
-    problems += [_wrong_arguments(n, path) for n in public if n.name in STAGES and not _fits(n)]
-    return problems
-
-
-ARGUMENTS = {"critique": ("output", "problems", "ctx"), "refine": ("output", "critique", "ctx")}
-
-
-def _fits(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    wanted = len(ARGUMENTS.get(node.name, ("value", "ctx")))
-    arguments = node.args
-    count = len(arguments.posonlyargs) + len(arguments.args)
-    return arguments.vararg is not None or count - len(arguments.defaults) <= wanted <= count
-
-
-def _wrong_arguments(node: ast.FunctionDef | ast.AsyncFunctionDef, path: Path) -> ConfigError:
-    wanted = ", ".join(ARGUMENTS.get(node.name, ("value", "ctx")))
-    return ConfigError(f"{node.name}() takes ({wanted})", where=f"{path.name}:{node.lineno}", code="bad-python")
-
-
-def _check_schema(files: TaskFiles) -> list[ConfigError]:
-    front, _, _ = _read_prompt(files)
-    _schema(files, front, None)
-    return []
-
-
-def _check_sides(files: TaskFiles) -> list[ConfigError]:
-    problems: list[ConfigError] = []
-    for suffix in (".critique.md", ".refine.md"):
-        path = files.path(suffix)
-        if path:
-            problems += check_template(_text(path), path, 1, REFINE_NAMES)
-    return _without_own_names(files, problems)
-
-
 def bad_task(error: ConfigError) -> AttemptFailed:
     """A task that is wrong, as the failure of an attempt: not cured by trying again."""
-    return AttemptFailed("bug", f"{error.code}: {error.message}", where=error.where, hint=error.hint)
+    if isinstance(error, ConfigErrors):
+        error = error.problems[0]
+    where = error.where and error.where.removeprefix("pipeline-tasks/")  # as a failing template says it
+    return AttemptFailed("bug", f"{error.code}: {error.message}", where=where, hint=error.hint)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, UndefinedError, meta, nodes
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, UndefinedError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import missing
 
 from pop.errors import AttemptFailed, ConfigError, did_you_mean
-
-NAMES = ("seed", "inputs", "item", "lap", "config", "material", "run_id", "step", "attempt", "problems_before")
-REFINE_NAMES = (*NAMES, "output", "problems", "critique", "answer", "prompt")
+from pop.places import shown
 
 
 def _json(value: Any, indent: int = 2) -> str:
@@ -29,6 +29,25 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
+class _MissingKey(UndefinedError):
+    """A key was asked of something that has none of that name."""
+
+    def __init__(self, owner: Any, key: Any, message: str) -> None:
+        super().__init__(message)
+        self.owner = owner
+        self.key = str(key)[:80]
+
+
+class _Undefined(StrictUndefined):
+    """Its error knows what was asked for which key."""
+
+    __slots__ = ()
+
+    def __init__(self, hint: Any = None, obj: Any = missing, name: Any = None, exc: Any = UndefinedError) -> None:
+        asked = obj is not missing and exc is UndefinedError
+        super().__init__(hint, obj, name, cast(Any, partial(_MissingKey, obj, name)) if asked else exc)
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     """What the run says goes before what Python adds: `seed.items` is the key of that name, where there is one."""
 
@@ -39,9 +58,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = _Environment(
-        undefined=StrictUndefined, keep_trailing_newline=False, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = _Environment(undefined=_Undefined, keep_trailing_newline=False, trim_blocks=True, lstrip_blocks=True)
     environment.filters["json"] = _json
     return environment
 
@@ -59,7 +76,7 @@ class Prompt:
         try:
             self._template = ENVIRONMENT.from_string(text)
         except TemplateSyntaxError as error:
-            raise _syntax_error(error, path, first_line) from None
+            raise syntax_error(error, path, first_line) from None
 
     def render(self, names: Mapping[str, Any]) -> str:
         """Fill in.
@@ -69,6 +86,11 @@ class Prompt:
         """
         try:
             return self._template.render(names).strip()
+        except _MissingKey as error:
+            line = self._line(error)
+            message = f"{_asked(self.text, error.key, line)} has no key {error.key!r}"
+            hint = _nearest_key(error.owner, error.key)
+            raise AttemptFailed("bad_input", message, where=self._place(line), hint=hint) from None
         except UndefinedError as error:
             message = str(error.message or error)
             raise AttemptFailed("bad_input", message, where=self._where(error), hint=_hint(message, names)) from None
@@ -76,93 +98,69 @@ class Prompt:
             raise AttemptFailed("bad_input", f"the template fails: {error}", where=self._where(error)) from None
 
     def _where(self, error: BaseException) -> str:
+        return self._place(self._line(error))
+
+    def _place(self, line: int | None) -> str:
+        return f"{self.path.name}:{line + self.first_line - 1}" if line else self.path.name
+
+    def _line(self, error: BaseException) -> int | None:
+        """The line of the template that was at work."""
         line, trace = None, error.__traceback__
         while trace:
             if trace.tb_frame.f_code.co_filename == "<template>":
                 line = trace.tb_lineno
             trace = trace.tb_next
-        return f"{self.path.name}:{line + self.first_line - 1}" if line else self.path.name
+        return line
+
+
+def _asked(text: str, key: str, line: int | None) -> str:
+    """What the template calls the thing that lacks `key`: ``seed``, ``item.parts[0]``; on its line if possible."""
+    asked = [node for node in ENVIRONMENT.parse(text).find_all((nodes.Getattr, nodes.Getitem)) if key_of(node) == key]
+    here = [node for node in asked if node.lineno == line] or asked
+    names = {spelled_of(owner_of(node)) for node in here}
+    return names.pop() or "an object" if len(names) == 1 else "an object"
+
+
+def owner_of(node: nodes.Node) -> nodes.Node:
+    """What stands before the dot or bracket."""
+    return cast(nodes.Node, node.node) if isinstance(node, (nodes.Getattr, nodes.Getitem)) else node
+
+
+def key_of(node: nodes.Node) -> str | None:
+    match node:
+        case nodes.Getattr(attr=name):
+            return str(name)
+        case nodes.Getitem(arg=nodes.Const(value=value)):
+            return str(value)
+    return None
+
+
+def spelled_of(node: nodes.Node) -> str | None:
+    """A chain of names as it is written; None for anything else."""
+    match node:
+        case nodes.Name(name=name):
+            return str(name)
+        case nodes.Getattr(node=inner, attr=name) if spelled_of(inner):
+            return f"{spelled_of(inner)}.{name}"
+        case nodes.Getitem(node=inner, arg=nodes.Const(value=value)) if spelled_of(inner):
+            return f"{spelled_of(inner)}[{value!r}]"
+    return None
+
+
+def _nearest_key(owner: Any, key: str) -> str | None:
+    if owner is None:
+        return "it is null, as is the output of a skipped step"
+    if isinstance(owner, Mapping):
+        return did_you_mean(key, [name for name in owner if isinstance(name, str) and len(name) <= 80][:200])
+    return None
 
 
 def _hint(message: str, names: Mapping[str, Any]) -> str | None:
-    missing = re.search(r"'([^']+)' is undefined|no attribute '([^']+)'", message)
-    if not missing:
-        return None
-    if missing[1]:
-        return did_you_mean(missing[1], names)
-    hints = [did_you_mean(missing[2], map(str, value)) for value in names.values() if isinstance(value, Mapping)]
-    return next((hint for hint in hints if hint and hint.startswith("did")), next(filter(None, hints), None))
+    missing_name = re.search(r"'([^']+)' is undefined", message)
+    return did_you_mean(missing_name[1], names) if missing_name else None
 
 
-def _syntax_error(error: TemplateSyntaxError, path: Path, first_line: int) -> ConfigError:
-    where = f"{path.name}:{error.lineno + first_line - 1}"
+def syntax_error(error: TemplateSyntaxError, path: Path, first_line: int) -> ConfigError:
+    """A template that cannot be read, with its line."""
+    where = f"{shown(path)}:{error.lineno + first_line - 1}"
     return ConfigError(f"template: {error.message}", where=where, code="bad-template")
-
-
-def check_template(text: str, path: Path, first_line: int, names: Iterable[str]) -> list[ConfigError]:
-    """Every mistake that can be seen without data: syntax, unknown names, unknown filters."""
-    try:
-        tree = ENVIRONMENT.parse(text)
-        ENVIRONMENT.compile(text)
-    except TemplateSyntaxError as error:
-        return [_syntax_error(error, path, first_line)]
-    known = set(names)
-    unknown = sorted(meta.find_undeclared_variables(tree) - known - set(ENVIRONMENT.globals))
-    found = [
-        ConfigError(
-            f"template: unknown name {name!r}",
-            where=_place_of(name, text, path, first_line),
-            hint=did_you_mean(name, known),
-            code="bad-template",
-        )
-        for name in unknown
-    ]
-    return found + [_no_other_file(node, path, first_line) for node in tree.find_all(_OTHER_FILES)]
-
-
-_OTHER_FILES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
-
-
-def _no_other_file(node: nodes.Node, path: Path, first_line: int) -> ConfigError:
-    word = {"FromImport": "from ... import"}.get(type(node).__name__, type(node).__name__.lower())
-    where = f"{path.name}:{node.lineno + first_line - 1}"
-    return ConfigError(f"template: a prompt is one file; {word} is not available", where=where, code="bad-template")
-
-
-def check_inputs(text: str, path: Path, first_line: int, steps: Collection[str]) -> list[ConfigError]:
-    """Names after ``inputs.`` that are none of `steps`; a text that cannot be parsed has none."""
-    try:
-        tree = ENVIRONMENT.parse(text)
-    except TemplateSyntaxError:
-        return []
-    known = {step.replace("-", "_") for step in steps}
-    methods = {name for name in dir(Mapping) if not name.startswith("_")}
-    unknown = {name for name in _input_names(tree) if name.replace("-", "_") not in known | methods}
-    return [
-        ConfigError(
-            f"template: no step {name!r} comes before this one",
-            where=_place_of(name, text, path, first_line),
-            hint=did_you_mean(name, known),
-            code="bad-template",
-        )
-        for name in sorted(unknown)
-    ]
-
-
-def _input_names(tree: nodes.Template) -> Iterator[str]:
-    for attribute in tree.find_all(nodes.Getattr):
-        if isinstance(attribute.node, nodes.Name) and attribute.node.name == "inputs":
-            yield attribute.attr
-    for entry in tree.find_all(nodes.Getitem):
-        if isinstance(entry.node, nodes.Name) and entry.node.name == "inputs":
-            if isinstance(entry.arg, nodes.Const) and isinstance(entry.arg.value, str):
-                yield entry.arg.value
-
-
-def _place_of(name: str, text: str, path: Path, first_line: int) -> str:
-    """File, line and column of a name inside the template's brackets; prose before it may hold the same word."""
-    word = re.compile(rf"\b{re.escape(name)}\b")
-    found = (word.search(text, *span.span()) for span in re.finditer(r"\{[{%].*?[%}]\}", text, re.DOTALL))
-    match = next(filter(None, found), None)
-    at = match.start() if match else 0
-    return f"{path.name}:{text.count(chr(10), 0, at) + first_line}:{at - text.rfind(chr(10), 0, at)}"

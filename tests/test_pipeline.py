@@ -27,8 +27,9 @@ from pop.pipeline import (
     instance_name,
     load_pipeline,
     pipeline_schema,
-    seconds,
+    read_pipeline,
 )
+from pop.pipeline_values import seconds
 
 SCHEMA = Draft202012Validator(pipeline_schema())
 
@@ -248,6 +249,32 @@ def test_expressions_may_read_only_what_came_before() -> None:
     assert "does not come before it" in problem({"task": "a", "when": "inputs.b.x"}, "b")
     assert "does not come before it" in problem({"parallel": ["a", {"task": "b", "when": "inputs.a.x"}]})
     assert steps("plan-a", {"task": "b", "when": "inputs.plan_a.x"}).tasks["b"].when is not None
+
+
+def test_an_expression_with_two_mistakes_tells_both() -> None:
+    """A misspelt filter does not hide a misspelt step."""
+    said = "\n".join(problems({"tasks": ["outline", {"task": "a", "when": "inputs.outlin.x | lenght > sed.y"}]}))
+    assert "did you mean 'outline'?" in said and "did you mean 'length'?" in said and "did you mean 'seed'?" in said
+
+
+def test_models_must_exist() -> None:
+    """Where a step or the top of the file names one; what the top of the file renames is known below it."""
+    known = ["default", "large"]
+    assert steps({"task": "a", "model": "large"}, known_models=known)
+    assert load({"tasks": [{"task": "a", "model": "fast"}], "models": {"fast": "large"}}, known_models=known)
+    said = problem({"task": "a", "model": "larg"}, known_models=known)
+    assert said.startswith("unknown-model: no model 'larg'\n  where: pipeline.json:1:")
+    assert said.endswith("tasks[0].model\n  hint: did you mean 'large'?")
+    (said,) = problems({"tasks": ["a"], "models": {"default": "larg"}}, known_models=known)
+    assert "models.default\n  hint: did you mean 'large'?" in said
+
+
+def test_a_mistaken_pipeline_still_has_its_steps() -> None:
+    """So that the mistakes of their tasks can be told in the same go; without an order it has none."""
+    data = b'{"tasks": ["a", {"task": "b", "model": "x"}], "tsaks": 1}'
+    read, found = read_pipeline(data, where="p", name="p", known_models=["y"])
+    assert read is not None and list(read.tasks) == ["a", "b"] and len(found) == 2
+    assert read_pipeline(b'{"tasks": [{"task": "a", "needs": ["a"]}]}', where="p", name="p")[0] is None
 
 
 def test_names_that_read_alike_in_expressions_are_refused() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pop.tasks import check_task, hash_task, list_tasks
+from pop.taskcheck import Use, check_folder, check_task
+from pop.tasks import hash_task, list_tasks
 
 
 @pytest.mark.parametrize(
@@ -36,13 +37,47 @@ from pop.tasks import check_task, hash_task, list_tasks
         ({"index.json": '{"t": "no_such_package.inner"}'}, "no installed module"),
         ({"t.md": "{{ inputs.outlin.x }}"}, "did you mean 'outline'?"),
         ({"t.md": "{{ inputs['outlin'] }}"}, "did you mean 'outline'?"),
+        ({"t.md": "a\n{% if seed.x %}\n{{ seed.x | uper }}{% endif %}"}, "t.md:3:13\n  hint: did you mean 'upper'?"),
+        ({"t.md": "{% if seed.x is defind %}y{% endif %}"}, "t.md:1:17\n  hint: did you mean 'defined'?"),
+        ({"t.md": "{{ itme | uper }}"}, "unknown filter 'uper'"),
+        ({"t.md": "{{ itme | uper }}"}, "unknown name 'itme'"),
+        (
+            {"t.md": "x", "t.schema.json": '{\n "propertees": {}}'},
+            "t.schema.json:2:2  propertees\n  hint: did you mean 'pr",
+        ),
+        ({"t.md": "x", "t.schema.json": '{"properties": {"a": {"tpye": "string"}}}'}, ":1:23  properties.a.tpye"),
+        ({"t.md": "x", "t.schema.json": '{"properties": {\n"a": {"type": "strin"}}}'}, ":2:15  properties.a.type"),
+        ({"t.md": "x", "t.schema.json": '{"properties": {\n"a": {"type": "strin"}}}'}, "did you mean 'string'?"),
+        ({"t.md": "x", "t.schema.json": '{"type": 1, "minimum": "x"}'}, ":1:24  minimum"),
+        ({"t.md": "---\nsamples: 2\nschema:\n  type: strin\n---\nx"}, "t.md:4:9  schema.type"),
+        ({"t.md": "---\nschema:\n  propertees: {}\n---\nx"}, "t.md:3:3  schema.propertees"),
+        ({"t.md": "---\nschema: t.shcema.json\n---\nx", "t.schema.json": "{}"}, "did you mean 't.schema.json'?"),
+        ({"t.md": "---\nsytem: x\nsamples: 0\n---\nhi"}, "t.md:2:1  sytem"),
+        ({"t.md": "---\nsytem: x\nsamples: 0\n---\nhi"}, "t.md:3:10  samples"),
+        ({"t.md": "---\nsytem: x\n---\n{{ itme }}"}, "t.md:4:4"),
+        ({"t.md": "---\nsytem: x\n---\nx", "t.schema.json": '{"tpye": 1}'}, "t.schema.json:1:2"),
+        ({"t.md": "---\nsystem: be {{ itme }}\n---\nhi"}, "t.md:2:15"),
+        ({"t.md": "---\nsystem: |\n  be\n  {{ itme }}\n---\nhi"}, "t.md:4:6"),
+        ({"t.md": "x {{ item.y }}"}, "only inside an `each`"),
+        ({"t.md": "x {{ lap }}"}, "`lap` has a meaning only inside a `repeat`"),
+        (
+            {"t.md": "x", "t.py": "class Output:\n    a: int\n"},
+            "t.py:1:7\n  hint: write class Output(pydantic.BaseModel)",
+        ),
+        ({"t.md": "x", "t.py": "class A:\n    pass\nclass Output(A):\n    a: int\n"}, "t.py:3:7"),
+        ({"t.py": "import os\n\n\ndef inferr(prompt, ctx):\n    pass\n"}, "inferr() is no stage"),
+        ({"t.py": "import os\n\n\ndef inferr(prompt, ctx):\n    pass\n"}, "t.py:4:5\n  hint: did you mean 'infer'?"),
+        ({"index.json": '{\n"t": "json.nope"}'}, "index.json:2:6  t"),
+        ({"index.json": '{"t": "json.decoder"}'}, "the module 'json.decoder' defines no infer"),
+        ({"index.json": '{"t": "json.decoder.JSONDecoder"}'}, "name the module itself: json.decoder"),
+        ({"index.json": '{"t": "sumarise"}', "summarise.md": "x"}, "did you mean 'summarise'?"),
     ],
 )
 def test_a_mistake_is_found_with_its_place(tmp_path: Path, files: dict[str, str], says: str) -> None:
     """Whatever is wrong is said before anything runs."""
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    assert says in "\n".join(str(problem) for problem in check_task(tmp_path, "t", steps=["outline"]))
+    assert says in "\n".join(str(problem) for problem in check_task(tmp_path, "t", use=Use(["outline"], in_each=False)))
 
 
 @pytest.mark.parametrize(
@@ -56,6 +91,10 @@ def test_a_mistake_is_found_with_its_place(tmp_path: Path, files: dict[str, str]
         {"t.md": "x", "t.py": "def preprocess(m, ctx):\n    return {'a': 1}\n", "t.refine.md": "{{ a }}"},
         {"t.md": "{% set x = 1 %}{% for i in [1] %}{{ i }}{{ loop.index }}{% endfor %}{{ x }}{{ range(3) }}"},
         {"t.md": "x", "t.schema.json": '{"$defs": {"a": {"type": "string"}}, "$ref": "#/$defs/a"}'},
+        {"t.md": "{% if item %}{{ item.x }}{% endif %}{{ lap | default(1) }}{{ item is none }}"},
+        {"t.md": "x", "t.schema.json": '{"x-unit": "m", "example": 1, "properties": {"tpye": {"note": ""}}}'},
+        {"t.md": "x", "t.py": "from lib import Base\nclass Output(Base):\n    a: int\n"},
+        {"t.md": "x", "t.py": "class A(pydantic.BaseModel):\n    pass\nclass Output(A):\n    a: int\n"},
         {"t.md": "x", "t.schema.json": '{"$defs": {"n": {"properties": {"x": {"$ref": "#/$defs/n"}}}}}'},
     ],
 )
@@ -63,7 +102,7 @@ def test_what_is_right_is_not_complained_about(tmp_path: Path, files: dict[str, 
     """A check that cries wolf is switched off."""
     for name, text in files.items():
         (tmp_path / name).write_bytes(text.encode())
-    assert check_task(tmp_path, "t", steps=["out-line"]) == []
+    assert check_task(tmp_path, "t", use=Use(["out-line"], in_each=False)) == []
 
 
 def test_a_mistake_is_told_once(tmp_path: Path) -> None:
@@ -76,6 +115,41 @@ def test_an_index_entry_for_missing_code_is_no_crash(tmp_path: Path) -> None:
     """Provenance of installed code is looked up without importing it."""
     (tmp_path / "index.json").write_text('{"a": "no_such_package.inner", "b": "json.tool"}')
     assert hash_task(tmp_path, "a") == {} and list(hash_task(tmp_path, "b")) == ["tool.py"]
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"summarise.critque.md": ""}, "summarise.critque.md\n  hint: did you mean 'summarise.critique.md'?"),
+        ({"summarise.shema.json": ""}, "did you mean 'summarise.schema.json'?"),
+        ({"sumarise.schema.json": "{}"}, "sumarise.schema.json\n  hint: did you mean 'summarise'?"),
+        ({"Bad-Name.md": "x"}, "names are lower-case"),
+        ({"Measure.py": "def infer(prompt, ctx):\n    pass\n"}, "names are lower-case"),
+        ({"sumarise.py": "\ndef parse(a, ctx):\n    pass\n"}, "sumarise.py:2:5\n  hint: did you mean 'summarise.py'?"),
+        ({"words.py": "def pars(a, ctx):\n    pass\n"}, "pars() is no stage"),
+        ({"indx.json": "{}"}, "did you mean 'index.json'?"),
+        ({"index.json": '{\n"A": "summarise",\n"b": 1}'}, "index.json:2:1  A"),
+        ({"index.json": '{\n"A": "summarise",\n"b": 1}'}, "index.json:3:6  b"),
+        ({"index.json": "{\n"}, "index.json:2:1"),
+        ({"broken.py": "def f(:\n"}, "broken.py:1:7"),
+    ],
+)
+def test_a_file_of_no_task_is_told(tmp_path: Path, files: dict[str, str], says: str) -> None:
+    """A misspelt companion would be passed over without a word when the task runs."""
+    for name, text in {"summarise.md": "x", **files}.items():
+        (tmp_path / name).write_text(text)
+    assert says in "\n".join(str(problem) for problem in check_folder(tmp_path))
+
+
+def test_other_files_may_lie_beside_tasks(tmp_path: Path) -> None:
+    """Documents, data, helper modules, schemas that a front matter names, stages that others import."""
+    files = {"README.md": "# Tasks", "notes.txt": "", "words.json": "[]", "Helper.py": "def infers():\n    pass\n"}
+    files |= {"a.md": "---\nschema: shared.schema.json\n---\nx", "shared.schema.json": "{}", "_draft.md": "{{"}
+    files |= {"a.py": "from lib import parse\n", "lib.py": "def parse(a, ctx):\n    pass\n"}
+    files |= {"index.json": '{"b": "a"}'}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert check_folder(tmp_path) == []
 
 
 def test_checking_runs_no_code(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ of them it is, is said wherever results are shown. A provider that fails is neve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pop.errors import ConfigError, did_you_mean
@@ -46,6 +46,7 @@ class Catalogue:
     """Resolves names. Built from pop.toml and the environment it is resolved in."""
 
     def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
+        self._settings = settings
         self._models = {"default": "auto", **settings.models}
         self._environ = environ
 
@@ -53,6 +54,17 @@ class Catalogue:
     def names(self) -> list[str]:
         """What a step may ask for, sorted."""
         return sorted({*self._models, "builtin", "auto"})
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a step may ask for it, ``provider/model`` included."""
+        provider, slash, _ = str(name).partition("/")
+        return name in self.names or bool(slash and provider in PROVIDERS)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
     def resolve(self, name: str) -> list[ModelEntry]:
         """The models behind a name, in the order in which they are to be tried.
@@ -64,7 +76,7 @@ class Catalogue:
         return self._resolve(name, ())
 
     def _resolve(self, name: str, seen: tuple[str, ...]) -> list[ModelEntry]:
-        where = "pop.toml  models"
+        where = self._settings.place("models", *seen[-1:], *(["first"] if self._is_list(seen) else []))
         if name in seen:
             raise ConfigError(f"models go round in a circle: {' -> '.join([*seen, name])}", where=where)
         entry = self._models.get(name)
@@ -83,17 +95,23 @@ class Catalogue:
             return [self._entry(name, ModelSettings(provider=provider, model=model))]
         raise UnknownModel(f"no model {name!r}", where=where, hint=did_you_mean(name, self.names))
 
+    def _is_list(self, seen: tuple[str, ...]) -> bool:
+        asking = self._models.get(seen[-1]) if seen else None
+        return isinstance(asking, ModelSettings)
+
     def _entry(self, name: str, settings: ModelSettings) -> ModelEntry:
-        where = f"pop.toml  models.{name}"
+        where = self._settings.place("models", name)
         if settings.provider is None:
             raise ConfigError("needs `provider`, or `first`", where=where, hint=f"one of: {', '.join(PROVIDERS)}")
         if settings.provider not in PROVIDERS:
             hint = did_you_mean(settings.provider, PROVIDERS)
+            where = self._settings.place("models", name, "provider")
             raise ConfigError(f"no provider {settings.provider!r}", where=where, hint=hint)
         if settings.provider != "builtin" and not settings.model:
             raise ConfigError("needs `model`: what the server calls it", where=where)
         base_url = settings.base_url
         if base_url is not None and not base_url.startswith(("http://", "https://")):
+            where = self._settings.place("models", name, "base_url")
             raise ConfigError(f"base_url {base_url!r} is no URL", where=where, hint="http://localhost:11434/v1")
         own_host = base_url is None
         return ModelEntry(

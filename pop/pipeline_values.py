@@ -1,0 +1,101 @@
+"""Values in a step of a pipeline: what each key takes, as functions that check one and give it back.
+
+Each raises ValueError or TypeError with the rest of a sentence that begins with the key.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pop.records import NAME_PATTERN
+
+MAX_DURATION_S = 30 * 86400.0
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds(value: Any) -> float:
+    """A duration in seconds: a number of seconds, or a text such as ``"90s"``, ``"5m"``, ``"1.5h"``, ``"250ms"``.
+
+    Raises:
+        ValueError: It is none, is not above zero, or is longer than 30 days.
+    """
+    if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
+        value = float(match[1]) * _UNIT_S[match[2]]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError('must be a duration such as "90s", "5m" or a number of seconds')
+    if not 0 < value <= MAX_DURATION_S:
+        raise ValueError("must be above zero and at most 30 days")
+    return float(value)
+
+
+def text(value: Any) -> str:
+    """A text that is not blank."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("must be a text")
+    return value
+
+
+def name(value: Any) -> str:
+    """A name of a step, block or pipeline."""
+    if not isinstance(value, str) or not re.fullmatch(NAME_PATTERN, value):
+        raise ValueError("must be a name: a to z first, then a to z, 0 to 9, - or _, at most 64 characters")
+    return value
+
+
+def names(value: Any) -> tuple[str, ...]:
+    """Names of steps, each once."""
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        raise ValueError("must be a list of names of steps")
+    if len(set(value)) != len(value):
+        raise ValueError("names a step twice")
+    return tuple(value)
+
+
+def json_object(value: Any) -> dict[str, Any]:
+    """An object."""
+    if not isinstance(value, dict):
+        raise TypeError("must be an object")
+    return value
+
+
+def models(value: Any) -> dict[str, str]:
+    """Names of models by the names they replace."""
+    if not isinstance(value, dict) or not all(isinstance(model, str) and model for model in value.values()):
+        raise ValueError('must be an object of names of models, e.g. {"default": "large"}')
+    return value
+
+
+def whole(least: int, most: int) -> Callable[[Any], int]:
+    """A check for whole numbers within bounds."""
+
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(f"must be a whole number from {least} to {most}")
+        return value
+
+    return check
+
+
+def above_zero(value: Any) -> float:
+    """A finite number above zero."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError("must be a number above zero")
+    return float(value)
+
+
+CHECKS: Mapping[str, Callable[[Any], Any]] = {
+    "with": json_object,
+    "model": text,
+    "timeout": seconds,
+    "stall": seconds,
+    "attempts": whole(1, 100),
+    "refinements": whole(0, 100),
+    "memory_mb": whole(64, 10_000_000),
+    "output_mb": above_zero,
+}
+FIELDS = {"with": "with_", "timeout": "timeout_s", "stall": "stall_s"}

@@ -1,0 +1,281 @@
+"""Everything that can be seen wrong in a root, and in a seed for it, before anything runs (``pop check``)."""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pop.errors import ConfigError, ConfigErrors, PopError, SeedRejected, did_you_mean
+from pop.expressions import Expression, ExpressionError
+from pop.models.catalogue import Catalogue
+from pop.pipeline import Each, Pipeline, read_pipeline
+from pop.places import Places, find_places
+from pop.queue import BROKEN_ZIP, Incomplete, ignore_lease_breaks, peek
+from pop.records import NAME_PATTERN, BadJson, Seed, read_json
+from pop.settings import Root, SeedSettings, Settings, load_settings
+from pop.taskcheck import Use, check_folder, check_task, check_task_against_seed, model_of
+from pop.tasks import NAME_RULE, list_tasks
+
+
+@dataclass(frozen=True)
+class Read:
+    """A pipeline file as far as it could be read."""
+
+    file: str
+    data: bytes
+    pipeline: Pipeline | None
+    problems: list[ConfigError]
+
+    @property
+    def places(self) -> Places:
+        return find_places(self.data.decode(), self.file)
+
+
+class RootCheck:
+    """Looks at a root once."""
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+        self.tasks = list_tasks(root.tasks)
+        self.settings: Settings | None = None
+        self.of_settings: list[PopError] = []
+        try:
+            self.settings = load_settings(root)
+        except ConfigError as error:
+            self.of_settings = _each_of(error)
+
+    @cached_property
+    def catalogue(self) -> Catalogue | None:
+        """The models; None while pop.toml has mistakes."""
+        return Catalogue(self.settings, os.environ) if self.settings else None
+
+    @cached_property
+    def pipelines(self) -> dict[str, Read]:
+        return {name: self._read(name) for name in self.root.pipeline_names()}
+
+    def _read(self, name: str) -> Read:
+        path = self.root.pipeline_path(name)
+        file = os.path.relpath(path, self.root.path)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            return Read(file, b"", None, [ConfigError(f"cannot be read: {error.strerror}", where=file)])
+        known = {"known_tasks": self.tasks, "known_models": self.catalogue}
+        return Read(file, data, *read_pipeline(data, where=file, name=name, **known))
+
+    @property
+    def looked_at(self) -> int:
+        """How many files and folders that was."""
+        return len(self.tasks) + len(self.pipelines) + 1
+
+    def problems(self) -> list[PopError]:
+        """Every mistake in settings, pipelines and tasks."""
+        found = [*self.of_settings, *self._of_models(), *check_folder(self.root.tasks)]
+        for name in self.tasks:
+            found += check_task(self.root.tasks, name)
+        found += self._of_names()
+        for read in self.pipelines.values():
+            found += read.problems
+            if read.pipeline:
+                found += self._of_uses(read.pipeline)
+                found += self._of_renamed(read.pipeline.models, read.pipeline, read.places)
+        return [*found, *self._of_idle_tasks()]
+
+    def _of_models(self) -> Iterator[PopError]:
+        for name in self.settings.models if self.settings else ():
+            try:
+                self.catalogue and self.catalogue.resolve(name)
+            except ConfigError as error:
+                yield from _each_of(error)
+
+    def _of_names(self) -> Iterator[PopError]:
+        """Pipelines that are missing, or that no seed can ask for."""
+        if not self.pipelines:
+            yield ConfigError("no pipeline.json", where=self.root.path, hint="pop init")
+        for path in sorted(self.root.pipelines.glob("*.json")):
+            where = f"{self.root.pipelines.name}/{path.name}"
+            if path.stem == "default":
+                hint = "`default` is pipeline.json; give this one another name"
+                yield ConfigError("this pipeline is never read", where=where, hint=hint, code="unknown-pipeline")
+            elif not path.name.startswith(".") and not re.fullmatch(NAME_PATTERN, path.stem):
+                message = f"no seed can ask for a pipeline called {path.stem[:80]!r}"
+                yield ConfigError(message, where=where, hint=NAME_RULE, code="unknown-pipeline")
+
+    def _of_uses(self, pipeline: Pipeline) -> Iterator[PopError]:
+        for step in pipeline.tasks.values():
+            if step.task not in self.tasks:
+                continue  # told by the pipeline
+            use = Use(pipeline.ancestors(step.name), in_each=bool(pipeline.eaches[step.name]))
+            yield from check_task(self.root.tasks, step.task, use=use)
+            if step.model is None:
+                yield from self._of_front_matter(step.task, pipeline.models)
+
+    def _of_idle_tasks(self) -> Iterator[PopError]:
+        """Models that tasks ask for which no pipeline names."""
+        pipelines = [read.pipeline for read in self.pipelines.values() if read.pipeline]
+        named = {step.task for pipeline in pipelines for step in pipeline.tasks.values()}
+        renamed = {key for pipeline in pipelines for key in pipeline.models}
+        for name in self.tasks.keys() - named:
+            yield from self._of_front_matter(name, renamed)
+
+    def _of_front_matter(self, task: str, renamed: Collection[str]) -> Iterator[PopError]:
+        asked = model_of(self.root.tasks, task)
+        if asked and self.catalogue is not None and asked[0] not in renamed and asked[0] not in self.catalogue:
+            yield unknown_model(asked[0], asked[1], {*self.catalogue, *renamed})
+
+    def _of_renamed(self, models: Iterable[str], pipeline: Pipeline, places: Places) -> Iterator[PopError]:
+        """Names in a `models` table that nothing asks for: neither steps, nor front matters, nor any Python file."""
+        if self.catalogue is None:
+            return
+        steps = pipeline.tasks.values()
+        fronts = (model_of(self.root.tasks, step.task) for step in steps)
+        asked = {step.model for step in steps if step.model} | {front[0] for front in fronts if front}
+        for name in models:
+            if name in self.catalogue or name in asked or self._in_python(name):
+                continue
+            hint = did_you_mean(name[:80], {*self.catalogue, *asked})
+            message = f"nothing asks for a model called {name[:80]!r}"
+            yield ConfigError(message, where=places.of_key(("models", name)), hint=hint, code="unknown-model")
+
+    def _in_python(self, word: str) -> bool:
+        return any(word.encode() in path.read_bytes() for path in self.root.tasks.glob("*.py"))
+
+    # -- a seed --------------------------------------------------------------------------------------------------------
+
+    def seed_problems(self, path: Path) -> list[PopError]:
+        """Every mistake in a seed for this root."""
+        ignore_lease_breaks()
+        limits = (self.settings.seeds if self.settings else SeedSettings()).model_copy(update={"settle_s": 0.0})
+        try:
+            found = peek(path, limits)
+            if isinstance(found, Incomplete):
+                return [ConfigError(f"not yet a seed: {found.reason}", where=path)]
+            value, places = _content(path)
+        except SeedRejected as error:
+            return _explained(path, error)
+        except OSError as error:
+            return [ConfigError(f"cannot read the seed: {error.strerror}", where=path)]
+        if "data" not in value:
+            return [*_no_envelope(value, places), *self._against_tasks(found.seed, path)]
+        return [*self._of_envelope(found.seed, places), *self._against_tasks(found.seed, path)]
+
+    def _of_envelope(self, seed: Seed, places: Places) -> Iterator[PopError]:
+        names = self.root.pipeline_names()
+        if seed.pipeline and seed.pipeline not in names:
+            where, hint = places.of(("pipeline",)), did_you_mean(seed.pipeline, names)
+            yield ConfigError(f"no pipeline {seed.pipeline!r}", where=where, hint=hint, code="unknown-pipeline")
+        for asked, model in (seed.models or {}).items():
+            if self.catalogue is not None and model not in self.catalogue:
+                yield unknown_model(model, places.of(("models", asked)), self.catalogue)
+        read = self.pipelines.get(seed.pipeline or "default")
+        if read and read.pipeline:
+            new = [name for name in seed.models or () if name not in read.pipeline.models]
+            yield from self._of_renamed(new, read.pipeline, places)
+
+    def _against_tasks(self, seed: Seed, path: Path) -> Iterator[PopError]:
+        """What the pipeline certainly reads of the seed and this one lacks; steps behind a `when` may not run."""
+        read = self.pipelines.get(seed.pipeline or "default")
+        if read is None or read.pipeline is None:
+            return
+        sure = set(_unconditional(read.pipeline))
+        for name in sure & read.pipeline.tasks.keys():
+            for problem in check_task_against_seed(self.root.tasks, read.pipeline.tasks[name].task, seed.data):
+                yield ConfigError(
+                    f"{problem.message} in {path.name}", where=problem.where, hint=problem.hint, code="bad-seed"
+                )
+        for name, block in read.pipeline.blocks.items():
+            around = read.pipeline.parents.get(name)
+            over = block.over if isinstance(block, Each) and name in sure else None
+            when = block.when if around is None or around.name in sure else None
+            yield from _evaluated((one for one in (when, over) if one), seed.data)
+
+
+def unknown_model(name: str, where: str, known: Iterable[str]) -> ConfigError:
+    """A model that neither pop.toml nor a `models` table knows."""
+    return ConfigError(
+        f"no model {name[:80]!r}", where=where, hint=did_you_mean(name[:80], known), code="unknown-model"
+    )
+
+
+def _each_of(error: ConfigError) -> list[PopError]:
+    return list(error.problems) if isinstance(error, ConfigErrors) else [error]
+
+
+def _unconditional(pipeline: Pipeline) -> Iterator[str]:
+    """The blocks with no `when` on or around them."""
+    sure: set[str] = set()
+    for name, block in pipeline.blocks.items():
+        around = pipeline.parents.get(name)
+        if block.when is None and (around is None or around.name in sure):
+            sure.add(name)
+            yield name
+
+
+def _evaluated(expressions: Iterable[Expression], data: Any) -> Iterator[PopError]:
+    """Failures of expressions that read nothing but the seed."""
+    for expression in expressions:
+        if re.search(r"\b(inputs|item|lap)\b", expression.text):
+            continue
+        try:
+            expression.evaluate({"seed": data})
+        except ExpressionError as error:
+            yield error
+
+
+# -- the text of a seed ------------------------------------------------------------------------------------------------
+
+
+def _content(path: Path) -> tuple[Any, Places]:
+    """The JSON of a seed that was found to be one, and the places in it."""
+    file = path / "seed.json" if path.is_dir() else path
+    if file.suffix.lower() == ".zip":
+        with zipfile.ZipFile(file) as archive:
+            data = archive.read("seed.json")
+        return read_json(data), find_places(data.decode(), f"{path}/seed.json")
+    data = file.read_bytes()
+    return read_json(data), find_places(data.decode(), str(file))
+
+
+def _explained(path: Path, error: SeedRejected) -> list[PopError]:
+    """A refusal, with line and column where it is about a key of the envelope."""
+    if error.code != SeedRejected.code:
+        return [error]
+    try:
+        value, places = _content(path)
+    except (*BROKEN_ZIP, OSError, BadJson, KeyError, UnicodeDecodeError):
+        return [error]
+    if not isinstance(value, dict) or "data" not in value:
+        return [error]
+    try:
+        Seed.model_validate(value)
+    except ValidationError as found:
+        return [_explain(entry, places) for entry in found.errors()]
+    key = error.message.partition(":")[0]
+    where = places.of((key,)) if key in value else error.where
+    return [SeedRejected(error.message, where=where, hint=error.hint, code=error.code)]
+
+
+def _explain(entry: Mapping[str, Any], places: Places) -> PopError:
+    path = tuple(entry["loc"])
+    if entry["type"] == "extra_forbidden":
+        hint = did_you_mean(str(path[-1])[:80], Seed.model_fields)
+        return SeedRejected(f"unknown key {str(path[-1])[:80]!r} in an envelope", where=places.of_key(path), hint=hint)
+    dotted = ".".join(str(part) for part in path)
+    return SeedRejected(f"{dotted}: {entry['msg'].lower()}", where=places.of(path))
+
+
+def _no_envelope(value: Mapping[str, Any], places: Places) -> Iterator[PopError]:
+    """An object that would be an envelope but for a misspelt ``data``."""
+    near = [key for key in value if sorted(key.lower()) == sorted("data")] or get_close_matches("data", value, 1, 0.8)
+    if near and any(key in value for key in Seed.model_fields if key not in ("name", "id")):
+        hint = "did you mean 'data'? without that key the whole object is the data"
+        yield SeedRejected(f"unknown key {near[0][:80]!r} in an envelope", where=places.of_key((near[0],)), hint=hint)

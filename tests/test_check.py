@@ -1,0 +1,201 @@
+"""`pop check` on whole roots and on seeds: one row for each mistake that a user should hear of before anything runs."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pop.errors import ConfigError, SeedRejected
+from pop.queue import parse_seed
+from pop.rootcheck import RootCheck
+from pop.settings import Root, load_settings
+
+GOOD = {
+    "pop.toml": '[models.large]\nprovider = "openai"\nmodel = "gpt-5"\n',
+    "pipeline.json": '{"tasks": ["outline"]}',
+    "pipeline-tasks/outline.md": "{{ seed.text }}",
+}
+
+
+def told(root: Path, files: dict[str, str], seed: str | None = None) -> str:
+    for name, text in {**GOOD, **files}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    look = RootCheck(Root(root))
+    return "\n".join(map(str, look.problems() if seed is None else look.seed_problems(root / seed)))
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        (
+            {"pipeline-tasks/outline.md": "---\nsystem: x\nmodel: larg\n---\nx"},
+            "no model 'larg'\n  where: pipeline-tasks/outline.md:3:8  model\n  hint: did you mean 'large'?",
+        ),
+        ({"pipeline-tasks/outline.md": "---\nsytem: x\nmodel: larg\n---\nx"}, "outline.md:3:8  model"),
+        (
+            {"pipeline-tasks/idle.md": "---\nmodel: larg\n---\nx"},
+            "no model 'larg'\n  where: pipeline-tasks/idle.md:2:8  model\n  hint: did you mean 'large'?",
+        ),
+        (
+            {"pipeline.json": '{"tasks": [\n {"task": "outline", "model": "larg"}]}'},
+            "no model 'larg'\n  where: pipeline.json:2:31  tasks[0].model\n  hint: did you mean 'large'?",
+        ),
+        (
+            {"pipeline.json": '{"tasks": ["outline"],\n "models": {"defalt": "large"}}'},
+            "called 'defalt'\n  where: pipeline.json:2:13  models.defalt\n  hint: did you mean 'default'?",
+        ),
+        (
+            {"pipeline.json": '{"tasks": ["outline"],\n "models": {"default": "larg"}}'},
+            "no model 'larg'\n  where: pipeline.json:2:24  models.default\n  hint: did you mean 'large'?",
+        ),
+        ({"pipelines/Weekly.json": GOOD["pipeline.json"]}, "pipelines/Weekly.json\n  hint: names are lower-case"),
+        ({"pipelines/default.json": GOOD["pipeline.json"]}, "never read\n  where: pipelines/default.json"),
+        ({"pipelines/b.json": '{"tasks": ["outlin"]}'}, "where: pipelines/b.json:1:12  tasks[0]"),
+        ({"pipeline-tasks/outlin.schema.json": "{}"}, "where: pipeline-tasks/outlin.schema.json"),
+        ({"pipeline-tasks/outline.md": "{{ item.x }}"}, "where: pipeline-tasks/outline.md:1:4"),
+        (
+            {
+                "pipeline.json": '{"tasks": ["outline", "measure"]}',
+                "pipeline-tasks/measure.py": "\n\n\ndef inferr(prompt, ctx):\n    pass\n",
+            },
+            "inferr() is no stage\n  where: pipeline-tasks/measure.py:4:5\n  hint: did you mean 'infer'?",
+        ),
+        (
+            {"pipeline.json": '{"tasks": ["outline", {"task": "outline", "name": "b", "modle": "x"}]}',
+             "pipeline-tasks/outline.md": "{{ inputs.b }}"},
+            "no step 'b' comes before this one",
+        ),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_root_is_found_with_its_place(tmp_path: Path, files: dict[str, str], says: str) -> None:
+    """File, line, column, path and the nearest name."""
+    assert says in told(tmp_path, files)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"pipeline.json": '{"tasks": [{"task": "outline", "model": "openai/gpt-5"}], "models": {"default": "large"}}'},
+        {
+            "pipeline.json": '{"tasks": ["outline"], "models": {"fast": "large"}}',
+            "pipeline-tasks/outline.md": "---\nmodel: fast\n---\nx",
+        },
+        {
+            "pipeline.json": '{"tasks": ["outline"], "models": {"judge": "large"}}',
+            "pipeline-tasks/outline.py": "def finalize(output, ctx):\n    return ctx.model('judge')(output).text\n",
+        },
+        {
+            "pipeline.json": '{"tasks": [{"each": "seed.parts", "do": "outline"}]}',
+            "pipeline-tasks/outline.md": "{{ item.x }}",
+        },
+    ],
+)
+def test_what_is_right_in_a_root_is_not_complained_about(tmp_path: Path, files: dict[str, str]) -> None:
+    """A check that cries wolf is switched off."""
+    assert told(tmp_path, files) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('x = "\n', ["pop.toml:1:6"]),
+        ("[models\n", ["not valid TOML", "pop.toml:1:8"]),
+        ("a = [", ["not valid TOML", "pop.toml:1:6"]),
+        ("[worker]\n  memry_mb = 1\n", ["pop.toml:2:3  worker.memry_mb", "did you mean 'memory_mb'?"]),
+        ("[worker]\nmemory_mb = 1\n", ["pop.toml:2:1  worker.memory_mb"]),
+        ('[models.large]\nprovder = "openai"\n', ["unknown key 'provder'", "pop.toml:2:1  models.large.provder"]),
+        ('[models.a]\nprice = { input = 1, ouput = 2 }\n', ["pop.toml:2:22  models.a.price.ouput", "'output'"]),
+        ('[models]\ndefault = "larg"\n[models.large]\nprovider = "builtin"\n', ["pop.toml:2:1  models.default", "'large'"]),
+        ('[models.large]\n\nprovider = "opena"\n', ["pop.toml:3:1  models.large.provider", "did you mean 'openai'?"]),
+        ('[models.large]\nprovider = "openai"\n', ["needs `model`", "pop.toml:1:2  models.large"]),
+        ('[models.a]\nfirst = ["b"]\n', ["no model 'b'", "pop.toml:2:1  models.a.first"]),
+        ("[models]\nlarge = 3\n", ["pop.toml:2:1  models.large"]),
+        ("[budget]\nrun_usd = 1\n", ["`budget` comes with a later version", "pop.toml:1:2  budget"]),
+        ("[recover]\n", ["`recover` comes with a later version"]),
+        ("[models.a]\nprovider='builtin'\nrequests_per_minute = 3\n", ["`requests_per_minute` comes with a later", ":3:1"]),
+        ("[models.a]\nladder = []\n", ["`ladder` comes with a later version"]),
+        ("models.a.tokens_per_minute = 1\n", ["`tokens_per_minute` comes with a later version", "pop.toml:1:1"]),
+        ('x = """\n[worker]\n"""\n[worker]\nenv = 3\n', ["unknown key 'x'", "pop.toml:5:1  worker.env"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_settings_is_found_with_its_place(tmp_path: Path, text: str, says: list[str]) -> None:
+    """Once, with line and column, and no second error that follows from it."""
+    found = told(tmp_path, {"pop.toml": text})
+    assert [word for word in says if word not in found] == []
+    assert found.count("where:") == (2 if "unknown key 'x'" in says else 1)
+
+
+def test_a_folder_in_the_place_of_a_file_is_no_crash(tmp_path: Path) -> None:
+    """Nor is a link that leads nowhere."""
+    (tmp_path / "pipelines" / "x.json").mkdir(parents=True)
+    (tmp_path / "pipeline-tasks" / "y.md").mkdir(parents=True)
+    (tmp_path / "pipeline-tasks" / "z.py").symlink_to("nowhere")
+    assert told(tmp_path, {}).splitlines()[1:] == ["  where: pipelines/x.json"]
+
+
+def test_settings_that_are_no_text_are_told(tmp_path: Path) -> None:
+    """Bytes that are no UTF-8 are a mistake, not a crash."""
+    (tmp_path / "pop.toml").write_bytes(b"# \xff")
+    with pytest.raises(ConfigError, match="not UTF-8 at byte 2"):
+        load_settings(Root(tmp_path))
+
+
+SEED = '{"data": {"text": "x"},\n %s}'
+
+
+@pytest.mark.parametrize(
+    ("seed", "says"),
+    [
+        (SEED % '"pipeline": "weekly"', "no pipeline 'weekly'\n  where: {seed}:2:14  pipeline"),
+        (SEED % '"models": {"default": "larg"}', ":2:24  models.default\n  hint: did you mean 'large'?"),
+        (SEED % '"models": {"defalt": "large"}', ":2:13  models.defalt\n  hint: did you mean 'default'?"),
+        (SEED % '"pipline": "x", "priority": 9999', "unknown key 'pipline' in an envelope\n  where: {seed}:2:2  pipline"),
+        (SEED % '"pipline": "x", "priority": 9999', "did you mean 'pipeline'?"),
+        (SEED % '"pipline": "x", "priority": 9999', ":2:30  priority"),
+        (SEED % '"budget": {"run_usd": -1}', ":2:24  budget.run_usd"),
+        (SEED % '"budget": {"run_us": 1}', ":2:12  budget\n  hint: did you mean 'run_usd'?"),
+        ('{"dta": {"text": "x"}, "pipeline": "weekly", "text": ""}', ":1:2  dta\n  hint: did you mean 'data'?"),
+        ('{"Data": {"text": "x"}, "models": {}}', ":1:2  Data\n  hint: did you mean 'data'?"),
+        ('{"txt": "x"}', "seed has no key 'text' in seed.json\n  where: pipeline-tasks/outline.md:1:9\n  hint: did you"),
+        ('{"text": "x", "tags": 1}', "`seed.tags`: must be a list, gave a number\n  where: pipeline.json:1:32  tasks[1].each"),
+        ('{"text": "x', "not yet a seed"),
+        ("[1]", "a seed is a JSON object"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_seed_is_found_with_its_place(tmp_path: Path, seed: str, says: str) -> None:
+    """`pop check SEED` knows what the run would stumble over."""
+    files = {"pipeline.json": '{"tasks": ["outline", {"each": "seed.tags", "do": "outline", "name": "b"}]}'}
+    files["pipeline.json"] = files["pipeline.json"].replace('"do": "outline"', '"do": {"task": "outline", "name": "c"}')
+    found = told(tmp_path, {**files, "seed.json": seed}, "seed.json")
+    assert says.replace("{seed}", str(tmp_path / "seed.json")) in found
+
+
+def test_a_seed_without_envelope_may_have_any_keys(tmp_path: Path) -> None:
+    """`date` is no misspelt `data`, and a ticket's priority is its own."""
+    assert told(tmp_path, {"seed.json": '{"text": "x", "date": "2026", "priority": "high"}'}, "seed.json") == ""
+
+
+def test_a_good_seed_has_no_mistakes(tmp_path: Path) -> None:
+    """As a file, a folder and a zip; steps behind a condition may lack what they read."""
+    files = {"pipeline.json": '{"tasks": ["outline", {"task": "b", "when": "seed.b is defined"}]}'}
+    files |= {"pipeline-tasks/b.md": "{{ seed.b }}", "f/seed.json": SEED % '"models": {"default": "large"}'}
+    assert told(tmp_path, files, "f/seed.json") == "" == told(tmp_path, files, "f")
+    with zipfile.ZipFile(tmp_path / "f.zip", "w") as archive:
+        archive.write(tmp_path / "f/seed.json", "seed.json")
+    assert told(tmp_path, files, "f.zip") == ""
+
+
+def test_a_seed_is_measured_by_the_limits_of_its_root(tmp_path: Path) -> None:
+    """Not by the defaults."""
+    files = {"pop.toml": "[seeds]\nmax_mb = 0.001\n", "seed.json": '{"text": "' + "x" * 2000 + '"}'}
+    assert "more than the limit" in told(tmp_path, files, "seed.json")
+
+
+def test_a_negative_budget_is_refused_at_admission() -> None:
+    """It could never be kept."""
+    with pytest.raises(SeedRejected, match=r"budget\.run_usd"):
+        parse_seed(b'{"data": 1, "budget": {"run_usd": -1}}')

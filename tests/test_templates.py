@@ -1,0 +1,61 @@
+"""Templates at run time: what is missing is said in the words of the template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pop.errors import AttemptFailed
+from pop.templatecheck import Template, missing_from_seed
+from pop.templates import Prompt
+
+NAMES: dict[str, Any] = {
+    "seed": {"text": "x", "parts": [{"title": "a"}], "items": [1]},
+    "inputs": {"skipped": None},
+    "item": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{{ seed.txt }}", "seed has no key 'txt' (t.md:1): did you mean 'text'?"),
+        ("{{ seed['txt'] }}", "seed has no key 'txt' (t.md:1): did you mean 'text'?"),
+        ("a\n{{ seed.parts[0].titel }}", "seed.parts[0] has no key 'titel' (t.md:2): did you mean 'title'?"),
+        (
+            "{% for p in seed.parts %}\n{{ p.titel }}{% endfor %}",
+            "p has no key 'titel' (t.md:2): did you mean 'title'?",
+        ),
+        ("{{ seed.parts[4] }}", "seed.parts has no key '4' (t.md:1): None"),
+        ("{{ inputs.skipped.x }}", "inputs.skipped has no key 'x' (t.md:1): it is null, as is the output of a skipped"),
+        ("{{ (seed.parts | first).titel }}", "an object has no key 'titel' (t.md:1): did you mean 'title'?"),
+        ("{{ sed }}", "'sed' is undefined (t.md:1): did you mean 'seed'?"),
+        ("{{ seed.text.__class__ }}", "the template fails: access to attribute '__class__'"),
+    ],
+)
+def test_what_is_missing_is_named_as_the_template_names_it(text: str, says: str) -> None:
+    """With the line and the nearest key there is, never in Jinja's words."""
+    with pytest.raises(AttemptFailed) as caught:
+        Prompt(text, Path("t.md")).render(NAMES)
+    assert caught.value.error_class == "bad_input"
+    assert f"{caught.value.message} ({caught.value.where}): {caught.value.hint}".startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a\n{{ seed.txt }}", ["seed has no key 'txt' p/t.md:2:9 did you mean 'text'?"]),
+        ("{{ seed.meta.lang }}", ["seed has no key 'meta' p/t.md:1:9 known: items, parts, text"]),
+        ("{% for p in seed.part %}{{ seed.x }}{% endfor %}", ["seed has no key 'part' p/t.md:1:18 did you mean 'parts'?"]),
+        ("{% if seed.a == 1 %}{{ seed.b }}{% endif %}", ["seed has no key 'a' p/t.md:1:12 known: items, parts, text"]),
+        ("{{ seed.note | default('') }}{{ seed.x is defined }}{{ seed.x if item else '' }}", []),
+        ("{{ seed.items() }}{{ seed.text.strip() }}{{ seed.parts[0].titel }}{{ item.x }}", []),
+        ("{% set seed = {} %}{{ seed.x }}", []),
+    ],
+)  # fmt: skip
+def test_what_a_seed_certainly_lacks_is_known_before(text: str, says: list[str]) -> None:
+    """Only what is read in any case: not in a branch, not behind a default."""
+    found = missing_from_seed(Template(text, Path("p/t.md")), NAMES["seed"])
+    assert [f"{p.message.removeprefix('template: ')} {p.where} {p.hint}" for p in found] == says
