@@ -89,7 +89,7 @@ def test_a_label_is_read_from_its_line() -> None:
     }
     text = "Severity: {}.\n\nThe pump stopped in the night and the cellar was under water by the morning."
     answer = ask(text.format("High"), schema)
-    assert json.loads(answer.text) == {"severity": "high"} and answer.extra["evidence"][0]["line"] == 2
+    assert json.loads(answer.text) == {"severity": "high"} and answer.extra["evidence"][0]["line"] == 1
     answer = ask(text.format("grave"), schema)
     assert json.loads(answer.text) == {"severity": "unsure"} and not answer.extra["evidence"]
 

@@ -26,7 +26,7 @@ NOTE = "extractive, not a language model"
 MAX_CHARS = 1_000_000
 DEFAULT_SENTENCES = 5
 _DOCUMENT = re.compile(r"<document\b([^>]*)>\n?(.*?)</document>", re.DOTALL)
-_ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
+_ATTRIBUTE = re.compile(r"""(\w+)=(["'])(.*?)\2""")
 _FENCED = re.compile(r"```[^\n]*\n(.*?)```", re.DOTALL)
 _LIMIT = re.compile(
     r"\b(\d{1,5}|one|two|three|four|five|six|seven|eight|nine|ten)\s+(words|sentences?)\b", re.IGNORECASE
@@ -80,7 +80,7 @@ def read_prompt(text: str) -> tuple[str, list[Document]]:
     if tagged:
         documents = []
         for number, match in enumerate(tagged, 1):
-            names = dict(_ATTRIBUTE.findall(match[1]))
+            names = {name: value for name, _, value in _ATTRIBUTE.findall(match[1])}
             name = names.get("id") or names.get("name") or str(number)
             documents.append(Document(name, names.get("title", ""), match[2]))
         return _DOCUMENT.sub("", text), documents
