@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.living import LivingRoot
 from tests.test_cli import hello, pop
@@ -31,6 +37,209 @@ def start(living: LivingRoot, *arguments: object) -> subprocess.Popen[str]:
 
 def one_step(make_living: Make, code: str, **about: Any) -> LivingRoot:
     return make_living(pipeline={"name": "x", "tasks": ["work"]}, tasks={"work.py": code}, **about)
+
+
+# -- pop run and pop submit ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_an_older_rejection_of_the_same_name_is_not_taken_for_ours(make_living: Make, served: bool) -> None:
+    """Nor a run of the same name: what is reported is this submission."""
+    living = one_step(make_living, QUICK)
+    (living.root.rejected / "seed.json").write_text("[1]")
+    (living.root.rejected / "seed.json.reason.json").write_text(json.dumps({"message": "old", "name": "seed.json"}))
+    (living.path / "seed.json").write_text("{}")
+    if served:
+        living.up()
+        living.wait(lambda: (living.root.machine_room / "daemon.json").exists(), "the daemon")
+    names = []
+    for _ in range(2):
+        result = pop("run", "seed.json", "--json", root=living.path, cwd=living.path)
+        assert result.returncode == 0, result.stderr
+        names.append(json.loads(result.stdout))
+    assert names[0]["run_id"] != names[1]["run_id"] and {status["name"] for status in names} == {"seed"}
+    assert (Path(names[0]["path"]) / "seed.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("command", ["run", "submit"])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"a":1', "q.json:1:7"),
+        ('{"a":1', "it ends in the middle"),
+        ("", "it is empty"),
+        ('{"a": 1,}', "q.json:1:9"),
+        ("[1]", "a seed is a JSON object"),
+        ('{"data": 1, "frob": 2}', "frob"),
+    ],
+)
+def test_a_broken_seed_is_refused_at_once(hello: Path, command: str, text: str, told: str) -> None:
+    """With its place; nothing is left in the queue."""
+    (hello / "q.json").write_text(text)
+    result = pop(command, "q.json", root=hello, cwd=hello)
+    assert result.returncode == 3 and told in result.stderr
+    assert os.listdir(hello / "pipeline-pending") in ([], ["rejected"])
+
+
+@pytest.mark.parametrize("command", ["run", "submit"])
+def test_empty_standard_input_is_refused_at_once(hello: Path, command: str) -> None:
+    """`pop run - </dev/null` once waited for ever."""
+    result = pop(command, "-", root=hello, stdin=subprocess.DEVNULL)
+    assert result.returncode == 3 and "standard input" in result.stderr
+
+
+def test_a_broken_folder_and_archive_are_refused_at_once(hello: Path) -> None:
+    """The place is inside them."""
+    (hello / "seed").mkdir()
+    assert "no seed.json" in pop("submit", "seed", root=hello, cwd=hello).stderr
+    (hello / "seed" / "seed.json").write_text('{"a":1')
+    assert "seed/seed.json:1:7" in pop("submit", "seed", root=hello, cwd=hello).stderr
+    (hello / "x.zip").write_bytes(b"PK\x03\x04 and nothing more")
+    assert pop("run", "x.zip", root=hello, cwd=hello).returncode == 3
+
+
+def test_names_that_the_queue_leaves_alone_are_mended_or_refused(hello: Path) -> None:
+    """JSON without its ending gets one; a dot-name is refused."""
+    (hello / "notes.txt").write_text("{}")
+    assert Path(pop("submit", "notes.txt", root=hello, cwd=hello).stdout.strip()).name == "notes.txt.json"
+    (hello / ".hidden.json").write_text("{}")
+    for command in ("run", "submit"):
+        result = pop(command, ".hidden.json", root=hello, cwd=hello)
+        assert result.returncode == 2 and "leaves '.hidden.json' alone" in result.stderr
+    (hello / "prose.txt").write_text("hello")
+    assert "a .json file" in pop("submit", "prose.txt", root=hello, cwd=hello).stderr
+
+
+def test_every_kind_of_seed_can_be_given_a_pipeline(make_living: Make) -> None:
+    """A file, a folder, an archive; in an envelope or not; and nothing is left in /tmp."""
+    living = one_step(make_living, QUICK)
+    (living.path / "pipelines").mkdir()
+    (living.path / "pipelines" / "other.json").write_text('{"name": "other", "tasks": ["work"]}')
+    (living.path / "a.json").write_text('{"data": {"k": 1}, "name": "called so"}')
+    (living.path / "b").mkdir()
+    (living.path / "b" / "seed.json").write_text('{"k": 1}')
+    (living.path / "b" / "more.txt").write_text("more")
+    with zipfile.ZipFile(living.path / "c.zip", "w") as archive:
+        for name in ("seed.json", "more.txt"):
+            archive.write(living.path / "b" / name, name)
+    temporary = living.path / "tmp"
+    temporary.mkdir()
+    for seed in ("a.json", "b", "c.zip"):
+        result = pop("run", seed, "-p", "other", "--json", root=living.path, cwd=living.path)
+        assert result.returncode == 0, result.stderr
+        status = json.loads(result.stdout)
+        assert status["pipeline"] == "other" and status["name"] == {"a.json": "called so"}.get(seed, seed[0])
+        assert json.loads((Path(status["path"]) / "seed.json").read_text())["data"] == {"k": 1}
+        assert (Path(status["path"]) / "files" / "more.txt").exists() == (seed != "a.json")
+    (living.path / "bad.json").write_text("[1]")
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    command = [sys.executable, "-m", "pop", "run", "bad.json", "-p", "other"]
+    assert subprocess.run(command, cwd=living.path, env=environment, capture_output=True).returncode == 3
+    assert not list(temporary.iterdir())
+    assert pop("run", "nosuch.json", "-p", "other", root=living.path).returncode == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_the_daemon_of_a_run_ends_with_it(make_living: Make, number: int) -> None:
+    """However `pop run` is ended; the run can be taken up again."""
+    living = one_step(make_living, SLOW, settings="[daemon]\ndrain_s = 0.2\n")
+    (living.path / "seed.json").write_text("{}")
+    running = start(living, "run", living.path / "seed.json")
+    living.wait(lambda: list(living.root.current.glob("*/tasks/work/attempts/1/trail.jsonl")), "the attempt")
+    running.send_signal(number)
+    code = running.wait(30)
+    assert code == (-9 if number == signal.SIGKILL else 130)
+    living.wait(lambda: not living.processes(), "the end of every process", 20)
+
+
+def test_a_run_whose_words_nobody_reads_ends_its_daemon(make_living: Make) -> None:
+    """`pop run seed 2>&1 | head -1` leaves nothing behind."""
+    living = one_step(make_living, SLOW, settings="[daemon]\ndrain_s = 0.2\n")
+    (living.path / "seed.json").write_text("{}")
+    running = start(living, "run", living.path / "seed.json")
+    assert running.stderr
+    running.stderr.close()
+    running.wait(30)
+    living.wait(lambda: not living.processes(), "the end of every process", 20)
+
+
+def test_leaving_a_run_that_a_daemon_serves_ends_only_the_view(make_living: Make) -> None:
+    """And it says how to look again and how to end it."""
+    living = one_step(make_living, SLOW)
+    living.up()
+    living.wait(lambda: (living.root.machine_room / "daemon.json").exists(), "the daemon")
+    (living.path / "seed.json").write_text("{}")
+    running = start(living, "run", living.path / "seed.json")
+    living.wait_state("running")
+    time.sleep(0.5)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=30)
+    run_id = living.current()[0].name
+    assert running.returncode == 130 and f"pop watch {run_id}" in said and f"pop cancel {run_id}" in said
+    assert living.status()["state"] == "running"
+
+
+def test_a_second_run_comes_after_the_first(make_living: Make) -> None:
+    """The daemon of the first serves that alone."""
+    living = one_step(make_living, "import time\ndef infer(prompt, ctx):\n    time.sleep(2)\n    return {}\n")
+    (living.path / "seed.json").write_text("{}")
+    first = start(living, "run", living.path / "seed.json")
+    living.wait_state("running")
+    second = pop("run", living.path / "seed.json", root=living.path)
+    assert second.returncode == 0 and "comes after it" in second.stderr
+    assert first.wait(10) == 0 and len(living.ledger()) == 2
+
+
+def test_a_mistake_in_a_task_is_told_once(hello: Path) -> None:
+    """Though the task is looked at by itself and in its pipeline."""
+    (hello / "pipeline-tasks" / "measure.py").write_text("def infer(:\n")
+    told = pop("run", hello / "examples" / "hello.json", root=hello).stderr
+    assert told.count("measure.py:1") == 1
+
+
+# -- errors --------------------------------------------------------------------------------------------------------
+
+
+def test_no_mistake_of_a_user_ends_in_a_traceback(hello: Path, tmp_path: Path) -> None:
+    """What, where, and the next move; with an exit code that says whose it is."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    cases: list[tuple[int, list[object], Path | None]] = [
+        (2, ["init", tmp_path / "file"], None),
+        (3, ["graph"], tmp_path / "empty"),
+        (2, ["graph", "nosuch"], hello),
+        (2, ["run", "nosuch.json", "-p", "default"], hello),
+        (2, ["submit", "nosuch.json"], hello),
+        (2, ["gc", "--older-than", "soon"], hello),
+        (2, ["show"], hello),
+    ]
+    for code, words, root in cases:
+        result = pop(*words, root=root)
+        assert result.returncode == code, (words, result.stderr)
+        assert "Traceback" not in result.stderr and result.stderr.strip()
+    (hello / "pipeline-pending").rmdir()
+    (hello / "pipeline-pending").write_text("a file")
+    result = pop("submit", hello / "examples" / "hello.json", root=hello)
+    assert result.returncode == 3 and "Traceback" not in result.stderr and "pipeline-pending" in result.stderr
+
+
+def test_errors_are_json_where_that_was_asked_for(hello: Path) -> None:
+    """On stdout, with all problems; the exit code is the same."""
+    for words in (["run", "nosuch.json"], ["show", "nosuch"], ["graph", "nosuch"], ["logs", "nosuch"]):
+        result = pop(*words, "--json", root=hello)
+        assert result.returncode == 2 and json.loads(result.stdout)["error"]["code"]
+    (hello / "pipeline.json").write_text('{"name": "x", "tasks": ["a", "b"]}')
+    result = pop("run", hello / "examples" / "hello.json", "--json", root=hello)
+    assert result.returncode == 3 and len(json.loads(result.stdout)["problems"]) == 2
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(hello: Path) -> None:
+    """`pop show last | head -1` ends quietly."""
+    assert pop("run", hello / "examples" / "hello.json", root=hello).returncode == 0
+    for words in ("show last", "ls", "logs last --trail --json", "doctor"):
+        line = f"set -o pipefail; {sys.executable} -m pop --root {hello} {words} 2>err | true; code=$?; cat err; exit $code"
+        result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=hello)
+        assert result.returncode == 0 and "BrokenPipe" not in result.stdout
 
 
 # -- looking at runs -----------------------------------------------------------------------------------------------
