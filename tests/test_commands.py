@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.living import LivingRoot
-from tests.test_cli import hello, pop
+from tests.test_cli import REPOSITORY, hello, pop
 
 __all__ = ["hello"]
 Make = Callable[..., LivingRoot]
@@ -377,3 +378,81 @@ def test_a_failed_condition_names_the_copy_to_mend(make_living: Make) -> None:
     own_file.write_text(own_file.read_text().replace("inputs.work.n", "[inputs.work.n]"))
     assert pop("retry", "b", root=living.path).returncode == 0
     living.wait_complete(1)
+
+
+# -- up, gc, init --------------------------------------------------------------------------------------------------
+
+
+def test_up_tells_what_is_broken_and_serves_only_what_it_holds(make_living: Make) -> None:
+    """A second daemon does not say that it serves."""
+    living = one_step(make_living, QUICK)
+    (living.path / "pipeline.json").write_text('{"name": "x", "tasks": ["wrok"]}')
+    living.up()
+    living.wait(lambda: "POP serves" in living.log(), "the greeting")
+    assert "did you mean 'work'?" in living.log() and "wait until it is mended" in living.log()
+    second = pop("up", root=living.path)
+    assert second.returncode == 3 and "POP serves" not in second.stderr and "another daemon" in second.stderr
+
+
+def test_gc_makes_an_archive_durable_before_the_run_goes(hello: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file and its name; and it finishes what a crash of an earlier gc left."""
+    from pop.commands import gc
+    from pop.runs import Run
+    from pop.settings import Root
+    from pop.store import Disk
+
+    calls: list[str] = []
+    rename = os.rename
+
+    def noted(source: Path, target: Path) -> None:
+        calls.append(f"rename {Path(target).suffix}")
+        rename(source, target)
+
+    monkeypatch.setattr(Disk, "sync", lambda self, fd: calls.append("file"))
+    monkeypatch.setattr(Disk, "sync_folder", lambda self, path: calls.append(f"folder {Path(path).name}"))
+    monkeypatch.setattr(os, "rename", noted)
+    run_dir = hello / "pipeline-complete" / "20261121-031502-brief-abcd"
+    run_dir.mkdir()
+    gc._archive(Root(hello), Run(run_dir, "complete"))
+    gc._remove(run_dir)
+    assert calls == ["folder pipeline-complete", "file", "rename .gz", "folder archive", "rename .removed"]
+    assert not run_dir.exists()
+
+
+def test_gc_finishes_what_a_crash_left(hello: Path) -> None:
+    """A run that was out of sight and half removed, an archive that was half written."""
+    doomed = hello / "pipeline-complete" / ".20261121-031502-brief-abcd.removed"
+    (doomed / "tasks").mkdir(parents=True)
+    draft = hello / "pipeline-complete" / "archive" / ".20261121-031502-brief-abcd.tmp"
+    draft.parent.mkdir()
+    draft.touch()
+    assert pop("gc", "--older-than", "1d", "--dry-run", root=hello).returncode == 0 and doomed.exists()
+    assert pop("gc", "--older-than", "1d", root=hello).returncode == 0
+    assert not doomed.exists() and not draft.exists()
+
+
+def test_the_brief_can_be_started_from_in_a_checkout(tmp_path: Path) -> None:
+    """An editable install has no packaged copy; the repository's own files serve."""
+    assert pop("init", "--list").stdout.split() == ["brief", "minimal"]
+    made = json.loads(pop("init", "--template", "brief", "--json", root=tmp_path / "b").stdout)
+    assert made["path"] == str(tmp_path / "b") and made["files"]["pipeline.json"] == "created"
+    assert pop("check", "examples/brief", root=tmp_path / "b", cwd=tmp_path / "b").returncode == 0
+
+
+def test_the_wheel_holds_the_starters(tmp_path: Path) -> None:
+    """With all that the brief needs."""
+    source = tmp_path / "source"
+    shutil.copytree(
+        REPOSITORY, source, ignore=shutil.ignore_patterns(".venv", ".git", "pipeline-c*", ".*_cache", ".pop")
+    )
+    command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "-q", "-w", str(tmp_path)]
+    built = subprocess.run(command, cwd=source, capture_output=True, text=True)
+    if built.returncode:
+        pytest.skip(f"no wheel can be built here: {built.stderr[-200:]}")
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        names = {name.removeprefix("pop/starters/") for name in wheel.namelist() if "/starters/" in name}
+    assert {"minimal/pipeline.json", "brief/pipeline.json", "brief/pop.toml", "brief/examples/brief/seed.json"} <= names
+    tasks = {
+        path.relative_to(REPOSITORY) for path in (REPOSITORY / "pipeline-tasks").rglob("*.*") if path.suffix != ".pyc"
+    }
+    assert {f"brief/{path}" for path in tasks} <= names
