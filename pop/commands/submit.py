@@ -8,9 +8,8 @@ import shutil
 import sys
 import time
 import zipfile
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import click
@@ -122,44 +121,30 @@ def _copy_json(source: Path, target: Path, asked: str, limits: SeedSettings) -> 
             f"more than the limit of {limits.max_mb:g} MB", where=where, hint=hint, code="seed-too-large"
         )
     target.write_bytes(data)
-    _check_json(target, limits, where)
+    _check_json(target, where)
 
 
-def _check_json(file: Path, limits: SeedSettings, where: str) -> None:
+def _check_json(file: Path, where: str) -> None:
     """Read it as the queue will.
 
     Raises:
         SeedRejected: It is no seed; with the place, also where it ends too early.
     """
-    from pop.queue import parse_seed
+    from pop.queue import is_a_beginning, parse_seed
+    from pop.records import BadJson
 
-    data, half = file.read_bytes(), None
+    data = file.read_bytes()
     try:
         parse_seed(data, where=where)
     except SeedRejected as error:
         if not data.strip():
             raise SeedRejected("it is empty", where=where, hint="a seed is a JSON object") from None
-        with suppress(SeedRejected):
-            half = _waits(file, limits)
-        if half:
+        if error.code == BadJson.code and is_a_beginning(data):
             raise SeedRejected(
                 "it ends in the middle", where=error.where, hint="write it to its end, then again"
             ) from None
         error.hint = error.hint or (None if where.lower().endswith(".json") else WHAT_FITS)
         raise
-
-
-def _waits(entry: Path, limits: SeedSettings) -> str | None:
-    """What the queue would wait for, were this in it.
-
-    Raises:
-        SeedRejected: It would be refused.
-    """
-    from pop.queue import Incomplete, ignore_lease_breaks, peek
-
-    ignore_lease_breaks()
-    found = peek(entry, limits.model_copy(update={"settle_s": 0.0}))
-    return found.reason if isinstance(found, Incomplete) else None
 
 
 def _check(source: Path, asked: str, limits: SeedSettings) -> None:
@@ -168,9 +153,12 @@ def _check(source: Path, asked: str, limits: SeedSettings) -> None:
     Raises:
         SeedRejected: It is no seed.
     """
-    reason = _waits(source, limits)
-    if reason:
-        raise SeedRejected(f"not yet a seed: {reason}", where=asked, hint=WHAT_FITS)
+    from pop.queue import Incomplete, ignore_lease_breaks, peek
+
+    ignore_lease_breaks()
+    found = peek(source, limits.model_copy(update={"settle_s": 0.0}))
+    if isinstance(found, Incomplete):
+        raise SeedRejected(f"not yet a seed: {found.reason}", where=asked, hint=WHAT_FITS)
 
 
 def _address(seed: Path, pipeline: str) -> None:
@@ -185,7 +173,7 @@ def _address(seed: Path, pipeline: str) -> None:
 def _copy_folder(source: Path, draft: Path, asked: str, limits: SeedSettings) -> None:
     inner = source / "seed.json"
     if inner.is_file():
-        _check_json(inner, limits, os.path.join(asked, "seed.json"))
+        _check_json(inner, os.path.join(asked, "seed.json"))
     _check(source, asked, limits)
     shutil.copytree(source, draft, copy_function=shutil.copyfile)  # whatever their modes
     _make_old(draft)
@@ -193,11 +181,13 @@ def _copy_folder(source: Path, draft: Path, asked: str, limits: SeedSettings) ->
 
 def _unpack(source: Path, draft: Path, asked: str) -> None:
     """The names and sizes in it were looked at by `_check`."""
+    from pop.queue import BROKEN_ZIP
+
     try:
         with zipfile.ZipFile(source) as archive:
             archive.extractall(draft)
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
-        raise SeedRejected(f"cannot be unpacked: {error}", where=asked) from None
+    except BROKEN_ZIP as error:
+        raise SeedRejected(f"it cannot be unpacked: {error}", where=asked) from None
 
 
 def _make_old(folder: Path) -> None:
