@@ -388,8 +388,8 @@ def test_up_tells_what_is_broken_and_serves_only_what_it_holds(make_living: Make
     living = one_step(make_living, QUICK)
     (living.path / "pipeline.json").write_text('{"name": "x", "tasks": ["wrok"]}')
     living.up()
-    living.wait(lambda: "POP serves" in living.log(), "the greeting")
-    assert "did you mean 'work'?" in living.log() and "wait until it is mended" in living.log()
+    living.wait(lambda: "wait until it is mended" in living.log(), "the warning")
+    assert "did you mean 'work'?" in living.log() and "POP serves" in living.log()
     second = pop("up", root=living.path)
     assert second.returncode == 3 and "POP serves" not in second.stderr and "another daemon" in second.stderr
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from pop.commands._shared import chosen_root, with_root
 from pop.settings import Root
 
 
-def configure_logs(root_path: str, quiet: bool) -> None:
+def configure_logs(root: Root, quiet: bool) -> None:
     """Plain lines on a terminal or a pipe, and JSON lines in the machine room."""
     import structlog
 
@@ -23,19 +24,23 @@ def configure_logs(root_path: str, quiet: bool) -> None:
         colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ, pad_event_to=14
     )
     structlog.configure(
-        processors=[_Journal(root_path), _greet(root_path), stamp, structlog.processors.add_log_level, structlog.processors.format_exc_info,
+        processors=[_Journal(str(root.path)), _greet(root), stamp, structlog.processors.add_log_level, structlog.processors.format_exc_info,
                     renderer],
         wrapper_class=level,
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
     )  # fmt: skip
 
 
-def _greet(root_path: str) -> Any:
-    """Says that POP serves when it does: the daemon's first event comes when it holds the root."""
+def _greet(root: Root) -> Any:
+    """Says that POP serves when it does: the daemon's first event comes when it holds the root.
+
+    What is broken is looked for beside the work, which need not wait for it.
+    """
 
     def greet(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         if event.get("event") == "daemon.started":
-            click.echo(f"POP serves {root_path}: drop seeds into pipeline-pending/", err=True)
+            click.echo(f"POP serves {root.path}: drop seeds into pipeline-pending/", err=True)
+            threading.Thread(target=_tell_mistakes, args=(root,), daemon=True).start()
         return event
 
     return greet
@@ -86,10 +91,10 @@ def command(
     if parent is not None:
         die_with_parent(parent)
     chosen = chosen_root(root)
-    configure_logs(str(chosen.path), quiet)
+    configure_logs(chosen, quiet)
     what = Only(seed=only, run=only_run) if only or only_run else None
-    if what is None:
-        _tell_mistakes(chosen)
+    if quiet and what is None:  # there is no greeting to tell them after
+        threading.Thread(target=_tell_mistakes, args=(chosen,), daemon=True).start()
     run_daemon(chosen, only=what, command="pop run" if what else "pop up")
 
 
@@ -97,9 +102,10 @@ def _tell_mistakes(root: Root) -> None:
     """What is broken now; it may be mended while the daemon runs."""
     from pop.commands.check import problems_of
 
-    if not root.pipeline_file.is_file():  # no root: the daemon says so
-        return
-    problems = list(dict.fromkeys(str(problem) for problem in problems_of(root)[0]))
+    try:
+        problems = list(dict.fromkeys(str(problem) for problem in problems_of(root)[0]))
+    except OSError as error:
+        problems = [f"os-error: cannot look for mistakes: {error}"]
     for problem in problems:
         click.echo(problem, err=True)
     if problems:
