@@ -11,7 +11,7 @@ from pop.settings import Root
 
 MARKS = {
     "pending": "·", "running": "▸", "waiting": "?", "done": "✓", "failed": "✗", "skipped": "-", "stale": "~",
-    "cancelled": "x", "queued": "·", "complete": "✓", "paused": "=",
+    "cancelled": "x", "unreadable": "!", "queued": "·", "complete": "✓", "paused": "=",
 }  # fmt: skip
 COLOURS = {
     "running": "cyan",
@@ -148,5 +148,23 @@ def closing_lines(root: Root, run: Run, status: dict[str, Any]) -> Iterator[str]
             yield f"hint       {safe(error['hint'])}"
         if error.get("instance"):
             yield f"look at    {path}/tasks/{error['instance']}/attempts/{error.get('attempt')}/"
-    if state in ("failed", "cancelled"):
-        yield f"next       mend it, then: pop retry {run.run_id}"
+    if state == "cancelled":
+        about = run.cancelled_by()
+        yield f"cancelled  by {safe(about.get('by') or '?', 80)}: {safe(about.get('reason') or 'no reason given', 2000)}"
+    for order in run.waiting_orders():
+        yield f"order      {order} waits to be carried out, by the daemon that serves this folder (pop up)"
+    if state in ("failed", "cancelled") and "retry" not in run.waiting_orders():
+        yield f"next       {next_move(root, run, status)}"
+
+
+def next_move(root: Root, run: Run, status: dict[str, Any]) -> str:
+    """What a person can do about a run that failed or was cancelled."""
+    error = status.get("error") or {}
+    if status.get("state") == "cancelled":
+        return f"pop retry {run.run_id}"
+    if error.get("error_class") == "budget":
+        return "drop the seed again with a larger budget: a run keeps the one it began with"
+    if not error.get("instance") and "pipeline.json" in str(error.get("where")):  # a `when` or an `each`
+        own = run.path.relative_to(root.path) / "pipeline.json"
+        return f"a run keeps its own pipeline: mend {own}, then pop retry {run.run_id}; or mend yours and drop the seed again"
+    return f"mend it, then: pop retry {run.run_id}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import threading
@@ -49,7 +48,6 @@ class PipelineShelf:
         self._root = root
         self._lock = threading.Lock()
         self._shelved: dict[str, tuple[Signature, Shelved]] = {}
-        self._frozen: dict[str, Pipeline] = {}
         self._broken: dict[str, Signature] = {}
         self._hashes: dict[str, tuple[Signature, dict[str, str]]] = {}
 
@@ -105,14 +103,8 @@ class PipelineShelf:
         Raises:
             ConfigError: Somebody broke the run's own copy.
         """
-        data = (run_dir / "pipeline.json").read_bytes()
-        digest = hashlib.sha256(data).hexdigest()
-        with self._lock:
-            if digest not in self._frozen:
-                if len(self._frozen) > 100:
-                    self._frozen.clear()
-                self._frozen[digest] = load_pipeline(data, where=f"{run_dir.name}/pipeline.json", name=name)
-            return self._frozen[digest]
+        data, place = (run_dir / "pipeline.json").read_bytes(), os.path.relpath(run_dir, self._root.path)
+        return load_pipeline(data, where=f"{place}/pipeline.json", name=name)
 
     def provenance(self, pipeline: Pipeline) -> dict[str, Any]:
         """provenance.json: versions, and the sha256 of every file of every task the pipeline names."""

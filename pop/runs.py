@@ -1,19 +1,23 @@
-"""Reads run folders for people: finding one by prefix, name or ``last``; listing; statuses. It never writes."""
+"""Reads run folders for people: finding one by id, prefix, name or ``last``; listing; statuses. It never writes."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pop.errors import SeedRejected, UsageError
+from pop import events
+from pop.errors import PopError, SeedRejected, UsageError
 from pop.errors import safe as safe
+from pop.history import read_history, status_of
+from pop.orders import VERBS
 from pop.queue import Incomplete, Ready, is_candidate, peek
-from pop.settings import Root, SeedSettings
+from pop.settings import Root, SeedSettings, load_settings
 
 
 @dataclass(frozen=True)
@@ -27,15 +31,61 @@ class Run:
     def run_id(self) -> str:
         return self.path.name
 
+    def here(self) -> Run:
+        """The same run where it lies now: a complete one moves."""
+        target = self.path.parent.parent / "pipeline-complete" / self.run_id
+        return Run(target, "complete") if self.place == "current" and target.is_dir() else self
+
     def status(self) -> dict[str, Any]:
-        """tasks-status.json; what can be told without it when it is missing."""
+        """tasks-status.json; where it is missing or broken, what the journal tells; else the state ``unreadable``."""
         try:
             value = json.loads((self.path / "tasks-status.json").read_bytes())
         except (OSError, ValueError):
             value = None
-        if not isinstance(value, dict):
-            return {"run_id": self.run_id, "name": self.run_id, "state": "queued", "tasks": {}, "progress": 0.0}
-        return value
+        return value if _is_status(value) else self._from_journal()
+
+    def _from_journal(self) -> dict[str, Any]:
+        now, trouble = events.rfc3339(time.time()), "its events.jsonl holds no run.created"
+        try:
+            history = read_history(self.path)
+            if history.created:
+                return status_of(history, now=now, expected=[], notes=[])
+        except FileNotFoundError:
+            if self.here() != self:  # it was promoted while we looked
+                return self.here().status()
+            if not (self.path / "tasks").exists():  # being accepted
+                return {**self._nothing_known(), "state": "queued"}
+            trouble = "it has no events.jsonl"
+        except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+            trouble = f"its events.jsonl cannot be read: {error}"
+        hint = "compare it with docs/files.md, or move the folder away"
+        told = {"error_class": "unreadable", "message": trouble, "hint": hint}
+        return {**self._nothing_known(), "state": "unreadable", "error": told}
+
+    def _nothing_known(self) -> dict[str, Any]:
+        return {"run_id": self.run_id, "name": self.run_id, "pipeline": None, "progress": 0.0, "tasks": {}}
+
+    def cancelled_by(self) -> dict[str, Any]:
+        """``{"by": str | None, "reason": str | None}`` of the newest cancellation, as far as the journal tells."""
+        try:
+            lines = (self.path / "events.jsonl").read_bytes().splitlines()
+        except OSError:
+            return {}
+        for line in reversed(lines):
+            if events.RUN_CANCELLED.encode() in line:
+                try:
+                    return dict(json.loads(line))
+                except (ValueError, TypeError):
+                    continue
+        return {}
+
+    def waiting_orders(self) -> list[str]:
+        """The orders that were given and not carried out yet."""
+        try:
+            names = os.listdir(self.path / "orders")
+        except OSError:
+            return []
+        return [verb for verb in VERBS if f"{verb}.json" in names or verb in names]
 
     def step_dir(self, instance: str) -> Path:
         return self.path / "tasks" / instance
@@ -46,6 +96,14 @@ class Run:
         if not folder.is_dir():
             return []
         return sorted((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+
+
+def _is_status(value: Any) -> bool:
+    """Whether it can be shown (the file has one writer, but people have editors)."""
+    if not isinstance(value, dict) or not isinstance(value.get("state"), str):
+        return False
+    tasks = value.get("tasks")
+    return isinstance(tasks, dict) and all(isinstance(task, dict) and "state" in task for task in tasks.values())
 
 
 def runs_in(folder: Path, place: str) -> Iterator[Run]:
@@ -65,33 +123,35 @@ def current_runs(root: Root) -> list[Run]:
 
 def newest_complete(root: Root, count: int) -> list[Run]:
     """The `count` newest finished runs, newest last, without reading the others."""
-    try:
-        names = [name for name in os.listdir(root.complete) if not name.startswith(".") and name != "runs.jsonl"]
-    except FileNotFoundError:
-        return []
-    return [Run(root.complete / name, "complete") for name in sorted(names)[-count:]] if count else []
+    names = sorted(_names(root.complete))
+    return [Run(root.complete / name, "complete") for name in names[-count:]] if count else []
 
 
 def find_run(root: Root, asked: str) -> Run:
     """The run with this id, an unambiguous prefix of it, its name, or ``last`` (the newest).
 
     Raises:
-        UsageError: None, or more than one.
+        UsageError: None (it says when there was one that is removed), or more than one.
     """
-    known = {name: "current" for name in _names(root.current)} | {name: "complete" for name in _names(root.complete)}
+    known = {name: Run(root.current / name, "current") for name in _names(root.current)}
+    known |= {name: Run(root.complete / name, "complete") for name in _names(root.complete)}
     if asked == "last":
         matches = sorted(known)[-1:]
     elif asked in known:
         matches = [asked]
-    else:
-        matches = [name for name in known if name.startswith(asked)] or [name for name in known if _called(name, asked)]
+    elif not (matches := sorted(name for name in known if name.startswith(asked))):
+        rows = [*_ledger_rows(root, asked), *(_row_of(run) for run in known.values() if run.place == "current")]
+        called = {str(row["run_id"]) for row in rows if row.get("name") == asked}
+        matches = sorted(name for name in known if name in called or _called(name, asked))
+        if not matches:
+            _refuse_removed(root, asked, rows)
     if not matches:
-        raise UsageError(f"no run {asked!r}", hint="pop ls shows them; `last` is the newest")
+        raise UsageError(f"no run {asked!r}", hint="pop ls shows them; `last` is the newest", code="unknown-run")
     if len(matches) > 1:
-        shown = ", ".join(sorted(matches)[-5:])
-        raise UsageError(f"{asked!r} fits {len(matches)} runs: {shown}", hint="give more of the id")
-    folder = root.current if known[matches[0]] == "current" else root.complete
-    return Run(folder / matches[0], known[matches[0]])
+        shown = "".join(f"\n    {name}" for name in matches[-10:])
+        more = "" if len(matches) <= 10 else "; the newest are"
+        raise UsageError(f"{asked!r} fits {len(matches)} runs{more}:{shown}", hint="give more of the id, or `last`")
+    return known[matches[0]]
 
 
 def _names(folder: Path) -> list[str]:
@@ -106,13 +166,70 @@ def _called(run_id: str, asked: str) -> bool:
     return "-".join(parts[2:-1]) == asked or parts[-1] == asked
 
 
-def pending(root: Root, limits: SeedSettings, most: int = 1000) -> list[dict[str, Any]]:
-    """What lies in pipeline-pending/: ``{"name", "state": ready|later|incomplete|refused, "reason", "priority"}``."""
+def _row_of(run: Run) -> dict[str, Any]:
+    return {"run_id": run.run_id, "name": run.status().get("name")}
+
+
+def _ledger_rows(root: Root, asked: str) -> list[dict[str, Any]]:
+    """The ledger's lines that may speak of a run called so, each with its number as ``line``."""
+    words = {json.dumps(asked)[1:-1].encode(), json.dumps(asked, ensure_ascii=False)[1:-1].encode(errors="replace")}
+    found = []
     try:
-        names = sorted(name for name in os.listdir(root.pending) if is_candidate(name))
+        file = open(root.ledger, "rb")
+    except OSError:
+        return []
+    with file:
+        for number, line in enumerate(file, 1):
+            if any(word in line for word in words):
+                try:
+                    found.append({**json.loads(line), "line": number})
+                except (ValueError, TypeError):
+                    continue
+    return [row for row in found if isinstance(row.get("run_id"), str)]
+
+
+def _refuse_removed(root: Root, asked: str, rows: Iterable[dict[str, Any]]) -> None:
+    """Of a run whose folder is gone the ledger still tells.
+
+    Raises:
+        UsageError: With its line, and its archive where there is one.
+    """
+    fits = [row for row in rows if "line" in row and (row["run_id"].startswith(asked) or row.get("name") == asked)]
+    fits = fits or [row for row in rows if "line" in row and _called(row["run_id"], asked)]
+    if not fits:
+        return
+    run_id, line = fits[-1]["run_id"], fits[-1]["line"]
+    archive = root.complete / "archive" / f"{run_id}.tar.gz"
+    kept = f"its archive: {archive.relative_to(root.path)}" if archive.exists() else f"sed -n {line}p {root.ledger}"
+    raise UsageError(
+        f"the run {run_id} was removed; its line in the ledger stays",
+        where=f"{root.ledger.relative_to(root.path)}:{line}",
+        hint=kept,
+        code="removed",
+    )
+
+
+def pending_names(root: Root) -> list[str]:
+    """Every name in pipeline-pending/ that may be a seed, sorted."""
+    try:
+        return sorted(name for name in os.listdir(root.pending) if is_candidate(name))
     except FileNotFoundError:
         return []
-    return [_looked_at(root.pending / name, limits) for name in names[:most]]
+
+
+def seed_limits(root: Root) -> SeedSettings:
+    """[seeds] of pop.toml; the defaults while that cannot be read (`pop check` tells why)."""
+    try:
+        return load_settings(root).seeds
+    except PopError:
+        return SeedSettings()
+
+
+def pending(root: Root, limits: SeedSettings, most: int = 1000) -> list[dict[str, Any]]:
+    """What lies in pipeline-pending/: ``{"name", "state": ready|later|incomplete|refused|ignored, "reason",
+    "priority"}``. Only the first `most` names are looked at; `pending_names` counts all.
+    """
+    return [_looked_at(root.pending / name, limits) for name in pending_names(root)[:most]]
 
 
 def _looked_at(path: Path, limits: SeedSettings) -> dict[str, Any]:

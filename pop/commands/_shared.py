@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from pop.errors import RootError
 from pop.settings import Root, find_root
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+
+def _note_json(context: click.Context, _: click.Parameter, given: bool) -> bool:
+    """`pop.cli.main` prints an error as JSON too, when that was asked for."""
+    if given and isinstance(context.find_root().obj, dict):
+        context.find_root().obj["json"] = True
+    return given
+
+
+as_json = click.option(
+    "--json", "as_json", is_flag=True, is_eager=True, callback=_note_json, help="Machine-readable output."
+)
 
 
 def with_root(function: F) -> F:
@@ -28,6 +40,18 @@ def chosen_root(given: str | None) -> Root:
     """
     context = click.get_current_context()
     return find_root(given or (context.find_root().obj or {}).get("root"))
+
+
+def pipeline_file(root: Root, name: str | None) -> Path:
+    """The file of a pipeline that is there.
+
+    Raises:
+        RootError: It is not.
+    """
+    path = root.pipeline_path(name)
+    if not path.is_file():
+        raise RootError(f"no {path.name} here", where=root.path, hint="create one: pop init")
+    return path
 
 
 def print_json(value: Any) -> None:

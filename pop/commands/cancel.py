@@ -23,6 +23,14 @@ def command(run: str, reason: str | None, as_json: bool, root: str | None) -> No
     found = find_run(chosen, run)
     if found.place == "complete":
         raise UsageError(f"{found.run_id} is complete; there is nothing to end")
+    withdrawn = found.path / "orders" / "retry.json"
+    if found.status().get("state") == "cancelled" and not withdrawn.exists():
+        if as_json:
+            print_json({"run_id": found.run_id, "order": None})
+        else:
+            click.echo(f"{found.run_id} is cancelled already: pop show {found.run_id} tells why", err=True)
+        return
+    withdrawn.unlink(missing_ok=True)  # else it would be carried out after this one
     path = write_order(Disk(), found.path, "cancel", reason)
     if as_json:
         print_json({"run_id": found.run_id, "order": str(path)})

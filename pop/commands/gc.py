@@ -15,6 +15,7 @@ from pop.commands._shared import as_json, chosen_root, print_json, with_root
 from pop.errors import UsageError
 from pop.runs import Run, runs_in
 from pop.settings import Root
+from pop.store import Disk
 
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -40,10 +41,11 @@ def seconds_of(text: str) -> float:
 @with_root
 def command(age: str, dry_run: bool, archive: bool, failed: bool, as_json: bool, root: str | None) -> None:
     """Remove finished runs that ended longer than AGE ago. The ledger keeps their lines."""
-    chosen = chosen_root(root)
-    old = [run for run in _candidates(chosen, failed) if time.time() - _ended_at(run) > seconds_of(age)]
+    chosen, least_s = chosen_root(root), seconds_of(age)
+    old = [run for run in _candidates(chosen, failed) if time.time() - _ended_at(run) > least_s]
     freed = sum(_size_bytes(run.path) for run in old)
     if not dry_run:
+        _clean_up(chosen)
         for run in old:
             if archive:
                 _archive(chosen, run)
@@ -80,15 +82,18 @@ def _size_bytes(folder: Path) -> int:
 
 def _archive(root: Root, run: Run) -> None:
     """A whole, durable archive stands before the folder goes."""
-    folder = root.complete / "archive"
-    folder.mkdir(exist_ok=True)
+    folder, disk = root.complete / "archive", Disk()
+    if not folder.is_dir():
+        folder.mkdir(exist_ok=True)
+        disk.sync_folder(root.complete)
     draft = folder / f".{run.run_id}.tmp"
     with open(draft, "wb") as file:
         with tarfile.open(fileobj=file, mode="w:gz") as archive:
             archive.add(run.path, arcname=run.run_id)
         file.flush()
-        os.fsync(file.fileno())
+        disk.sync(file.fileno())
     os.rename(draft, folder / f"{run.run_id}.tar.gz")
+    disk.sync_folder(folder)
 
 
 def _remove(path: Path) -> None:
@@ -96,3 +101,12 @@ def _remove(path: Path) -> None:
     doomed = path.with_name(f".{path.name}.removed")
     os.rename(path, doomed)
     shutil.rmtree(doomed)
+
+
+def _clean_up(root: Root) -> None:
+    """Finish what a crash cut off: runs out of sight and half-written archives."""
+    for folder in (root.complete, root.current):
+        for doomed in folder.glob(".*.removed"):
+            shutil.rmtree(doomed)
+    for draft in (root.complete / "archive").glob(".*.tmp"):
+        draft.unlink(missing_ok=True)

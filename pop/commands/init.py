@@ -7,42 +7,62 @@ from pathlib import Path
 
 import click
 
+from pop.commands._shared import as_json, print_json, with_root
 from pop.errors import UsageError, did_you_mean
 
 PLACES = ("pipeline-tasks", "pipeline-pending", "pipeline-current", "pipeline-complete")
+BRIEF = ("pipeline.json", "pop.toml", "pipeline-tasks", "examples/brief")  # of the repository; see pyproject.toml
 
 
-def templates() -> list[str]:
-    """The names of the packaged templates."""
-    folder = files("pop") / "starters"
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("_"))
+def templates() -> dict[str, dict[str, Path]]:
+    """The files of each template by their place in a new root."""
+    folder = Path(str(files("pop") / "starters"))
+    found = {entry.name: _below(entry, entry) for entry in sorted(folder.iterdir()) if entry.is_dir()}
+    repository = Path(str(files("pop"))).parent
+    if "brief" not in found and (repository / "examples" / "brief" / "seed.json").is_file():
+        parts = [_below(repository / part, repository) for part in BRIEF]
+        found["brief"] = {place: path for part in parts for place, path in part.items()}
+    return {name: found[name] for name in sorted(found) if not name.startswith(("_", "."))}
+
+
+def _below(top: Path, base: Path) -> dict[str, Path]:
+    paths = [top] if top.is_file() else sorted(top.rglob("*"))
+    return {str(path.relative_to(base)): path for path in paths if path.is_file() and "__pycache__" not in path.parts}
 
 
 @click.command()
-@click.argument("folder", default=".", metavar="[DIR]")
+@click.argument("folder", required=False, metavar="[DIR]")
 @click.option("--template", default="minimal", show_default=True, help="What to begin with.")
 @click.option("--list", "show_list", is_flag=True, help="List the templates.")
-def command(folder: str, template: str, show_list: bool) -> None:
-    """Make DIR a folder that POP can work in. Files that are there stay as they are."""
+@as_json
+@with_root
+def command(folder: str | None, template: str, show_list: bool, as_json: bool, root: str | None) -> None:
+    """Make DIR (else --root, else this folder) a folder that POP can work in. Files that are there stay as they are."""
+    known = templates()
     if show_list:
-        click.echo("\n".join(templates()))
+        print_json(list(known)) if as_json else click.echo("\n".join(known))
         return
-    if template not in templates():
-        raise UsageError(f"no template {template!r}", hint=did_you_mean(template, templates()))
-    target = Path(folder)
-    source = Path(str(files("pop") / "starters" / template))
+    if template not in known:
+        raise UsageError(f"no template {template!r}", hint=did_you_mean(template, known))
+    asked = (click.get_current_context().find_root().obj or {}).get("root")
+    target = Path(folder or root or asked or ".")
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{str(target)!r} is a file", hint="name a folder; it is made where it is missing")
     for place in PLACES:
         (target / place).mkdir(parents=True, exist_ok=True)
-    for path in sorted(path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
-        _place(path, target / path.relative_to(source))
-    where = f"cd {folder} && " if folder != "." else ""
-    click.echo(f"try it:  {where}pop run examples/hello.json" if template == "minimal" else f"next:  {where}pop check")
+    done = {place: _place(path, target / place) for place, path in known[template].items()}
+    if as_json:
+        print_json({"path": str(target.resolve()), "files": done})
+        return
+    where = f"cd {target} && " if str(target) != "." else ""
+    click.echo(f"try it:  {where}pop run {'examples/hello.json' if template == 'minimal' else 'examples/brief'}")
 
 
-def _place(source: Path, target: Path) -> None:
+def _place(source: Path, target: Path) -> str:
     if target.exists():
         click.echo(f"kept     {target}", err=True)
-        return
+        return "kept"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(source.read_bytes())
     click.echo(f"created  {target}", err=True)
+    return "created"

@@ -9,7 +9,7 @@ import click
 
 from pop.commands._shared import as_json, chosen_root, print_json, with_root
 from pop.display import MARKS
-from pop.runs import current_runs, newest_complete, pending, rejected, safe
+from pop.runs import Run, current_runs, newest_complete, pending, pending_names, rejected, safe
 
 
 @click.command()
@@ -30,10 +30,11 @@ def command(count: int, as_json: bool, root: str | None) -> None:
         "root": str(chosen.path),
         "daemon": lock_holder(chosen.machine_room),
         "model": describe_default(settings, os.environ),
+        "pending_count": len(pending_names(chosen)),
         "pending": pending(chosen, settings.seeds),
         "rejected": rejected(chosen),
-        "current": [_row(run.status(), str(run.path)) for run in current_runs(chosen)],
-        "complete": [_row(run.status(), str(run.path)) for run in reversed(newest_complete(chosen, count))],
+        "current": [_row(run) for run in current_runs(chosen)],
+        "complete": [_row(run) for run in reversed(newest_complete(chosen, count))],
     }
     if as_json:
         print_json(value)
@@ -41,9 +42,10 @@ def command(count: int, as_json: bool, root: str | None) -> None:
         _tell(value)
 
 
-def _row(status: dict[str, Any], path: str) -> dict[str, Any]:
+def _row(run: Run) -> dict[str, Any]:
+    status = run.status()
     keys = ("run_id", "name", "pipeline", "state", "progress", "current", "error", "usage", "finished_at")
-    return {**{key: status.get(key) for key in keys}, "path": path}
+    return {**{key: status.get(key) for key in keys}, "orders": run.waiting_orders(), "path": str(run.path)}
 
 
 def _tell(value: dict[str, Any]) -> None:
@@ -53,9 +55,11 @@ def _tell(value: dict[str, Any]) -> None:
     click.echo(value["model"], err=True)
     for title in ("pending", "rejected", "current", "complete"):
         rows = value[title]
-        click.echo(f"{title} ({len(rows)})")
+        click.echo(f"{title} ({value['pending_count'] if title == 'pending' else len(rows)})")
         for row in rows:
             click.echo("  " + (_waiting(title, row) if title in ("pending", "rejected") else _run(row)))
+        if title == "pending" and value["pending_count"] > len(rows):
+            click.echo(f"  ... and {value['pending_count'] - len(rows)} more")
 
 
 def _waiting(title: str, row: dict[str, Any]) -> str:
@@ -67,9 +71,12 @@ def _waiting(title: str, row: dict[str, Any]) -> str:
 
 
 def _run(row: dict[str, Any]) -> str:
-    text = f"{MARKS.get(row['state'], ' ')} {row['run_id']}  {row['state']}"
+    about = f"{safe(row['name'], 60)}, {safe(row['pipeline'] or '?')}"
+    text = f"{MARKS.get(row['state'], ' ')} {row['run_id']}  {row['state']:<9}  ({about})"
     if row["state"] == "running":
         text += f"  {100 * (row['progress'] or 0):.0f} %  {', '.join((row['current'] or [])[:3])}"
+    if row["orders"]:
+        text += f"  ({', '.join(row['orders'])} waits to be carried out)"
     if row.get("error"):
         text += f"  {row['error'].get('error_class')}: {safe(row['error'].get('message'), 120)}"
     return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -23,7 +24,6 @@ from pop.errors import (
     UsageError,
     did_you_mean,
 )
-from pop.events import rfc3339
 from pop.runs import Run
 from pop.settings import Root
 
@@ -39,111 +39,127 @@ def command(seed: str, pipeline: str | None, quiet: bool, as_json: bool, root: s
 
     Where a daemon serves this folder the seed goes into its queue; otherwise one is started for this seed alone.
     """
-    from pop.commands.submit import submit
-    from pop.store import lock_holder
+    from pop.commands.submit import submit_alone
 
     chosen = chosen_root(root)
     _refuse_broken(chosen)
-    since = rfc3339(time.time())
-    name = submit(chosen, _with_pipeline(chosen, seed, pipeline)).name
-    child = None
-    if lock_holder(chosen.machine_room) is None:
-        child = _start(chosen, name)
-    return _follow(chosen, (name, since), child, quiet or as_json, as_json)
+    if pipeline is not None and pipeline not in chosen.pipeline_names():
+        raise UsageError(f"no pipeline {pipeline!r}", hint=did_you_mean(pipeline, chosen.pipeline_names()))
+    _end_as_by_ctrl_c()
+    served = _is_served(chosen)
+    name = submit_alone(chosen, seed, pipeline).name
+    child = None if served else _start(chosen, name)
+    return _follow(chosen, name, child, quiet or as_json, as_json)
+
+
+def _end_as_by_ctrl_c() -> None:
+    """SIGTERM and a terminal that hangs up end the run's own daemon too."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, signal.default_int_handler)
+
+
+def _is_served(root: Root) -> bool:
+    """Whether a daemon takes whatever is in the queue; another `pop run`, which takes only its own, is waited for."""
+    from pop.store import lock_holder
+
+    said = False
+    while holder := lock_holder(root.machine_room):
+        if holder.get("command") not in ("pop run", "starting"):
+            return True
+        if not said and holder["command"] == "pop run":
+            said = True
+            click.echo("another `pop run` works in this folder; this one comes after it", err=True)
+        time.sleep(0.1)
+    return False
 
 
 def _refuse_broken(root: Root) -> None:
-    """Mistakes are told before anything runs."""
+    """Mistakes are told before anything runs, each once."""
     from pop.commands.check import problems_of
     from pop.errors import ConfigError, ConfigErrors
 
-    problems = [problem for problem in problems_of(root)[0] if isinstance(problem, ConfigError)]
+    problems = {str(problem): problem for problem in problems_of(root)[0] if isinstance(problem, ConfigError)}
     if problems:
-        raise ConfigErrors(problems)
-
-
-def _with_pipeline(root: Root, seed: str, pipeline: str | None) -> Path | str:
-    """The seed, in an envelope that names the pipeline when one was asked for."""
-    if pipeline is None:
-        return seed
-    if pipeline not in root.pipeline_names():
-        raise UsageError(f"no pipeline {pipeline!r}", hint=did_you_mean(pipeline, root.pipeline_names()))
-    import shutil
-    import tempfile
-
-    from pop.records import dump_json, read_json
-
-    source = Path(seed)
-    folder = Path(tempfile.mkdtemp(prefix="pop-seed-"))
-    target = folder / (source.name if seed != "-" else "stdin.json")
-    if source.is_dir():
-        shutil.copytree(source, target)
-        inner = target / "seed.json"
-    else:
-        target.write_bytes(sys.stdin.buffer.read() if seed == "-" else source.read_bytes())
-        inner = target
-    value = read_json(inner.read_bytes(), where=seed)
-    envelope = value if isinstance(value, dict) and "data" in value else {"data": value}
-    inner.write_bytes(dump_json({**envelope, "pipeline": pipeline}))
-    return target
+        raise ConfigErrors(problems.values())
 
 
 def _start(root: Root, name: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-P", "-m", "pop", "--root", str(root.path), "up", "--quiet", "--only", name]
+    command += ["--parent", str(os.getpid())]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
-def _follow(
-    root: Root, seed: tuple[str, str], child: subprocess.Popen[bytes] | None, quiet: bool, as_json: bool
-) -> int:
+def _follow(root: Root, name: str, child: subprocess.Popen[bytes] | None, quiet: bool, as_json: bool) -> int:
+    """Show the run to its end; a daemon of our own never outlives this."""
+    try:
+        return _watch(root, name, child, quiet, as_json)
+    finally:
+        if child is not None and child.poll() is None:  # nobody reads our words any more, say
+            child.terminate()
+            child.wait()
+
+
+def _watch(root: Root, name: str, child: subprocess.Popen[bytes] | None, quiet: bool, as_json: bool) -> int:
     from pop.display import Progress
 
-    interrupted = 0
+    interrupted, ended = 0, None
     with Progress(quiet=quiet) as progress:
         while True:
             try:
-                ended = _look(root, seed, child, progress)
+                ended = _look(root, name, child, progress)
                 if ended is not None:
                     break
                 time.sleep(0.1)
             except KeyboardInterrupt:
                 interrupted += 1
                 if child is None:
-                    raise
+                    break
                 child.send_signal(signal.SIGTERM)
                 click.echo("stopping; once more to interrupt at once", err=True)
     if child is not None:
         child.wait()
+    if interrupted and (child is None or not isinstance(ended, Run)):
+        return _leave(name, progress.run, as_json)
     if isinstance(ended, Run):
         return _tell(root, ended, as_json, bool(interrupted))
+    assert ended is not None
     raise ended
 
 
-def _look(
-    root: Root, seed: tuple[str, str], child: subprocess.Popen[bytes] | None, progress: Any
-) -> Run | PopError | None:
+def _leave(name: str, run: Run | None, as_json: bool) -> int:
+    """The queue, or the daemon, has it; we go."""
+    if as_json and run is not None:
+        print_json({**run.status(), "path": str(run.path)})
+    if run is None:
+        click.echo(f"the seed stays in the queue as {name}: pop ls shows it", err=True)
+    else:
+        click.echo(f"the run goes on: pop watch {run.run_id}; pop cancel {run.run_id} ends it", err=True)
+    return EXIT_INTERRUPTED
+
+
+def _look(root: Root, name: str, child: subprocess.Popen[bytes] | None, progress: Any) -> Run | PopError | None:
     """The run when it has ended, an error when it never will, None while it is under way."""
     gone = child is not None and child.poll() is not None
-    run = progress.run or _find(root, *seed)
+    run = progress.run or _find(root, name)
     if run is None:
-        refused = root.rejected / f"{seed[0]}.reason.json"
+        refused = root.rejected / f"{name}.reason.json"
         if refused.exists():
             return _refusal(refused)
         if gone:
-            hint = "its words stand above; pop doctor tells more"
+            hint = f"its words stand above; the seed is in the queue as {name} until a pop up takes it"
             return PopError("the daemon ended before it took the seed", hint=hint, code="not-taken")
         return None
-    moved = Run(root.complete / run.run_id, "complete")
-    run = moved if moved.path.is_dir() else run
+    run = run.here()
     progress.show(run)
     state = run.status().get("state")
     if run.place == "complete" and _in_ledger(root, run.run_id):
         return run
-    return run if state in ("failed", "cancelled", "waiting", "paused") or gone else None
+    return run if state in ("failed", "cancelled", "waiting", "paused", "unreadable") or gone else None
 
 
-def _find(root: Root, name: str, since: str) -> Run | None:
-    """The run made from the seed of this name after it was submitted."""
+def _find(root: Root, name: str) -> Run | None:
+    """The run made from the seed of this name, which no other seed has."""
     for folder, place in ((root.current, "current"), (root.complete, "complete")):
         for path in sorted(folder.glob("2*"), reverse=True)[:200]:
             try:
@@ -151,7 +167,7 @@ def _find(root: Root, name: str, since: str) -> Run | None:
                     first = json.loads(file.readline())
             except (OSError, ValueError):
                 continue
-            if first.get("seed_file") == name and first["at"] >= since:
+            if isinstance(first, dict) and first.get("seed_file") == name:
                 return Run(path, place)
     return None
 
@@ -183,4 +199,6 @@ def _tell(root: Root, run: Run, as_json: bool, interrupted: bool) -> int:
     if status.get("state") in ("failed", "cancelled"):
         error = status.get("error") or {}
         return EXIT_BUDGET if error.get("error_class") == "budget" else EXIT_RUN_FAILED
+    if status.get("state") in ("queued", "running"):
+        click.echo("it goes on with the next pop up", err=True)
     return EXIT_INTERRUPTED if interrupted else EXIT_RUN_FAILED

@@ -17,16 +17,17 @@ from pop.runs import find_run, safe
 @as_json
 @with_root
 def command(run: str, as_json: bool, root: str | None) -> None:
-    """Explain RUN (an id, a prefix of one, a name, or `last`): steps, times, costs, errors and the next move."""
+    """Explain RUN (an id, a prefix, a name, or `last`): steps, times, costs, errors and the next move."""
     chosen = chosen_root(root)
     found = find_run(chosen, run)
     status = found.status()
     if as_json:
         print_json({**status, "path": str(found.path)})
         return
-    click.echo(f"{found.run_id}   {safe(status.get('name'))}   pipeline {status.get('pipeline')}")
+    click.echo(f"{found.run_id}   {safe(status.get('name'))}   pipeline {safe(status.get('pipeline') or '?')}")
     times = ", ".join(f"{key[:-3]} {status[key]}" for key in ("created_at", "finished_at") if status.get(key))
-    click.echo(times)
+    if times:
+        click.echo(times)
     for name, task in status.get("tasks", {}).items():
         click.echo(f"  {task_line(name, task)}")
         for problem in _open_problems(found.step_dir(name), task):

@@ -3,39 +3,197 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import sys
 import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import click
 
 from pop.commands._shared import as_json, chosen_root, print_json, with_root
-from pop.errors import UsageError
-from pop.settings import Root
+from pop.errors import SeedRejected, UsageError
+from pop.settings import Root, SeedSettings
+
+LONG_AGO_S = 60.0
+WHAT_FITS = "a seed is a .json file, a .zip, or a folder with seed.json"
 
 
-def submit(root: Root, seed: Path | str) -> Path:
-    """Copy a file, folder or ``-`` (standard input) into pipeline-pending/; it appears there whole.
+def submit(root: Root, asked: str) -> Path:
+    """Put a file, a folder or ``-`` (standard input) into pipeline-pending/; it appears there whole.
 
     Raises:
-        UsageError: There is no such file.
+        UsageError: There is no such file, or its name is left alone in the queue.
+        SeedRejected: It can never become a run, or not as it stands (half a file).
     """
+    source = _existing(asked)
+    with _draft(root) as draft:
+        if source.is_dir():
+            _copy_folder(source, draft, asked, _limits(root))
+            return _appear(draft, root.pending, source.name)
+        if _is_zip(source):
+            _check(source, asked, _limits(root))
+            shutil.copyfile(source, draft)
+            return _appear(draft, root.pending, source.name)
+        _copy_json(source, draft, asked, _limits(root))
+        return _appear(draft, root.pending, f"{_stem(source)}.json")
+
+
+def submit_alone(root: Root, asked: str, pipeline: str | None = None) -> Path:
+    """The same under a name that no other seed has, had or will have: a folder ``<stem>.<token>``.
+
+    The run is called after the stem all the same.
+
+    Args:
+        pipeline: Which pipeline the seed is to ask for, whatever it asks for itself.
+    """
+    source = _existing(asked)
+    with _draft(root) as draft:
+        if source.is_dir():
+            _copy_folder(source, draft, asked, _limits(root))
+        elif _is_zip(source):
+            _check(source, asked, _limits(root))
+            _unpack(source, draft, asked)
+        else:
+            draft.mkdir()
+            _copy_json(source, draft / "seed.json", asked, _limits(root))
+        if pipeline is not None:
+            _address(draft / "seed.json", pipeline)
+        _make_old(draft)
+        return _appear(draft, root.pending, f"{_stem(source)}.{secrets.token_hex(4)}")
+
+
+@contextmanager
+def _draft(root: Root) -> Iterator[Path]:
+    """A name in the queue that it leaves alone; nothing is left there whatever happens."""
     root.pending.mkdir(parents=True, exist_ok=True)
-    source = None if str(seed) == "-" else Path(seed)
-    if source is not None and not source.exists():
-        raise UsageError(f"no file {str(seed)!r}")
-    name = source.resolve().name if source else f"stdin-{time.time_ns()}.json"
     draft = root.pending / f".{os.getpid()}-{time.time_ns()}.draft"
-    if source is None:
-        draft.write_bytes(sys.stdin.buffer.read())
-    elif source.is_dir():
-        shutil.copytree(source, draft)
-        for path in [draft, *draft.rglob("*")]:
-            os.utime(path, (time.time() - 60, time.time() - 60))  # whole, so nobody needs to wait for it to settle
-    else:
-        shutil.copyfile(source, draft)
-    return _appear(draft, root.pending, name)
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
+
+
+def _limits(root: Root) -> SeedSettings:
+    from pop.settings import load_settings
+
+    return load_settings(root).seeds
+
+
+def _existing(asked: str) -> Path:
+    """What `asked` names, itself where that is a link.
+
+    Raises:
+        UsageError: It is not there, or the queue leaves such names alone.
+    """
+    from pop.queue import is_candidate
+
+    path = Path("/dev/stdin" if asked == "-" else asked)
+    if not path.exists():
+        raise UsageError(f"no file {asked!r}", hint=f"{WHAT_FITS}, or - for standard input")
+    source = path.resolve() if path.is_dir() or (path.is_file() and asked != "-") else path
+    if not is_candidate(source.name):
+        raise UsageError(f"the queue leaves {source.name!r} alone", where=asked, hint="give it another name")
+    return source
+
+
+def _is_zip(source: Path) -> bool:
+    return source.suffix.lower() == ".zip"
+
+
+def _stem(source: Path) -> str:
+    """The name without its ending, at most 180 bytes: a token, a number and an ending find room in a file's name."""
+    name = source.name if source.is_dir() or source.suffix.lower() not in (".json", ".zip") else source.stem
+    return os.fsencode(name)[:180].decode(errors="ignore") or "seed"
+
+
+def _copy_json(source: Path, target: Path, asked: str, limits: SeedSettings) -> None:
+    """From a file, a pipe or standard input."""
+    most, where = int(limits.max_mb * 2**20), "standard input" if asked == "-" else asked
+    with nullcontext(sys.stdin.buffer) if asked == "-" else open(source, "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        hint = "raise [seeds] max_mb in pop.toml, or take a folder with the large files beside seed.json"
+        raise SeedRejected(
+            f"more than the limit of {limits.max_mb:g} MB", where=where, hint=hint, code="seed-too-large"
+        )
+    target.write_bytes(data)
+    _check_json(target, where)
+
+
+def _check_json(file: Path, where: str) -> None:
+    """Read it as the queue will.
+
+    Raises:
+        SeedRejected: It is no seed; with the place, also where it ends too early.
+    """
+    from pop.queue import is_a_beginning, parse_seed
+    from pop.records import BadJson
+
+    data = file.read_bytes()
+    try:
+        parse_seed(data, where=where)
+    except SeedRejected as error:
+        if not data.strip():
+            raise SeedRejected("it is empty", where=where, hint="a seed is a JSON object") from None
+        if error.code == BadJson.code and is_a_beginning(data):
+            raise SeedRejected(
+                "it ends in the middle", where=error.where, hint="write it to its end, then again"
+            ) from None
+        error.hint = error.hint or (None if where.lower().endswith(".json") else WHAT_FITS)
+        raise
+
+
+def _check(source: Path, asked: str, limits: SeedSettings) -> None:
+    """Look at a folder or an archive as the queue will.
+
+    Raises:
+        SeedRejected: It is no seed.
+    """
+    from pop.queue import Incomplete, ignore_lease_breaks, peek
+
+    ignore_lease_breaks()
+    found = peek(source, limits.model_copy(update={"settle_s": 0.0}))
+    if isinstance(found, Incomplete):
+        raise SeedRejected(f"not yet a seed: {found.reason}", where=asked, hint=WHAT_FITS)
+
+
+def _address(seed: Path, pipeline: str) -> None:
+    """Put the seed into an envelope that names the pipeline that was asked for."""
+    from pop.records import dump_json, read_json
+
+    value = read_json(seed.read_bytes())
+    envelope = value if "data" in value else {"data": value}
+    seed.write_bytes(dump_json({**envelope, "pipeline": pipeline}))
+
+
+def _copy_folder(source: Path, draft: Path, asked: str, limits: SeedSettings) -> None:
+    inner = source / "seed.json"
+    if inner.is_file():
+        _check_json(inner, os.path.join(asked, "seed.json"))
+    _check(source, asked, limits)
+    shutil.copytree(source, draft, copy_function=shutil.copyfile)  # whatever their modes
+    _make_old(draft)
+
+
+def _unpack(source: Path, draft: Path, asked: str) -> None:
+    """The names and sizes in it were looked at by `_check`."""
+    from pop.queue import BROKEN_ZIP
+
+    try:
+        with zipfile.ZipFile(source) as archive:
+            archive.extractall(draft)
+    except BROKEN_ZIP as error:
+        raise SeedRejected(f"it cannot be unpacked: {error}", where=asked) from None
+
+
+def _make_old(folder: Path) -> None:
+    """It is whole, so nobody needs to wait for it to settle."""
+    for path in [*folder.rglob("*"), folder]:
+        os.utime(path, (time.time() - LONG_AGO_S, time.time() - LONG_AGO_S))
 
 
 def _appear(draft: Path, folder: Path, name: str) -> Path:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import MutableMapping
 from typing import Any
 
 import click
 
 from pop.commands._shared import chosen_root, with_root
+from pop.settings import Root
 
 
-def configure_logs(root_path: str, quiet: bool) -> None:
+def configure_logs(root: Root, quiet: bool) -> None:
     """Plain lines on a terminal or a pipe, and JSON lines in the machine room."""
     import structlog
 
@@ -22,11 +24,26 @@ def configure_logs(root_path: str, quiet: bool) -> None:
         colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ, pad_event_to=14
     )
     structlog.configure(
-        processors=[_Journal(root_path), stamp, structlog.processors.add_log_level, structlog.processors.format_exc_info,
+        processors=[_Journal(str(root.path)), _greet(root), stamp, structlog.processors.add_log_level, structlog.processors.format_exc_info,
                     renderer],
         wrapper_class=level,
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
     )  # fmt: skip
+
+
+def _greet(root: Root) -> Any:
+    """Says that POP serves when it does: the daemon's first event comes when it holds the root.
+
+    What is broken is looked for beside the work, which need not wait for it.
+    """
+
+    def greet(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        if event.get("event") == "daemon.started":
+            click.echo(f"POP serves {root.path}: drop seeds into pipeline-pending/", err=True)
+            threading.Thread(target=_tell_mistakes, args=(root,), daemon=True).start()
+        return event
+
+    return greet
 
 
 class _Journal:
@@ -61,15 +78,35 @@ class _Journal:
 @click.option("--no-web", is_flag=True, help="Without the dashboard (it comes with a later version).")
 @click.option("--only", metavar="NAME", hidden=True, help="Serve one seed of the queue and end.")
 @click.option("--only-run", metavar="RUN", hidden=True, help="Serve one run and end.")
+@click.option("--parent", type=int, hidden=True, help="End at once when this process, which started it, ends.")
 @click.option("--quiet", is_flag=True, help="Say only what is wrong.")
 @with_root
-def command(no_web: bool, only: str | None, only_run: str | None, quiet: bool, root: str | None) -> None:
+def command(
+    no_web: bool, only: str | None, only_run: str | None, parent: int | None, quiet: bool, root: str | None
+) -> None:
     """Serve the queue until you stop it: Ctrl-C once lets running attempts end, twice interrupts them."""
     from pop.daemon import Only, run_daemon
+    from pop.executors.process import die_with_parent
 
+    if parent is not None:
+        die_with_parent(parent)
     chosen = chosen_root(root)
-    configure_logs(str(chosen.path), quiet)
+    configure_logs(chosen, quiet)
     what = Only(seed=only, run=only_run) if only or only_run else None
-    if not quiet:
-        click.echo(f"POP serves {chosen.path}: drop seeds into {chosen.pending.name}/", err=True)
+    if quiet and what is None:  # there is no greeting to tell them after
+        threading.Thread(target=_tell_mistakes, args=(chosen,), daemon=True).start()
     run_daemon(chosen, only=what, command="pop run" if what else "pop up")
+
+
+def _tell_mistakes(root: Root) -> None:
+    """What is broken now; it may be mended while the daemon runs."""
+    from pop.commands.check import problems_of
+
+    try:
+        problems = list(dict.fromkeys(str(problem) for problem in problems_of(root)[0]))
+    except OSError as error:
+        problems = [f"os-error: cannot look for mistakes: {error}"]
+    for problem in problems:
+        click.echo(problem, err=True)
+    if problems:
+        click.echo("seeds that ask for a broken pipeline wait until it is mended", err=True)

@@ -7,49 +7,62 @@ from typing import Any
 
 import click
 
-from pop.commands._shared import chosen_root, with_root
+from pop.commands._shared import as_json, chosen_root, with_root
 from pop.display import MARKS, Progress, closing_lines
 from pop.errors import EXIT_OK, EXIT_RUN_FAILED
-from pop.runs import Run, current_runs, find_run, newest_complete, pending, safe
+from pop.runs import Run, current_runs, find_run, newest_complete, pending_names, safe
 from pop.settings import Root
 
 
 @click.command()
 @click.argument("run", required=False)
 @click.option("--once", is_flag=True, help="Print what is there and end.")
+@as_json
 @with_root
-def command(run: str | None, once: bool, root: str | None) -> int:
-    """Follow RUN until it ends; without RUN, everything in this folder until you stop it."""
+def command(run: str | None, once: bool, as_json: bool, root: str | None) -> int:
+    """Follow RUN until it ends; without RUN, everything in this folder until you stop it.
+
+    With --json: of RUN its status whenever that changes, of everything a line whenever a run changes its state.
+    """
     chosen = chosen_root(root)
     if run is None:
-        _follow_all(chosen, once)
+        _follow_all(chosen, once, as_json)
         return EXIT_OK
-    return _follow_one(chosen, find_run(chosen, run), once)
+    return _follow_one(chosen, find_run(chosen, run), once, as_json)
 
 
-def _follow_one(root: Root, run: Run, once: bool) -> int:
-    with Progress() as progress:
+def _follow_one(root: Root, run: Run, once: bool, as_json: bool) -> int:
+    said: dict[str, Any] = {}
+    with Progress(quiet=as_json) as progress:
         while True:
-            moved = Run(root.complete / run.run_id, "complete")
-            run = moved if moved.path.is_dir() else run
+            run = run.here()
             progress.show(run)
             status = run.status()
+            if as_json and status != said:
+                said = status
+                _say_json(status, run)
             if once or status.get("state") not in ("queued", "running"):
                 break
             time.sleep(0.2)
-    for line in closing_lines(root, run, status):
+    for line in [] if as_json else closing_lines(root, run, status):
         click.echo(line)
-    return EXIT_RUN_FAILED if status.get("state") in ("failed", "cancelled") else EXIT_OK
+    return EXIT_RUN_FAILED if status.get("state") in ("failed", "cancelled", "unreadable") else EXIT_OK
 
 
-def _follow_all(root: Root, once: bool) -> None:
+def _say_json(value: dict[str, Any], run: Run) -> None:
+    from pop.records import dump_json
+
+    click.echo(dump_json({**value, "path": str(run.path)}, pretty=False).decode(), nl=False)
+
+
+def _follow_all(root: Root, once: bool, as_json: bool) -> None:
     import sys
 
     from rich.console import Console
     from rich.live import Live
 
-    if once or not sys.stdout.isatty():
-        return _plain(root, once)
+    if once or as_json or not sys.stdout.isatty():
+        return _plain(root, once, as_json)
     with Live(console=Console(), refresh_per_second=4, screen=False) as live:
         while True:
             live.update(_board(root))
@@ -75,20 +88,22 @@ def _board(root: Root) -> Any:
 
 
 def _counts(root: Root) -> str:
-    from pop.settings import SeedSettings
-
-    waiting = len(pending(root, SeedSettings()))
-    return f"{waiting} pending, {len(current_runs(root))} current"
+    return f"{len(pending_names(root))} pending, {len(current_runs(root))} current"
 
 
-def _plain(root: Root, once: bool) -> None:
+def _plain(root: Root, once: bool, as_json: bool) -> None:
     """One line whenever a run changes its state."""
     said: dict[str, str] = {}
     while True:
         for run in [*current_runs(root), *newest_complete(root, 50)]:
-            state = str(run.status().get("state"))
-            if said.get(run.run_id) != state:
-                said[run.run_id] = state
+            status = run.status()
+            state = str(status.get("state"))
+            if said.get(run.run_id) == state:
+                continue
+            said[run.run_id] = state
+            if as_json:
+                _say_json({key: status.get(key) for key in ("run_id", "name", "state", "progress", "error")}, run)
+            else:
                 click.echo(f"{MARKS.get(state, ' ')} {run.run_id}  {state}")
         if once:
             return
