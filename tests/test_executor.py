@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Coroutine
@@ -44,8 +45,15 @@ class Bench:
         return Attempt(name, "r", name, str(step_dir / "letter.json"), str(folder), str(step_dir), letter.limits, None)
 
 
+SECRET = "SECRET_TOKEN_FOR_TEST"
+
+
 @pytest.fixture(params=EXECUTORS)
-def bench(tmp_path: Path, request: pytest.FixtureRequest) -> Bench:
+def bench(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """The daemon has a secret before the executor chooses what a worker may see, and could write core dumps."""
+    monkeypatch.setenv(SECRET, "x")
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
     return Bench(tmp_path)
 
 
@@ -190,7 +198,7 @@ def test_a_dead_fork_server_is_replaced(bench: Bench) -> None:
 
 def test_a_worker_cannot_write_core_dumps_or_read_the_daemons_input(bench: Bench) -> None:
     """Its standard input is empty and its environment an allow-list."""
-    os.environ["SECRET_TOKEN_FOR_TEST"] = "x"
-    body = "import os, sys, resource; return [sys.stdin.read(), 'SECRET_TOKEN_FOR_TEST' in os.environ, resource.getrlimit(4)[0]]"
-    _, folder = run(bench, body)
+    assert SECRET in os.environ
+    asked = f"[sys.stdin.read(), '{SECRET}' in os.environ, resource.getrlimit(resource.RLIMIT_CORE)[0]]"
+    _, folder = run(bench, f"import os, sys, resource; return {asked}")
     assert json.loads((folder / "output.json").read_bytes()) == ["", False, 0]
