@@ -82,7 +82,8 @@ class LivingRoot:
 
     def wait_complete(self, count: int, patience_s: float = PATIENCE_S) -> list[dict[str, Any]]:
         """Until runs.jsonl holds `count` lines."""
-        return self.wait(lambda: (rows := self.ledger()) and len(rows) >= count and rows, f"{count} runs", patience_s)
+        self.wait(lambda: len(self.ledger()) >= count, f"{count} runs", patience_s)
+        return self.ledger()
 
     def current(self) -> list[Path]:
         return sorted(path for path in self.root.current.iterdir() if (path / "tasks-status.json").exists())

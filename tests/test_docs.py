@@ -66,7 +66,7 @@ def test_documented_defaults_are_the_defaults(heading: str) -> None:
     for name, (said, *_) in rows_of(section("settings.md", heading)).items():
         if not re.fullmatch(r'`?("\w+"|[\d.]+|true|false)`?', said) or name not in model.model_fields:
             continue
-        default = model.model_fields[name].get_default(call_default_factory=True)  # type: ignore[call-overload]
+        default = model.model_fields[name].get_default(call_default_factory=True)
         told = said.strip('`"')
         assert told in (str(default).lower(), f"{default:g}" if isinstance(default, float) else ""), name
 

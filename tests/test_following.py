@@ -33,6 +33,7 @@ def infer(prompt, ctx):
     while not os.path.exists(ctx.letter.tasks_dir + '/../go'):
         time.sleep(0.05)
     print('the last words')
+    time.sleep(0.2)
     return 2
 """
 TASKS = {"one.py": ONE, "patient.py": PATIENT}
@@ -155,6 +156,7 @@ def test_logs_follow_a_run_to_its_end(make_living: Make) -> None:
         assert logs.wait(20) == 0
     lines = said(living).splitlines()
     assert len(lines) == len(set(lines)) and any("one is at work" in line for line in lines)
+    assert any("the last words" in line for line in lines)
     assert "patient#1" in next(line for line in lines if f"waiting in {pid}" in line)
 
 
