@@ -45,8 +45,10 @@ class LivingRoot:
         draft.write_text(value if isinstance(value, str) else json.dumps(value))
         os.rename(draft, self.root.pending / name)
 
-    def up(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """Start `pop up` in a process group of its own and return at once."""
+    def up(
+        self, *arguments: str, env: dict[str, str] | None = None, first: Callable[[], object] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start `pop up` in a process group of its own and return at once; `first` is done in the new process."""
         log = open(self.path / "daemon.log", "ab")
         environment = {k: v for k, v in os.environ.items() if k != "OPENAI_API_KEY"} | (env or {})
         daemon = subprocess.Popen(
@@ -56,6 +58,7 @@ class LivingRoot:
             stderr=log,
             env=environment,
             start_new_session=True,
+            preexec_fn=first,
         )
         log.close()
         self.daemons.append(daemon)

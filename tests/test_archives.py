@@ -128,7 +128,7 @@ def odd_method(path: Path) -> None:
     patch(path, "a.txt", method=99)
 
 
-LATER = {
+LATER: dict[str, Callable[[Path], object]] = {
     "larger than declared": larger_than_declared,
     "damaged": damaged,
     "garbage": garbage,

@@ -149,7 +149,8 @@ def test_other_models_are_asked_when_pipeline_or_seed_say_so(make_living: Make, 
     (living.root.pipelines / "own.json").write_text(json.dumps({**plain, "models": {"default": "one"}}))
     living.up()
     asked = []
-    for number, more in enumerate([{}, {"pipeline": "own"}, {"pipeline": "own", "models": {"default": "three"}}], 1):
+    seeds: list[dict[str, Any]] = [{}, {"pipeline": "own"}, {"pipeline": "own", "models": {"default": "three"}}]
+    for number, more in enumerate(seeds, 1):
         living.drop(f"{number}.json", {"data": {}, **more})
         living.wait_complete(number)
         asked.append([body["model"] for body in fake_openai.bodies[-2:]])
