@@ -85,7 +85,8 @@ def _path_of(fd: int) -> str:
 
 
 def _absolute(path: Any) -> str:
-    return os.path.join(os.path.realpath(os.path.dirname(os.fspath(path))), os.path.basename(os.fspath(path)))
+    folder, name = os.path.split(os.fsdecode(path))
+    return os.path.join(os.path.realpath(folder), name)
 
 
 @contextmanager
