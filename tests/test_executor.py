@@ -242,14 +242,14 @@ def test_two_workers_of_one_step_never_meet(bench: Bench) -> None:
 
 def test_an_open_model_call_is_no_stall(bench: Bench) -> None:
     """A worker that waits for the gateway shows no sign of life for long, and is not ended for it."""
-    attempt = bench.attempt("t", "return ctx.model()('well?').text", stall_s=1.0)
+    attempt = bench.attempt("t", "return ctx.model()('well?').text", stall_s=2.0)
     address = str(bench.root.path / "g.sock")
     letter = Letter.model_validate_json(Path(attempt.letter_path).read_bytes())
     Path(attempt.letter_path).write_text(letter.model_copy(update={"gateway": address}).model_dump_json())
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked = json.loads(await reader.readline())
-        await asyncio.sleep(4.0)
+        await asyncio.sleep(5.0)
         answer = Answer(text="well", model="m", provider="p", provider_model="m", key="k")
         writer.write(json.dumps({"id": asked["id"], "answer": answer.model_dump(mode="json")}).encode() + b"\n")
 
@@ -259,4 +259,4 @@ def test_an_open_model_call_is_no_stall(bench: Bench) -> None:
             return result
 
     result = drive(bench, work)
-    assert (result.how, result.code) == ("exited", 0) and result.seconds > 3.5
+    assert (result.how, result.code) == ("exited", 0) and result.seconds > 4.5

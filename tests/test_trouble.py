@@ -54,7 +54,7 @@ def check_it_waits_and_goes_on(living: LivingRoot, complaint: str, mend: Callabl
     assert living.daemons[0].poll() is None, living.log()
     assert len(living.ledger()) == 1 and living.log().count(f"root: {complaint}") < 6
     mend()
-    rows = living.wait_complete(4, patience_s=6)
+    rows = living.wait_complete(4, patience_s=5)
     assert len({row["run_id"] for row in rows}) == len(rows) == 4
     living.wait(lambda: not list(living.root.pending.glob("*.json")), "an empty queue")
     assert living.stop(living.daemons[0]) == 0
