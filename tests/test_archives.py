@@ -136,11 +136,9 @@ LATER: dict[str, Callable[[Path], object]] = {
     "file and folder": lambda path: make_zip(path, ("a", b"1"), ("a/b", b"2")),
     "folder and file": lambda path: make_zip(path, ("a/b", b"1"), ("a", b"2")),
 }
-ENDS_IT = "what zipfile raises on an entry that cannot be unpacked is no SeedRejected: it ends the daemon, again at every start"
 
 
 @pytest.mark.parametrize("kind", LATER)
-@pytest.mark.xfail(strict=True, reason=ENDS_IT)
 def test_an_archive_that_cannot_be_unpacked_is_refused(tmp_path: Path, kind: str) -> None:
     """As a bad seed, with a sentence."""
     run_dir = tmp_path / "run"
@@ -155,12 +153,11 @@ def test_an_entry_never_yields_more_than_it_declares(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     larger_than_declared(run_dir / admission.CLAIM)
-    with pytest.raises(Exception, match=r"larger|CRC"):
+    with pytest.raises(SeedRejected):
         admission.read_claim(Claimed(run_dir, "a.zip"), LIMITS)
     assert (run_dir / "files" / "a.txt").stat().st_size <= 10
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=ENDS_IT)
 def test_an_archive_that_cannot_be_unpacked_ends_no_daemon(make_living: Make, tmp_path: Path) -> None:
     """It goes to rejected/ with its reason, and the next seed is served."""
     living = make_living(pipeline={"name": "p", "tasks": ["read"]}, tasks={"read.py": READ})
@@ -170,7 +167,7 @@ def test_an_archive_that_cannot_be_unpacked_ends_no_daemon(make_living: Make, tm
     reason = living.root.rejected / "a.zip.reason.json"
     living.wait(lambda: reason.exists() or daemon.poll() is not None, "what becomes of it", patience_s=20)
     living.drop("good.json", {})
-    living.wait_complete(1, patience_s=4)
+    living.wait_complete(1, patience_s=20)
     assert reason.exists()
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from pop.diskwork import ROUNDS, DiskWork
 from pop.errors import RootError
+from pop.settings import Root
 from pop.store import Disk, DiskFailed, Later
 
 
@@ -47,17 +48,28 @@ class Slowly(Later):
         super().settle()
 
 
-def run(work: Callable[[DiskWork], Coroutine[Any, Any, Any]], disk: Disk | None = None) -> tuple[Any, list[RootError]]:
-    """What `work` gives, and the troubles that were told."""
-    troubles: list[RootError] = []
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    root = Root(tmp_path / "root")
+    for folder in (root.rejected, root.current, root.complete, root.machine_room):
+        folder.mkdir(parents=True)
+    return root
+
+
+def run(root: Root, work: Callable[[DiskWork], Coroutine[Any, Any, Any]], disk: Disk | None = None) -> Any:
+    """What `work` gives."""
 
     async def whole() -> Any:
-        return await asyncio.wait_for(work(DiskWork(disk or Disk(), troubles.append)), 20)
+        disk_work = DiskWork(root, disk or Disk(), lambda: None)
+        try:
+            return await asyncio.wait_for(work(disk_work), 20)
+        finally:
+            disk_work.close()
 
-    return asyncio.run(whole()), troubles
+    return asyncio.run(whole())
 
 
-def test_a_commit_appends_its_line_and_returns_when_it_is_durable(tmp_path: Path) -> None:
+def test_a_commit_appends_its_line_and_returns_when_it_is_durable(root: Root, tmp_path: Path) -> None:
     """Files first, then the line."""
     journal = tmp_path / "events.jsonl"
 
@@ -66,7 +78,7 @@ def test_a_commit_appends_its_line_and_returns_when_it_is_durable(tmp_path: Path
             files.put(tmp_path / "output.json", b"1")
             await disk_work.commit(files, journal, b"done\n")
 
-    run(work)
+    run(root, work)
     assert journal.read_bytes() == b"done\n" and (tmp_path / "output.json").read_bytes() == b"1"
 
 
@@ -80,12 +92,12 @@ class Counting(DiskWork):
         return await super().surely(work, *args, **kwargs)
 
 
-def test_commits_that_come_while_the_disk_is_busy_share_the_next_round(tmp_path: Path) -> None:
+def test_commits_that_come_while_the_disk_is_busy_share_the_next_round(root: Root, tmp_path: Path) -> None:
     """A hundred commits wait for few rounds, not for a hundred; every line is written once."""
     disk = SlowDisk(0.2)
 
     async def work() -> int:
-        disk_work = Counting(disk, lambda error: None)
+        disk_work = Counting(root, disk, lambda: None)
         busy = [asyncio.create_task(disk_work.commit(Slowly(disk), tmp_path / "busy", b"x\n")) for _ in range(ROUNDS)]
         await asyncio.sleep(0.05)
         later = [
@@ -99,7 +111,7 @@ def test_commits_that_come_while_the_disk_is_busy_share_the_next_round(tmp_path:
     assert sorted(map(int, lines)) == list(range(100))
 
 
-def test_a_slow_commit_does_not_hold_up_one_that_comes_later(tmp_path: Path) -> None:
+def test_a_slow_commit_does_not_hold_up_one_that_comes_later(root: Root, tmp_path: Path) -> None:
     """Rounds go side by side, at most ROUNDS of them."""
     disk = SlowDisk(0.6)
 
@@ -113,21 +125,8 @@ def test_a_slow_commit_does_not_hold_up_one_that_comes_later(tmp_path: Path) -> 
         await asyncio.gather(slow, *many)
         return took
 
-    took, _ = run(work, disk)
+    took = run(root, work, disk)
     assert took < 0.4 and disk.most_at_once <= ROUNDS
-
-
-def mended(disk_work: DiskWork, troubles: list[RootError], mend: Callable[[], None]) -> Coroutine[Any, Any, None]:
-    """Wait for the trouble, mend it, and say so, as the daemon's probe does."""
-
-    async def work() -> None:
-        while not troubles:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
-        mend()
-        disk_work.healthy.set()
-
-    return work()
 
 
 def without_room(path: Path) -> Callable[[], None]:
@@ -142,53 +141,69 @@ def without_room(path: Path) -> Callable[[], None]:
     return (path / "ballast").unlink
 
 
-def test_a_full_disk_is_waited_for_and_no_line_is_written_twice(tmp_path: Path) -> None:
-    """Of two commits in one round the one with room is not repeated; the trouble is told once."""
+def test_a_full_disk_is_waited_for_and_no_line_is_written_twice(
+    root: Root, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of two commits in one round the one with room is not repeated; the trouble is told."""
     small = tmp_path / "small"
     make_room = without_room(small)
-    troubles: list[RootError] = []
 
-    async def work() -> None:
-        disk_work = DiskWork(Disk(), troubles.append)
+    async def work(disk_work: DiskWork) -> None:
+        async def mend() -> None:
+            while disk_work.is_well:
+                await asyncio.sleep(0.01)
+            make_room()
+
         one = disk_work.commit(Later(disk_work.disk), tmp_path / "one", b"one\n")
         other = disk_work.commit(Later(disk_work.disk), small / "other", b"other\n" * 100)
-        await asyncio.gather(one, other, mended(disk_work, troubles, make_room))
+        await asyncio.gather(one, other, mend())
+        assert disk_work.is_well and disk_work.trouble is None
 
     try:
-        asyncio.run(asyncio.wait_for(work(), 20))
+        run(root, work)
         assert (tmp_path / "one").read_bytes() == b"one\n"
         assert (small / "other").read_bytes() == b"other\n" * 100
-        assert {error.message for error in troubles} == {"the disk is full"}
+        assert capfd.readouterr().err.count("the disk is full") == 1
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
 
 
-def test_repeatable_work_is_done_again_when_the_trouble_is_over(tmp_path: Path) -> None:
-    """`surely` and `at_once` alike; other errors come through at once."""
-    for way in ("surely", "at_once"):
-        tries = [0]
+@pytest.mark.parametrize(("way", "times"), [("surely", 1), ("at_once", 2)])
+def test_repeatable_work_is_done_again_when_the_trouble_is_over(root: Root, way: str, times: int) -> None:
+    """`surely` and `at_once` alike."""
+    tries = [0]
 
-        def work(times: int, tries: list[int] = tries) -> str:
-            tries[0] += 1
-            if tries[0] <= times:
-                raise OSError(errno.ENOSPC, "full")
-            return "done"
+    def work() -> str:
+        tries[0] += 1
+        if tries[0] <= times:
+            raise OSError(errno.ENOSPC, "full")
+        return "done"
 
-        async def wait(way: str = way, work: Callable[[int], str] = work) -> str:
-            troubles: list[RootError] = []
-            disk_work = DiskWork(Disk(), troubles.append)
-            mending = asyncio.create_task(mended(disk_work, troubles, lambda: None))
-            answer: str = await getattr(disk_work, way)(work, 2 if way == "at_once" else 1)
-            await mending
-            return answer
+    assert run(root, lambda disk_work: getattr(disk_work, way)(work)) == "done" and tries == [times + 1]
 
-        assert asyncio.run(asyncio.wait_for(wait(), 20)) == "done"
+
+def test_the_trouble_of_one_file_is_not_waited_for(root: Root) -> None:
+    """The root takes files, so the caller is told."""
 
     def wrong() -> None:
-        raise FileNotFoundError("gone")
+        raise PermissionError(errno.EACCES, "not this one")
 
-    with pytest.raises(FileNotFoundError):
-        run(lambda disk_work: disk_work.surely(wrong))
+    with pytest.raises(PermissionError):
+        run(root, lambda disk_work: disk_work.surely(wrong))
+
+
+def test_a_daemon_that_is_to_end_waits_for_no_disk(root: Root) -> None:
+    """Whoever waits is told what the trouble is."""
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    async def work(disk_work: DiskWork) -> None:
+        asyncio.get_running_loop().call_later(0.2, disk_work.give_up)
+        await disk_work.surely(full)
+
+    with pytest.raises(RootError, match="the disk is full"):
+        run(root, work)
 
 
 class Broken(Later):
@@ -198,7 +213,7 @@ class Broken(Later):
         raise DiskFailed("fsync failed: Input/output error")
 
 
-def test_lost_data_reaches_everybody_who_waited_and_is_never_tried_again(tmp_path: Path) -> None:
+def test_lost_data_reaches_everybody_who_waited_and_is_never_tried_again(root: Root, tmp_path: Path) -> None:
     """The round's callers get DiskFailed, no line of it is written; nobody hangs."""
 
     async def work(disk_work: DiskWork) -> list[Any]:
@@ -206,12 +221,12 @@ def test_lost_data_reaches_everybody_who_waited_and_is_never_tried_again(tmp_pat
         waiting = [disk_work.commit(one, tmp_path / "journal", b"x\n") for one in files]
         return list(await asyncio.gather(*waiting, return_exceptions=True))
 
-    outcomes, troubles = run(work)
+    outcomes = run(root, work)
     assert [type(outcome) for outcome in outcomes] == [DiskFailed] * 3
-    assert not (tmp_path / "journal").exists() and troubles == []
+    assert not (tmp_path / "journal").exists()
 
 
-def test_a_real_failed_fsync_is_disk_failed(tmp_path: Path) -> None:
+def test_a_real_failed_fsync_is_disk_failed(root: Root, tmp_path: Path) -> None:
     """A pipe cannot be synced: the kernel's refusal stops the daemon, it is not retried."""
     read_end, write_end = os.pipe()
     with Later(Disk()) as files:
@@ -222,7 +237,7 @@ def test_a_real_failed_fsync_is_disk_failed(tmp_path: Path) -> None:
     os.close(write_end)
 
 
-def test_what_was_noted_is_closed_whatever_happens(tmp_path: Path) -> None:
+def test_what_was_noted_is_closed_whatever_happens(root: Root, tmp_path: Path) -> None:
     """No descriptor stays open, settled or not."""
     before = len(os.listdir("/proc/self/fd"))
     with Later(Disk()) as files:

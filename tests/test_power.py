@@ -194,7 +194,7 @@ def commit(root: Root, run_dir: Path, *, artifacts: bool) -> None:
         Path(attempt.attempt_dir, "artifacts").rmdir()
 
     async def work() -> None:
-        disk_work = DiskWork(Disk(), lambda error: None)
+        disk_work = DiskWork(root, Disk(), lambda: None)
         with Later(disk_work.disk) as files:
             outcome = attempts.judge_and_place(files, run_dir, attempt, letter, Result("a", "exited", code=0))
             assert outcome.error is None

