@@ -100,11 +100,6 @@ def test_cancel_ends_the_worker_and_retry_goes_on(make_living: Make) -> None:
     assert pop(living, "cancel", run_dir.name).returncode == 2  # nothing is left to end
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the first look for orders comes before the runs are taken up, and files a cancel away undone",
-)
 def test_an_order_given_while_no_daemon_runs_is_obeyed_by_the_next(make_living: Make) -> None:
     """And the command says so."""
     living = serving(make_living)
@@ -115,7 +110,7 @@ def test_an_order_given_while_no_daemon_runs_is_obeyed_by_the_next(make_living: 
     if "pop up" not in pop(living, "cancel", run_dir.name).stderr:
         pytest.fail("it does not say that nobody serves this folder")
     living.up()
-    living.wait_state("cancelled", run_dir, patience_s=5)
+    living.wait_state("cancelled", run_dir)
 
 
 def test_a_run_that_works_is_not_retried(make_living: Make) -> None:

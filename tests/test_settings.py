@@ -46,7 +46,7 @@ def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, line: int, s
     with pytest.raises(ConfigErrors) as caught:
         read(tmp_path, text)
     told = [p for p in caught.value.problems if says in p.message]
-    assert told and (told[0].where or "").startswith(f"pop.toml:{line}  ")
+    assert told and (told[0].where or "").startswith(f"pop.toml:{line}:")
     assert hint is None or hint in (told[0].hint or "")
 
 
