@@ -48,7 +48,10 @@ class Served:
 
 
 class FakeOpenAI:
-    """The server. `served` holds every request; `delay_s` is the time an answer takes; `answers` are used up first."""
+    """The server. `served` holds every request; `delay_s` is the time an answer takes; `answers` are used up first.
+
+    `bodies`, `headers` (names in lower case) and `arrivals` (monotonic seconds) hold what came, faults included.
+    """
 
     def __init__(self, port: int = 0) -> None:
         self.delay_s = 0.0
@@ -57,6 +60,8 @@ class FakeOpenAI:
         self.served: list[Served] = []
         self.keys_seen: set[str] = set()
         self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.arrivals: list[float] = []
         self.most_at_once = 0
         self._at_once = 0
         self._lock = threading.Lock()
@@ -158,6 +163,8 @@ def _handler(fake: FakeOpenAI) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             key = (self.headers.get("authorization") or "").removeprefix("Bearer ")
+            fake.headers.append({name.lower(): value for name, value in self.headers.items()})
+            fake.arrivals.append(time.monotonic())
             fault, answer = fake.answer(body, key)
             if fault and fault.close:
                 self._cut(answer)

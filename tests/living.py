@@ -45,8 +45,10 @@ class LivingRoot:
         draft.write_text(value if isinstance(value, str) else json.dumps(value))
         os.rename(draft, self.root.pending / name)
 
-    def up(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """Start `pop up` in a process group of its own and return at once."""
+    def up(
+        self, *arguments: str, env: dict[str, str] | None = None, first: Callable[[], object] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start `pop up` in a process group of its own and return at once; `first` is done in the new process."""
         log = open(self.path / "daemon.log", "ab")
         environment = {k: v for k, v in os.environ.items() if k != "OPENAI_API_KEY"} | (env or {})
         daemon = subprocess.Popen(
@@ -56,6 +58,7 @@ class LivingRoot:
             stderr=log,
             env=environment,
             start_new_session=True,
+            preexec_fn=first,
         )
         log.close()
         self.daemons.append(daemon)
@@ -82,7 +85,8 @@ class LivingRoot:
 
     def wait_complete(self, count: int, patience_s: float = PATIENCE_S) -> list[dict[str, Any]]:
         """Until runs.jsonl holds `count` lines."""
-        return self.wait(lambda: (rows := self.ledger()) and len(rows) >= count and rows, f"{count} runs", patience_s)
+        self.wait(lambda: len(self.ledger()) >= count, f"{count} runs", patience_s)
+        return self.ledger()
 
     def current(self) -> list[Path]:
         return sorted(path for path in self.root.current.iterdir() if (path / "tasks-status.json").exists())

@@ -181,7 +181,7 @@ def test_any_file_name_becomes_a_readable_run(root: Root, name: str) -> None:
 
 def test_an_id_runs_once(root: Root) -> None:
     """The second seed with the same id is refused and told which run has it."""
-    runs = []
+    runs: list[admission.Claimed] = []
     for name in ("a.json", "b.json"):
         (root.pending / name).write_text('{"data": 1, "id": "order-7"}')
         runs += admission.claim(root, Disk(), [name], 0.0, random.Random(len(runs)))

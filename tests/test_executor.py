@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import json
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import psutil
 import pytest
 
 from pop.executors import EXECUTORS, Attempt, Result, open_executor
+from pop.models.request import Answer
 from pop.records import FileRef, Letter, Limits
 from pop.settings import Root, Settings
 
@@ -44,8 +48,15 @@ class Bench:
         return Attempt(name, "r", name, str(step_dir / "letter.json"), str(folder), str(step_dir), letter.limits, None)
 
 
+SECRET = "SECRET_TOKEN_FOR_TEST"
+
+
 @pytest.fixture(params=EXECUTORS)
-def bench(tmp_path: Path, request: pytest.FixtureRequest) -> Bench:
+def bench(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """The daemon has a secret before the executor chooses what a worker may see, and could write core dumps."""
+    monkeypatch.setenv(SECRET, "x")
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
     return Bench(tmp_path)
 
 
@@ -190,7 +201,62 @@ def test_a_dead_fork_server_is_replaced(bench: Bench) -> None:
 
 def test_a_worker_cannot_write_core_dumps_or_read_the_daemons_input(bench: Bench) -> None:
     """Its standard input is empty and its environment an allow-list."""
-    os.environ["SECRET_TOKEN_FOR_TEST"] = "x"
-    body = "import os, sys, resource; return [sys.stdin.read(), 'SECRET_TOKEN_FOR_TEST' in os.environ, resource.getrlimit(4)[0]]"
-    _, folder = run(bench, body)
+    assert SECRET in os.environ
+    asked = f"[sys.stdin.read(), '{SECRET}' in os.environ, resource.getrlimit(resource.RLIMIT_CORE)[0]]"
+    _, folder = run(bench, f"import os, sys, resource; return {asked}")
     assert json.loads((folder / "output.json").read_bytes()) == ["", False, 0]
+
+
+def test_a_second_worker_for_a_held_step_is_lost_and_does_nothing(bench: Bench) -> None:
+    """While an orphan of another daemon holds the step's folder, nobody else works in it; afterwards somebody may."""
+    attempt, after = bench.attempt("t", "return 1"), bench.attempt("t2", "return 2")
+    holder = os.open(attempt.step_dir, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    later = replace(after, step_dir=attempt.step_dir)
+
+    async def work() -> tuple[Result, Result]:
+        lost = await bench.executor.run(attempt)
+        os.close(holder)
+        return lost, await bench.executor.run(later)
+
+    lost, done = drive(bench, work)
+    assert lost.how == "lost" and os.listdir(attempt.attempt_dir) == []
+    assert (done.how, done.code) == ("exited", 0)
+
+
+def test_two_workers_of_one_step_never_meet(bench: Bench) -> None:
+    """The lock is a worker's as long as it lives, also for a worker of the same daemon."""
+    body = (
+        "import time, os; path = ctx.letter.run_dir + '/log'\n    open(path, 'a').write('+')\n    time.sleep(0.7)\n"
+        "    open(path, 'a').write('-')\n    return 1"
+    )
+    one, other = bench.attempt("one", body), bench.attempt("other", body)
+    other = replace(other, step_dir=one.step_dir)
+
+    async def work() -> list[Result]:
+        return list(await asyncio.gather(bench.executor.run(one), bench.executor.run(other)))
+
+    assert [result.how for result in drive(bench, work)] == ["exited", "exited"]
+    assert (bench.root.path / "log").read_text() == "+-+-"
+
+
+def test_an_open_model_call_is_no_stall(bench: Bench) -> None:
+    """A worker that waits for the gateway shows no sign of life for long, and is not ended for it."""
+    attempt = bench.attempt("t", "return ctx.model()('well?').text", stall_s=2.0)
+    address = str(bench.root.path / "g.sock")
+    letter = Letter.model_validate_json(Path(attempt.letter_path).read_bytes())
+    Path(attempt.letter_path).write_text(letter.model_copy(update={"gateway": address}).model_dump_json())
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = json.loads(await reader.readline())
+        await asyncio.sleep(5.0)
+        answer = Answer(text="well", model="m", provider="p", provider_model="m", key="k")
+        writer.write(json.dumps({"id": asked["id"], "answer": answer.model_dump(mode="json")}).encode() + b"\n")
+
+    async def work() -> Result:
+        async with await asyncio.start_unix_server(answer, address):
+            result: Result = await bench.executor.run(attempt)
+            return result
+
+    result = drive(bench, work)
+    assert (result.how, result.code) == ("exited", 0) and result.seconds > 4.5

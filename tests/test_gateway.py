@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
@@ -201,3 +202,104 @@ def test_workers_see_no_key(make_living: Make, fake_openai: FakeOpenAI) -> None:
     living.drop("a.json", {})
     (row,) = living.wait_complete(1)
     assert not [name for name in living.output(row, "ask") if "KEY" in name]
+
+
+def ask(living: LivingRoot, number: int = 1) -> dict[str, Any]:
+    """One more seed through the root; its line of the ledger."""
+    living.drop(f"{number}.json", {})
+    return living.wait_complete(number)[-1]
+
+
+def test_headers_of_a_model_go_with_each_request(make_living: Make, fake_openai: FakeOpenAI) -> None:
+    """`headers` of pop.toml, beside the key."""
+    more = 'headers = { "X-Team" = "letters", "x-route" = "eu" }'
+    ask(up(make_living, fake_openai, {"ask.md": "Hello?"}, more=more))
+    sent = fake_openai.headers[0]
+    assert (sent["x-team"], sent["x-route"], sent["authorization"]) == ("letters", "eu", f"Bearer {KEY}")
+
+
+def test_temperature_and_length_come_from_the_nearest_place(make_living: Make, fake_openai: FakeOpenAI) -> None:
+    """A call's own, else the task's, else the model's; a temperature of 0 is one."""
+    call = "def infer(prompt, ctx):\n    return ctx.model()('x', temperature=0.5, max_output_tokens=9).text\n"
+    tasks = {
+        "plain.md": "?",
+        "front.md": "---\ntemperature: 0\nmax_output_tokens: 30\n---\n?",
+        "call.md": "---\ntemperature: 0\nmax_output_tokens: 30\n---\n?",
+        "call.py": call,
+    }
+    more = "temperature = 0.9\nmax_output_tokens = 70"
+    ask(up(make_living, fake_openai, tasks, steps=["plain", "front", "call"], more=more))
+    sent = [(body["temperature"], body["max_completion_tokens"]) for body in fake_openai.bodies]
+    assert sent == [(0.9, 70), (0, 30), (0.5, 9)]
+
+
+def test_without_settings_the_server_decides(make_living: Make, fake_openai: FakeOpenAI) -> None:
+    """Neither a temperature nor a length nor a form is sent that nobody asked for."""
+    ask(up(make_living, fake_openai, {"ask.md": "Hello?"}))
+    assert set(fake_openai.bodies[0]) == {"model", "messages"}
+
+
+def test_a_server_without_structured_answers_is_told_the_schema_in_words(
+    make_living: Make, fake_openai: FakeOpenAI
+) -> None:
+    """`structured = false`: no response_format, the schema stands in the prompt, and the answer is held to it."""
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    fake_openai.answers = ['{"n": 5}']
+    tasks = {"ask.md": "How many?", "ask.schema.json": json.dumps(schema)}
+    living = up(make_living, fake_openai, tasks, more="structured = false")
+    assert living.output(ask(living), "ask") == {"n": 5}
+    body = fake_openai.bodies[0]
+    assert "response_format" not in body and json.dumps(schema) in body["messages"][-1]["content"]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_says_when_is_asked_then(make_living: Make, fake_openai: FakeOpenAI, status: int) -> None:
+    """Retry-After is kept; without it the first wait is at most a second."""
+    fake_openai.faults = [Fault(status=status, body=b"{}", headers={"retry-after": "1.7"})]
+    ask(up(make_living, fake_openai, {"ask.md": "Hello?"}))
+    first, second = fake_openai.arrivals
+    assert second - first > 1.65
+
+
+def test_a_wait_longer_than_the_call_may_take_ends_it(make_living: Make, fake_openai: FakeOpenAI) -> None:
+    """`timeout_s` bounds one call with all its tries, whatever Retry-After asks for."""
+    fake_openai.faults = [Fault(status=429, body=b"{}", headers={"retry-after": "3600"})] * 9
+    steps = [{"task": "ask", "attempts": 1}]
+    living = up(make_living, fake_openai, {"ask.md": "?"}, steps=steps, more="")
+    (living.path / "pop.toml").write_text(
+        (living.path / "pop.toml").read_text().replace("timeout_s = 5", "timeout_s = 1")
+    )
+    living.drop("a.json", {})
+    assert living.wait_state("failed", patience_s=15)["error"]["error_class"] == "unavailable"
+    assert len(fake_openai.bodies) == 1
+
+
+def test_tries_are_counted(make_living: Make, fake_openai: FakeOpenAI) -> None:
+    """The gateway asks `tries` times and not once more."""
+    fake_openai.faults = [Fault(status=500, body=b"no", headers={"retry-after": "0"})] * 9
+    living = up(make_living, fake_openai, {"ask.md": "?"}, steps=[{"task": "ask", "attempts": 1}])
+    living.drop("a.json", {})
+    assert living.wait_state("failed")["error"]["error_class"] == "unavailable"
+    assert len(fake_openai.bodies) == 3
+
+
+def test_an_edited_pop_toml_counts_for_the_next_call(make_living: Make, fake_openai: FakeOpenAI) -> None:
+    """Without a restart; while it is broken, what was known before goes on counting."""
+    living = up(make_living, fake_openai, {"ask.md": "?"})
+    ask(living)
+    good = living.root.settings_file.read_text()
+    for number, text in enumerate([good.replace("fake-1", "fake-2"), "[models", good.replace("fake-1", "fake-3")], 2):
+        living.root.settings_file.write_text(text)
+        ask(living, number)
+    assert [body["model"] for body in fake_openai.bodies] == ["fake-1", "fake-2", "fake-2", "fake-3"]
+
+
+def test_an_answer_is_stored_before_the_step_goes_on(make_living: Make, fake_openai: FakeOpenAI) -> None:
+    """The store holds it under the key that calls.jsonl names."""
+    living = up(make_living, fake_openai, {"ask.md": "?"})
+    row = ask(living)
+    attempt = living.path / row["path"] / "tasks" / "ask" / "attempts" / "1"
+    key = json.loads((attempt / "calls.jsonl").read_bytes())["key"]
+    with sqlite3.connect(living.root.machine_room / "answers.db") as store:
+        (text,) = store.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
+    assert json.loads(text)["text"] == living.output(row, "ask")

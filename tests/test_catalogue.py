@@ -1,0 +1,112 @@
+"""Names of models, and what calls cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pop.errors import ConfigError
+from pop.models.catalogue import Catalogue, ModelEntry, UnknownModel, describe_default
+from pop.models.prices import cost_usd
+from pop.models.request import Answer
+from pop.settings import Price, Settings
+
+KEYED = {"OPENAI_API_KEY": "sk-1", "OPENAI_BASE_URL": "http://host/v1", "OPENAI_MODEL": "m-env"}
+OWN = {"provider": "openai", "model": "qwen3", "base_url": "http://localhost:1/v1"}
+
+
+def catalogue(models: dict[str, Any] | None = None, environ: dict[str, str] | None = None) -> Catalogue:
+    settings = Settings.model_validate({"models": models} if models else {})
+    return Catalogue(settings, environ or {})
+
+
+def test_auto_is_the_embedded_engine_without_a_key_and_the_server_with_one() -> None:
+    """OPENAI_BASE_URL and OPENAI_MODEL are respected."""
+    (without,) = catalogue().resolve("default")
+    assert (without.provider, without.key_env) == ("builtin", None)
+    (with_key,) = catalogue(environ=KEYED).resolve("default")
+    assert (with_key.provider, with_key.model, with_key.base_url) == ("openai", "m-env", "http://host/v1")
+    assert with_key.key_env == "OPENAI_API_KEY"
+
+
+def test_a_server_of_ones_own_gets_no_key_it_was_not_given() -> None:
+    """A base_url gets the key of api_key_env and no other."""
+    models = {"local": OWN, "hosted": {**OWN, "api_key_env": "MY_KEY"}, "plain": {"provider": "openai", "model": "m"}}
+    found = {name: catalogue(models, KEYED).resolve(name)[0].key_env for name in models}
+    assert found == {"local": None, "hosted": "MY_KEY", "plain": "OPENAI_API_KEY"}
+
+
+def test_names_lead_to_names() -> None:
+    """Aliases, fallback lists in order, `provider/model` without an entry."""
+    models: dict[str, Any] = {
+        "default": "careful",
+        "careful": {"first": ["local", "openai/gpt-5", "builtin"]},
+        "local": OWN,
+    }
+    found = catalogue(models).resolve("default")
+    assert [(entry.provider, entry.model) for entry in found] == [
+        ("openai", "qwen3"), ("openai", "gpt-5"), ("builtin", "extractive-1"),
+    ]  # fmt: skip
+    assert {"default", "careful", "local", "auto", "builtin"} <= set(catalogue(models).names)
+
+
+@pytest.mark.parametrize(
+    ("models", "name", "says", "hint"),
+    [
+        ({"local": OWN}, "locale", "no model 'locale'", "local"),
+        ({"a": "b", "b": {"first": ["a"]}}, "a", "a -> b -> a", None),
+        ({"a": {"model": "x"}}, "a", "needs `provider`", "openai"),
+        ({"a": {"provider": "opnai", "model": "x"}}, "a", "no provider 'opnai'", "openai"),
+        ({"a": {"provider": "openai"}}, "a", "needs `model`", None),
+        ({"a": {**OWN, "base_url": "localhost:1"}}, "a", "is no URL", "http://"),
+    ],
+)
+def test_a_wrong_entry_is_told(models: dict[str, Any], name: str, says: str, hint: str | None) -> None:
+    """With the next move."""
+    with pytest.raises(ConfigError) as caught:
+        catalogue(models).resolve(name)
+    assert says in caught.value.message and (hint is None or hint in (caught.value.hint or ""))
+    assert isinstance(caught.value, UnknownModel) == (name == "locale")
+
+
+def test_the_default_is_described_and_the_engine_never_passes_for_a_model() -> None:
+    """What is shown wherever results are."""
+    assert "extractive, not a language model" in describe_default(Settings(), {})
+    assert describe_default(Settings(), KEYED) == "the default model is m-env at http://host/v1"
+    broken = Settings.model_validate({"models": {"default": "nowhere"}})
+    assert "cannot be used" in describe_default(broken, {})
+
+
+# -- prices --------------------------------------------------------------------------------------------------------
+
+
+def answer(**counts: int) -> Answer:
+    return Answer(text="", model="m", provider="openai", provider_model="gpt-4o-mini", **counts)
+
+
+def entry(price: Price | None = None, base_url: str | None = None, provider: str = "openai") -> ModelEntry:
+    return ModelEntry("m", provider, "gpt-4o-mini", base_url=base_url, price=price)
+
+
+def test_a_price_of_pop_toml_counts() -> None:
+    """USD per million tokens; tokens the server had cached cost their own price, or that of input."""
+    used = answer(input_tokens=1_000_000, cached_input_tokens=400_000, output_tokens=500_000)
+    assert cost_usd(used, entry(Price(input=1.0, output=4.0))) == pytest.approx(3.0)
+    assert cost_usd(used, entry(Price(input=1.0, output=4.0, cached_input=0.5))) == pytest.approx(2.8)
+
+
+def test_more_cached_than_asked_never_makes_a_cost_negative() -> None:
+    """A server may count oddly."""
+    used = answer(input_tokens=10, cached_input_tokens=1000)
+    assert cost_usd(used, entry(Price(input=1.0, output=1.0, cached_input=0.0))) == 0.0
+
+
+def test_the_packaged_table_prices_openais_own_models_alone() -> None:
+    """Somebody else's server is unknown, whatever its models are called; the embedded engine costs nothing."""
+    used = answer(input_tokens=1_000_000, output_tokens=1_000_000)
+    known = cost_usd(used, entry())
+    assert known is not None and known > 0.1
+    assert cost_usd(used, entry(base_url="http://localhost:1/v1")) is None
+    assert cost_usd(used, entry(provider="builtin")) == 0.0
+    assert cost_usd(used.model_copy(update={"provider_model": "nobody-knows"}), entry()) is None
