@@ -195,8 +195,6 @@ def _copy_folder(source: Path, files: Path, limits: SeedSettings) -> bytes:
         fd = open_regular(source / relative, max_bytes=int(limits.max_files_mb * MB))
         with os.fdopen(fd, "rb") as reader, open(target, "xb") as writer:
             shutil.copyfileobj(reader, writer)
-            writer.flush()
-            os.fsync(writer.fileno())
     return read_regular(source / "seed.json", max_bytes=int(limits.max_mb * MB))
 
 
@@ -211,8 +209,6 @@ def _unpack(source: Path, files: Path, limits: SeedSettings) -> bytes:
             target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with archive.open(entry) as reader, open(target, "xb") as writer:
                 _copy_at_most(reader, writer, entry.file_size, name)
-                writer.flush()
-                os.fsync(writer.fileno())
         return archive.read(entries["seed.json"])
 
 
@@ -246,6 +242,10 @@ def seal(
     run_dir = claimed.run_dir
     if seed.id is not None:
         _claim_id(root, disk, seed.id, run_dir.name)
+    if (run_dir / "files").is_dir():
+        disk.sync_tree(run_dir / "files")
+        disk.sync_folder(run_dir)
+    (run_dir / "tasks").mkdir(mode=0o700, exist_ok=True)  # with the names that are made durable here
     _keep_seed(disk, run_dir, data)
     disk.put(run_dir / "pipeline.json", pipeline_bytes, folder=False)
     disk.put(run_dir / "provenance.json", dump_json(provenance), durable=False)
@@ -361,7 +361,7 @@ def unfinished_claims(root: Root) -> list[Claimed]:
     for run_dir in sorted(path for path in root.current.iterdir() if path.is_dir() and not path.name.startswith(".")):
         path = claim_path(run_dir)
         if os.path.lexists(path) and (path.name == CLAIM or not (run_dir / "events.jsonl").exists()):
-            if (run_dir / "events.jsonl").exists():
+            if all((run_dir / name).exists() for name in ("seed.json", "pipeline.json", "events.jsonl")):
                 drop_claim(run_dir)
             else:
                 found.append(Claimed(run_dir, _file_name_of(run_dir)))
@@ -384,6 +384,8 @@ def drop_run_dir(run_dir: Path) -> None:
     shutil.rmtree(run_dir / "files", ignore_errors=True)
     for name in ("seed.json", "pipeline.json", "provenance.json"):
         (run_dir / name).unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        (run_dir / "tasks").rmdir()
     run_dir.rmdir()
 
 

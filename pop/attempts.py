@@ -11,7 +11,6 @@ import errno
 import hashlib
 import os
 import signal
-import stat
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -217,7 +216,7 @@ def place(files: Later, run_dir: Path, attempt: Attempt) -> None:
     artifacts = attempt_dir / "artifacts"
     if artifacts.is_dir() and not artifacts.is_symlink():
         open_up(artifacts)
-        _sync_tree(files.disk, artifacts)
+        files.disk.sync_tree(artifacts)
         _replace(artifacts, step_dir / "artifacts")
     files.sync_folder(step_dir)
     files.sync_folder(step_dir.parent)
@@ -244,22 +243,6 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except (IsADirectoryError, PermissionError):
         remove_tree(path)
-
-
-def _sync_tree(disk: Disk, folder: Path) -> None:
-    """Fsync every regular file below `folder`; links and special files are removed, they are no artifacts."""
-    for parent, folders, files in os.walk(folder, followlinks=False):
-        for name in [*files, *(name for name in folders if Path(parent, name).is_symlink())]:
-            path = Path(parent, name)
-            if not stat.S_ISREG(os.lstat(path).st_mode):
-                path.unlink()
-                continue
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                disk.sync(fd)
-            finally:
-                os.close(fd)
-        disk.sync_folder(Path(parent))
 
 
 def done_event(letter: Letter, outcome: Outcome, seconds: float) -> dict[str, Any]:

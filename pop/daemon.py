@@ -41,6 +41,9 @@ from pop.watch import Watch
 log = structlog.get_logger()
 
 
+WATCH_CHECK_S = 1.0
+
+
 @dataclass(frozen=True)
 class Only:
     """Serve just one thing and end: a seed by its name in pipeline-pending/, or a run by its id."""
@@ -151,15 +154,15 @@ class Daemon:
         while not self._over():
             self._wake.clear()
             now = time.monotonic()
-            if now >= next_scan:
-                if watch:
-                    watch.check()
+            if (watch and watch.check()) or now >= next_scan:
                 next_scan = now + await self._scan()
             elif self._hints and not self._stopping:
                 names, self._hints = self._hints, set()
                 await self.intake.look_at(names)
             await self._fill()
             pause = max(0.0, next_scan - time.monotonic())
+            if watch:
+                pause = min(pause, WATCH_CHECK_S)
             due_s = self.intake.queue.next_due_s
             if due_s is not None and self._room() and self.work.is_well:
                 pause = min(pause, max(0.0, due_s - time.time()))

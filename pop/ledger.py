@@ -39,7 +39,10 @@ class Ledger:
         stuck = [run_id for run_id in lines if not self._move(run_id)]
         self._disk.sync_folder(self._root.complete)
         self._disk.sync_folder(self._root.current)
+        is_first = not self._root.ledger.exists()
         self._disk.append(self._root.ledger, b"".join(line for run_id, line in lines.items() if run_id not in stuck))
+        if is_first:
+            self._disk.sync_folder(self._root.complete)
         return stuck
 
     def _move(self, run_id: str) -> bool:

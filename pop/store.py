@@ -96,6 +96,21 @@ class Disk:
         finally:
             os.close(fd)
 
+    def sync_tree(self, folder: Path) -> None:
+        """Make every regular file below `folder` durable, with the names; links and special files are removed."""
+        for parent, folders, files in os.walk(folder, followlinks=False):
+            for name in [*files, *(name for name in folders if Path(parent, name).is_symlink())]:
+                path = Path(parent, name)
+                if not stat.S_ISREG(os.lstat(path).st_mode):
+                    path.unlink()
+                    continue
+                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    self.sync(fd)
+                finally:
+                    os.close(fd)
+            self.sync_folder(Path(parent))
+
     def put(self, path: Path, data: bytes, *, durable: bool = True, folder: bool = True) -> None:
         """Write `data` under `path` so that a reader sees the old content or the new, never a part.
 

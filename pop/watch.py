@@ -74,20 +74,16 @@ class Watch:
         self._folder = folder
         self._handler = _Handler(folder, asyncio.get_running_loop(), hint)
         self._observer: BaseObserver | None = None
-        self._inode: int | None = None
+        self._held: int | None = None  # the watched folder, kept open so that its inode number is not used again
         self.check()
 
-    def check(self) -> None:
-        """Watch anew when the folder is not the one that is watched."""
-        try:
-            inode = os.stat(self._folder).st_ino
-        except FileNotFoundError:
-            self._folder.mkdir(exist_ok=True)
-            inode = os.stat(self._folder).st_ino
-        if inode == self._inode:
-            return
+    def check(self) -> bool:
+        """Watch anew when the folder is not the one that is watched; whether that was so."""
+        self._folder.mkdir(exist_ok=True)
+        if self._held is not None and os.path.samestat(os.fstat(self._held), os.stat(self._folder)):
+            return False
         self.stop()
-        self._inode = inode
+        self._held = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         observer = _observer()
         observer.daemon = True
         try:
@@ -95,11 +91,15 @@ class Watch:
             observer.start()
         except OSError as error:
             log.warning("watch.unavailable", error=str(error))
-            return
+            return True
         self._observer = observer
+        return True
 
     def stop(self) -> None:
         if self._observer:
             self._observer.stop()
             self._observer.join(2.0)
             self._observer = None
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None

@@ -184,7 +184,6 @@ def test_gc_removes_failed_runs_when_asked(make_living: Make) -> None:
     assert not failed.exists() and working.is_dir()
 
 
-@pytest.mark.xfail(strict=True, reason="the age is looked at only when there is a run to compare it with")
 def test_an_age_that_is_none_is_a_usage_error_also_where_nothing_is_old(make_living: Make) -> None:
     """A cron job with a typo says so on its first day."""
     living = make_living(pipeline=PIPELINE, tasks=TASKS)

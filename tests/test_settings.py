@@ -247,7 +247,7 @@ def test_durability_safe_syncs_every_commit(make_living: Make, tmp_path: Path) -
     "seed",
     [
         "file",
-        pytest.param("folder", marks=pytest.mark.xfail(strict=True, reason="files of a seed are fsynced all the same")),
+        "folder",
     ],
 )
 def test_durability_fast_syncs_nothing(make_living: Make, tmp_path: Path, seed: str) -> None:

@@ -21,7 +21,6 @@ ONE = {"one.py": "def infer(prompt, ctx):\n    return ctx.seed['n']\n"}
 HINTS_ALONE = "[daemon]\nscan_s = 3600\n"
 SCANS_ALONE = "[daemon]\ninotify = false\nscan_s = 0.2\n"
 SOON_S = 15.0
-NOT_NOTICED = "a replaced pending/ is noticed by the next scan alone: nothing wakes Watch.check() when the folder goes"
 
 
 def serving(make_living: Make, settings: str) -> LivingRoot:
@@ -62,7 +61,7 @@ def test_a_seed_is_found_however_it_arrives(make_living: Make, tmp_path: Path, s
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param(HINTS_ALONE, marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=NOT_NOTICED)),
+        HINTS_ALONE,
         SCANS_ALONE,
         "[daemon]\nscan_s = 0.5\n",
     ],
@@ -157,9 +156,6 @@ def test_a_replaced_folder_is_watched_anew(tmp_path: Path) -> None:
     assert "new.json" in watched(pending, work, until={"new.json"})
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="Watch.check() compares inode numbers, which ext4 uses again"
-)
 def test_a_folder_made_anew_under_the_same_number_is_watched_anew(tmp_path: Path) -> None:
     """The file system may give the new folder the inode number of the old one."""
     pending = tmp_path / "pending"
