@@ -2,6 +2,10 @@
 
 The workload is three steps whose task is a one-line ``infer`` in Python; seeds are renamed into pipeline-pending/ and
 `pop up --no-web` serves them with every commit fsynced (durability = "safe"). Machines are noisy: compare ratios.
+
+"safe" means: a seed, its pipeline and journal are fsynced before it leaves the queue for good; an output before its
+step.done; step.done, record.json and the line of runs.jsonl before the next thing begins. The roots stay until all is
+measured, because some file systems are slow to make files where many were just removed.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ MANY = 100_000
 def served(**about: Any) -> Iterator[LivingRoot]:
     """A root with a warm daemon on it."""
     folder = Path(tempfile.mkdtemp(prefix="pop-bench-", dir=os.environ.get("BENCH_DIR")))
+    ROOTS.append(folder)
     options = {"pipeline": PIPELINE, "tasks": TASKS, "settings": f"[concurrency]\nworkers = {WORKERS}\n", **about}
     prepare = options.pop("prepare", None)
     with living_root(folder / "root", **options) as living:
@@ -46,7 +51,6 @@ def served(**about: Any) -> Iterator[LivingRoot]:
             living.drop("warm.json", {})
             living.wait(lambda: count(living) >= 1, "the first run", 120)
         yield living
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def count(living: LivingRoot) -> int:
@@ -189,11 +193,16 @@ BENCHES: dict[str, Callable[[], list[Row]]] = {
 def main() -> None:
     """All of them, or those named: ``python -m bench latency burst``."""
     chosen = sys.argv[1:] or list(BENCHES)
-    print(f"{os.cpu_count()} cores, {platform.platform()}, Python {platform.python_version()}, durability = safe")
+    print(f"{os.cpu_count()} cores, {platform.platform()}, Python {platform.python_version()}")
+    print("durability = safe: seed, output, journal, record and ledger are fsynced, each before the next depends on it")
     rows: list[Row] = []
-    for name in chosen:
-        print(f"... {name}", file=sys.stderr, flush=True)
-        rows += BENCHES[name]()
+    try:
+        for name in chosen:
+            print(f"... {name}", file=sys.stderr, flush=True)
+            rows += BENCHES[name]()
+    finally:
+        for folder in ROOTS:
+            shutil.rmtree(folder, ignore_errors=True)
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)))

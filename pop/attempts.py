@@ -271,7 +271,7 @@ def read_usage(attempt_dir: Path) -> tuple[Usage, list[str]]:
     rows = list(_calls(attempt_dir))
     earlier = _keys_of_earlier(attempt_dir) if any(row.get("cached") for row in rows) else set()
     for row in rows:
-        models[str(row.get("model"))] = None
+        models["builtin" if row.get("provider") == "builtin" else str(row.get("model"))] = None
         paid = not row.get("cached") or row.get("key") not in earlier
         earlier.add(str(row.get("key")))
         usage = usage.plus(_usage_of(row, paid))

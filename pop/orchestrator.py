@@ -25,6 +25,7 @@ from pop.errors import PopError, RootError
 from pop.executors import Attempt, Executor, Result
 from pop.history import Instance, RunHistory, run_record, status_of
 from pop.letters import LetterWriter
+from pop.models.catalogue import EMBEDDED_NOTE
 from pop.pipeline import Pipeline
 from pop.plan import MAX_INTERRUPTIONS, Moves, Settled, Start, next_moves, recovery
 from pop.records import ErrorRecord, Letter, Usage, dump_json
@@ -389,7 +390,13 @@ class Orchestrator:
         """The run's tasks-status.json as it should read now."""
         begun = {name.partition("@")[0].partition(".")[0] for name in run.history.instances}
         expected = [] if run.history.state == "complete" else [n for n in run.pipeline.tasks if n not in begun]
-        return status_of(run.history, now=events.rfc3339(time.time()), expected=expected, notes=self._notes())
+        return status_of(run.history, now=events.rfc3339(time.time()), expected=expected, notes=self._notes_on(run))
+
+    def _notes_on(self, run: ActiveRun) -> list[str]:
+        """Which model answers when none is named, while nothing was asked; then whether the embedded engine answered."""
+        if not run.history.models:
+            return self._notes()
+        return [f"made with the embedded engine ({EMBEDDED_NOTE})"] if "builtin" in run.history.models else []
 
     def background(self) -> list[asyncio.Task[None]]:
         """What still runs beside the loop (status writes), to be ended at the very end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import threading
@@ -49,6 +50,7 @@ class PipelineShelf:
         self._lock = threading.Lock()
         self._shelved: dict[str, tuple[Signature, Shelved]] = {}
         self._broken: dict[str, Signature] = {}
+        self._helpers: tuple[Signature, dict[str, str]] = ((), {})
         self._hashes: dict[str, tuple[Signature, dict[str, str]]] = {}
 
     def take(self, name: str) -> Shelved:
@@ -107,13 +109,14 @@ class PipelineShelf:
         return load_pipeline(data, where=f"{place}/pipeline.json", name=name)
 
     def provenance(self, pipeline: Pipeline) -> dict[str, Any]:
-        """provenance.json: versions, and the sha256 of every file of every task the pipeline names."""
+        """provenance.json: versions, and the sha256 of every file of every task the pipeline names, and of all modules."""
         tasks = sorted({step.task for step in pipeline.tasks.values()})
         return {
             "pop": __version__,
             "python": platform.python_version(),
             "platform": platform.platform(),
             "tasks": {name: self._hash(name) for name in tasks},
+            "helpers": self._hash_helpers(),
         }
 
     def _hash(self, name: str) -> dict[str, str]:
@@ -124,6 +127,17 @@ class PipelineShelf:
             hashes = hash_task(self._root.tasks, name)
             self._hashes[name] = (self._files_signature(hashes), hashes)
             return hashes
+
+    def _hash_helpers(self) -> dict[str, str]:
+        """The sha256 of every Python file of pipeline-tasks/: a task may import any of them."""
+        paths = sorted(path for path in self._root.tasks.rglob("*.py") if path.is_file())
+        signature = tuple(_signature_of(path) for path in paths)
+        with self._lock:
+            if self._helpers[0] != signature:
+                names = [str(path.relative_to(self._root.tasks)) for path in paths]
+                hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+                self._helpers = (signature, dict(zip(names, hashes, strict=True)))
+            return self._helpers[1]
 
     def _files_signature(self, hashes: dict[str, str]) -> Signature:
         return (_signature_of(self._root.tasks), *(_signature_of(self._root.tasks / name) for name in sorted(hashes)))

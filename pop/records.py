@@ -312,6 +312,7 @@ class CallRecord(Record):
     cached: bool
     finish_reason: str
     note: str | None = None
+    evidence: list[dict[str, Any]] | None = None  # of the embedded engine: pointer, quote, document, line
 
 
 class TaskStatus(Record):

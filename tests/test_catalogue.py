@@ -41,14 +41,20 @@ def test_names_lead_to_names() -> None:
     """Aliases, fallback lists in order, `provider/model` without an entry."""
     models: dict[str, Any] = {
         "default": "careful",
-        "careful": {"first": ["local", "openai/gpt-5", "builtin"]},
+        "careful": {"first": ["local", "openai/gpt-5"]},
         "local": OWN,
     }
     found = catalogue(models).resolve("default")
     assert [(entry.provider, entry.model) for entry in found] == [
-        ("openai", "qwen3"), ("openai", "gpt-5"), ("builtin", "extractive-1"),
+        ("openai", "qwen3"), ("openai", "gpt-5"),
     ]  # fmt: skip
     assert {"default", "careful", "local", "auto", "builtin"} <= set(catalogue(models).names)
+
+
+def test_the_embedded_engine_stands_in_for_no_other_model() -> None:
+    """Where another fails, an answer that was copied together would pass for that one's."""
+    with pytest.raises(ConfigError, match="stands in for no other"):
+        catalogue({"default": "careful", "careful": {"first": ["local", "builtin"]}, "local": OWN}).resolve("default")
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ def examine(root: Root) -> Iterator[Finding]:
 
 def _settings(root: Root) -> Iterator[Finding]:
     from pop.commands.check import problems_of
+    from pop.confine import landlock_version
     from pop.models.catalogue import describe_default
     from pop.settings import load_settings
 
@@ -56,9 +57,15 @@ def _settings(root: Root) -> Iterator[Finding]:
     if not problems:
         yield Finding(True, "check", "settings, pipelines and tasks have no mistakes")
     try:
-        yield Finding(True, "model", describe_default(load_settings(root), os.environ))
+        settings = load_settings(root)
     except PopError:
         return
+    yield Finding(True, "model", describe_default(settings, os.environ))
+    if landlock_version() and settings.worker.confine:
+        yield Finding(True, "workers", "write only into their own folders and read no keys (Landlock)")
+    else:
+        why = "[worker] confine is false" if landlock_version() else "this kernel has no Landlock"
+        yield Finding(True, "workers", f"may write wherever you may: {why}")
 
 
 def _daemon(root: Root) -> Iterator[Finding]:

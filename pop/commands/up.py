@@ -55,9 +55,15 @@ class _Journal:
     def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         import time
 
-        import orjson
+        from pop.errors import safe
+        from pop.records import dump_json
 
-        line = orjson.dumps({"at": time.time(), "level": method, **event}, default=str) + b"\n"
+        for key, value in event.items():  # what seeds and tasks say must steer no terminal
+            event[key] = "; ".join(map(str, value)) if isinstance(value, list) else value
+            if isinstance(event[key], str):
+                event[key] = safe(event[key])
+        about = {key: value if isinstance(value, (int, float)) else str(value) for key, value in event.items()}
+        line = dump_json({"at": time.time(), "level": method, **about}, pretty=False)
         try:
             if os.path.getsize(self._path) > 10_000_000:
                 os.replace(self._path, self._path + ".1")

@@ -84,7 +84,12 @@ class Catalogue:
             return self._resolve(entry, (*seen, name))
         if isinstance(entry, ModelSettings):
             if entry.first:
-                return [found for other in entry.first for found in self._resolve(other, (*seen, name))]
+                found = [one for other in entry.first for one in self._resolve(other, (*seen, name))]
+                if any(one.provider == "builtin" for one in found[1:]):
+                    message = "the embedded engine stands in for no other model: it would answer where that one fails"
+                    hint = "leave it out of `first`; choose it openly, by its own name"
+                    raise ConfigError(message, where=f"pop.toml  models.{name}.first", hint=hint)
+                return found
             return [self._entry(name, entry)]
         if name == "auto":
             return [self._auto()]
