@@ -32,7 +32,8 @@ Row = tuple[str, str, str]
 STEP = "def infer(prompt, ctx):\n    return {'n': len(ctx.inputs)}\n"
 TASKS = {"one.py": STEP, "two.py": STEP, "three.py": STEP}
 PIPELINE = {"name": "bench", "tasks": ["one", "two", "three"]}
-WORKERS = 32
+WORKERS = 8 * (os.cpu_count() or 2)  # raised as needed: most of the time a worker waits for its commit
+ROOTS: list[Path] = []
 MANY = 100_000
 
 

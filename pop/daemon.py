@@ -296,7 +296,14 @@ class Daemon:
 
     async def _obey(self) -> None:
         active = self.orchestrator.runs
-        for order in await self.work.in_thread(self.orders.find, set(active)):
+        try:
+            if not os.listdir(self.root.current):  # an idle daemon wakes no thread
+                return
+            found = await self.work.in_thread(self.orders.find, set(active))
+        except OSError as error:
+            log.warning("orders.unreadable", error=str(error))
+            return
+        for order in found:
             if order.run_dir in self._opening or (self.only is not None and order.run_id not in active):
                 continue  # it will be at work in a moment; and the orders of other runs wait for their daemon
             try:

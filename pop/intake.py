@@ -54,7 +54,7 @@ class Intake:
     async def scan(self) -> None:
         """Look at everything that changed in the queue; refuse what can never be right."""
         try:
-            refusals = await self.work.in_thread(self.queue.scan)
+            refusals = [] if self.queue.is_quiet else await self.work.in_thread(self.queue.scan)
         except OSError as error:
             self.work.report(RootError(f"cannot read the queue: {error.strerror}", where=error.filename))
             return

@@ -384,11 +384,18 @@ class PendingQueue:
                 refusals.append(refusal)
         return refusals
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether `scan` would find nothing to look at. Costs one stat."""
+        return not self._incomplete and self._is_unchanged(os.stat(self._folder).st_mtime_ns)
+
+    def _is_unchanged(self, mtime_ns: int) -> bool:
+        room = self._overflow and len(self._heap) < HEAP_LIMIT // 2
+        return mtime_ns == self._folder_mtime_ns and time.time_ns() - mtime_ns > 2_000_000_000 and not room
+
     def _changed_names(self, forced: bool) -> list[str]:
         mtime_ns = os.stat(self._folder).st_mtime_ns
-        quiet = mtime_ns == self._folder_mtime_ns and time.time_ns() - mtime_ns > 2_000_000_000
-        room = self._overflow and len(self._heap) < HEAP_LIMIT // 2
-        if quiet and not forced and not room:
+        if self._is_unchanged(mtime_ns) and not forced:
             return list(self._incomplete)
         self._folder_mtime_ns = mtime_ns
         self._overflow = False
