@@ -344,3 +344,25 @@ def test_a_worker_writes_into_its_own_folder_and_reads_no_keys(tmp_path: Path) -
         signalled = found.pop("signalled")
         assert signalled is (landlock_version() < 6)
         assert [name for name, value in found.items() if value] == ["own", "null", "allowed", "temp"]
+
+
+def test_commands_show_whatever_a_task_wrote(tmp_path: Path) -> None:
+    """Odd lines in its output, odd progress, escape codes, a pipe for a trail: no traceback, nothing raw, no waiting."""
+    import subprocess
+    import sys
+
+    odd = (
+        "import os\n\n\ndef infer(prompt, ctx):\n    print('{\"at\":5}'); print('[' * 100_000)\n"
+        '    print(\'{"at":"2026-01-01T00:00:00.000Z","text":"\\\\ud800"}\')\n'
+        "    ctx.progress(None, 5); ctx.progress('a', 'b'); ctx.log.info('x\\x1b]0;evil\\x07', n=5)\n"
+        "    os.mkfifo('output.txt')\n    raise ValueError('\\x1b]0;evil\\x07')\n"
+    )
+    with living_root(tmp_path / "root", pipeline=ONE, tasks={"one.py": odd}) as living:
+        living.up()
+        living.drop("a.json", {})
+        living.wait_state("failed")
+        for command in (["logs", "last"], ["logs", "last", "--trail"], ["show", "last"], ["ls"], ["doctor"]):
+            arguments = [sys.executable, "-m", "pop", "--root", str(living.path), *command]
+            done = subprocess.run(arguments, capture_output=True, timeout=30)
+            assert b"Traceback" not in done.stderr and b"\x1b" not in done.stdout + done.stderr, command
+        assert "\x1b" not in living.log()

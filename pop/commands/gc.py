@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 import tarfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
+from pop.admission import last_event
 from pop.commands._shared import as_json, chosen_root, print_json, with_root
 from pop.errors import UsageError
+from pop.events import RUN_CANCELLED, RUN_COMPLETE, RUN_FAILED
 from pop.runs import Run, runs_in
 from pop.settings import Root
 from pop.store import Disk
@@ -45,17 +50,39 @@ def command(age: str, dry_run: bool, archive: bool, failed: bool, as_json: bool,
     old = [run for run in _candidates(chosen, failed) if time.time() - _ended_at(run) > least_s]
     freed = sum(_size_bytes(run.path) for run in old)
     if not dry_run:
-        _clean_up(chosen)
-        for run in old:
-            if archive:
-                _archive(chosen, run)
-            _remove(run.path)
+        with _alone(chosen):
+            _clean_up(chosen)
+            for run in old:
+                if not _is_at_rest(run):  # somebody gave it an order meanwhile, or removed it
+                    continue
+                if archive:
+                    _archive(chosen, run)
+                _remove(run.path)
     if as_json:
         print_json({"runs": [run.run_id for run in old], "freed_bytes": freed, "dry_run": dry_run})
         return
     for run in old:
         click.echo(run.run_id)
     click.echo(f"{'would free' if dry_run else 'freed'} {freed / 2**20:.1f} MB in {len(old)} runs", err=True)
+
+
+@contextmanager
+def _alone(root: Root) -> Iterator[None]:
+    """One gc at a time; the kernel frees the lock when the process ends."""
+    root.machine_room.mkdir(mode=0o700, exist_ok=True)
+    fd = os.open(root.machine_room / "gc.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _is_at_rest(run: Run) -> bool:
+    try:
+        return last_event(run.path) in (RUN_COMPLETE, RUN_FAILED, RUN_CANCELLED, None)
+    except OSError:
+        return run.place == "complete" and run.path.is_dir()
 
 
 def _candidates(root: Root, failed: bool) -> list[Run]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import click
 from pop.commands._shared import as_json, chosen_root, with_root
 from pop.errors import UsageError, did_you_mean
 from pop.runs import Run, find_run, safe
+from pop.store import NotAFile, open_regular
 
 FILES = ("log.jsonl", "stdout.txt", "trail.jsonl")
 
@@ -84,10 +86,10 @@ def _new_lines(path: Path, places: dict[Path, int]) -> Iterator[str]:
     """Lines that were not printed yet; a run that moved keeps its place by the file's tail."""
     key = Path(*path.parts[-5:])
     try:
-        with open(path, "rb") as file:
+        with os.fdopen(open_regular(path, max_bytes=1 << 62), "rb") as file:
             file.seek(places.get(key, 0))
             data = file.read()
-    except OSError:
+    except (OSError, NotAFile):
         return
     places[key] = places.get(key, 0) + len(data)
     yield from data.decode("utf-8", "replace").splitlines()
@@ -96,7 +98,7 @@ def _new_lines(path: Path, places: dict[Path, int]) -> Iterator[str]:
 def _row(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and "at" in row else None
 
