@@ -91,14 +91,16 @@ def claim(
             undo.callback(made[-1][0].rmdir)
         disk.sync_folder(root.current)
         names.sync_folder(root.pending)
+        for run_dir, _ in made:
+            names.sync_folder(run_dir)
         undo.pop_all()
         for run_dir, name in made:
             error = _take(root.pending / name, run_dir)
             if error is None:
                 claimed.append(Claimed(run_dir, name))
-                names.sync_folder(run_dir)
                 continue
-            run_dir.rmdir()
+            with contextlib.suppress(OSError):
+                run_dir.rmdir()
             if stuck is not None and not isinstance(error, FileNotFoundError):  # else its owner took it back
                 stuck[name] = error
         names.settle()
@@ -331,7 +333,11 @@ def reject(root: Root, disk: Disk, source: Path, file_name: str, error: PopError
     target = _free_name(root.rejected, file_name)
     reason = {**error.to_json(), "name": printable(file_name), "at": events.rfc3339(now)}
     disk.put(_reason_path(target), dump_json(reason), folder=False)
-    rename_noreplace(source, target)
+    try:
+        rename_noreplace(source, target)
+    except OSError:
+        _reason_path(target).unlink(missing_ok=True)
+        raise
     disk.sync_folder(root.rejected)
     disk.sync_folder(source.parent)
     return target

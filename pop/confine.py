@@ -24,7 +24,17 @@ _WRITE_FILE, _TRUNCATE, _REFER = 1 << 1, 1 << 14, 1 << 13
 _REMOVE_AND_MAKE = sum(1 << bit for bit in range(4, 13))
 _SCOPE_SIGNAL = 1 << 1
 _CAPABILITY_VERSION = 0x20080522
-_LOOK_INTO_OTHERS = (19, 21, 38)
+_OVER_OTHERS = (
+    0,
+    3,
+    9,
+    19,
+    21,
+    23,
+    24,
+    27,
+    38,
+)  # chown, fowner, immutable, ptrace, admin, nice, resource, mknod, perfmon
 
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -61,12 +71,12 @@ def confine(write: Iterable[str]) -> None:
 
 
 def _drop_privileges() -> None:
-    """Give up what lets root look into any process: CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_PERFMON."""
+    """Give up what lets root look into any process, or change files and limits that are not its own."""
     assert _libc is not None
     header, rights = struct.pack("=Ii", _CAPABILITY_VERSION, 0), ctypes.create_string_buffer(24)
     _checked(_libc.capget(header, rights))
     masks = list(struct.unpack("=6I", rights.raw))  # effective, permitted, inheritable; low words, then high words
-    for capability in _LOOK_INTO_OTHERS:
+    for capability in _OVER_OTHERS:
         word, bit = divmod(capability, 32)
         for place in range(3):
             masks[3 * word + place] &= ~(1 << bit)

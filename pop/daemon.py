@@ -42,6 +42,8 @@ log = structlog.get_logger()
 
 
 WATCH_CHECK_S = 1.0
+ONLY_PATIENCE_S = 86400.0
+MAX_ROOT_BYTES = 400  # SQLite opens no file whose path is longer than 512
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,10 @@ def prepare_root(root: Root) -> None:
             folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise RootError(f"cannot work here: {error.strerror}", where=error.filename) from None
+    if len(os.fsencode(root.path.resolve())) > MAX_ROOT_BYTES:
+        raise RootError(
+            f"the path of this folder is longer than {MAX_ROOT_BYTES} bytes", hint="work in one nearer the top"
+        )
     for folder in (root.pending, root.rejected, root.complete):
         if folder.stat().st_dev != root.current.stat().st_dev:
             message = f"{folder.name}/ and pipeline-current/ lie on different file systems"
@@ -108,6 +114,7 @@ class Daemon:
         self._unsealed: deque[Claimed] = deque()
         self._busy = 0
         self._finished: list[ActiveRun] = []
+        self._ending: set[str] = set()  # complete, on their way to pipeline-complete/: no orders for them
         self._promoting = False
         self._stopping = False
         self._error: BaseException | None = None
@@ -261,6 +268,7 @@ class Daemon:
         if run.history.state not in ("complete", "failed", "cancelled"):
             await self.orchestrator.drive(run)
         if run.history.state == "complete":
+            self._ending.add(run.run_id)
             if not run.record:  # a daemon before us journaled the end
                 await self.work.surely(self.orchestrator.write_record, self.disk, run)
             self._finished.append(run)
@@ -275,12 +283,13 @@ class Daemon:
                 runs, self._finished = self._finished, []
                 lines = {run.run_id: dump_json(run.record, pretty=False) for run in runs}
                 stuck = await self.work.surely(self.ledger.promote, lines)
+                self._ending.difference_update(lines)
                 for run_id in stuck:
                     log.error("run.stuck", run=run_id, error="it cannot be moved to pipeline-complete/")
                 for run in (run for run in runs if run.run_id not in stuck):
                     log.info("run.complete", run=run.run_id, seconds=run.record["seconds"])
         except RootError:  # the daemon is to end; the next start promotes them
-            pass
+            self._finished.clear()
         finally:
             self._promoting = False
             self._wake.set()
@@ -304,7 +313,11 @@ class Daemon:
             log.warning("orders.unreadable", error=str(error))
             return
         for order in found:
-            if order.run_dir in self._opening or (self.only is not None and order.run_id not in active):
+            if (
+                order.run_dir in self._opening
+                or order.run_id in self._ending
+                or (self.only is not None and order.run_id not in active)
+            ):
                 continue  # it will be at work in a moment; and the orders of other runs wait for their daemon
             try:
                 await self._carry_out(order)
@@ -405,7 +418,8 @@ def run_daemon(root: Root, *, only: Only | None = None, command: str = "pop up")
     settings = load_settings(root)
     protect_keys(workers_confined=settings.worker.confine)
     _raise_file_limit()
-    with hold_root(root.machine_room, command):
+    patience_s = 3.0 if only is None else ONLY_PATIENCE_S  # of several `pop run` one comes after the other
+    with hold_root(root.machine_room, command, patience_s=patience_s):
         from pop.executors.process import end_orphans
 
         end_orphans(root.path)

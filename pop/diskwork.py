@@ -193,10 +193,12 @@ def _make_durable(disk: Disk, commits: list[_Commit]) -> None:
     for commit in commits:
         commit.files.settle()
     with Later(disk) as journals:
-        for commit in commits:
-            if commit.line and commit.error is None:
-                _append(journals, commit)
-        journals.settle()
+        try:
+            for commit in commits:
+                if commit.line and commit.error is None:
+                    _append(journals, commit)
+        finally:
+            journals.settle()
 
 
 def _append(journals: Later, commit: _Commit) -> None:

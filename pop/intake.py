@@ -177,6 +177,8 @@ class Intake:
             await self.work.in_thread(admission.drop_run_dir, claimed.run_dir)
 
     async def _put_back(self, claimed: Claimed, error: BrokenPipeline | NotYet) -> None:
+        if isinstance(error, BrokenPipeline):  # before it is back, and the kernel hints at it
+            self.queue.remember(claimed.file_name)
         name = await self.work.surely(admission.put_back, self.root, self.work.disk, claimed)
         if isinstance(error, NotYet):
             self.queue.forget(name)

@@ -137,20 +137,26 @@ class Orchestrator:
             del self.runs[run.run_id]
 
     async def _break_off(self, run: ActiveRun, error: Exception) -> None:
-        log.exception("run.broken", run=run.run_id)
         for attempt in list(run.live.values()):
             self.executor.cancel(attempt.attempt_id, "interrupted")
         while run.launching:
             await asyncio.sleep(0.05)
+        if not run.run_dir.is_dir():
+            log.error("run.gone", run=run.run_id, error="somebody removed its folder")
+            run.history.state = "failed"
+            return
+        log.error("run.broken", run=run.run_id, exc_info=error)
         message = f"POP cannot go on with it: {type(error).__name__}: {error}"
         hint = "look at its files and at .pop/log/supervisor.jsonl; then: pop retry"
         record = ErrorRecord(error_class="bug", code="broken-run", message=message[:2000], hint=hint)
         try:
             await self._journal(run, {"event": events.RUN_FAILED, "error": record.model_dump()})
             await self._end(run, "failed")
-        except OSError as trouble:
-            log.error("run.gone", run=run.run_id, error=str(trouble))
-            run.history.state = "failed"
+        except OSError as trouble:  # the next start, or pop retry, goes on from the journal
+            log.error("run.left", run=run.run_id, error=str(trouble))
+            run.history.state, run.history.error = "failed", record.model_dump()
+            with contextlib.suppress(OSError):
+                self.disk.put(run.run_dir / "tasks-status.json", dump_json(self.status(run)), durable=False)
 
     async def _play(self, run: ActiveRun) -> str | None:
         while True:
@@ -324,7 +330,9 @@ class Orchestrator:
         self.show(run)
 
     async def cancel(self, run: ActiveRun, by: str, reason: str | None) -> None:
-        """End a run: journal it, end its workers, start nothing more."""
+        """End a run: journal it, end its workers, start nothing more. One that is over stays as it is."""
+        if run.history.state in ("complete", "failed", "cancelled"):
+            return
         await self._journal(run, {"event": events.RUN_CANCELLED, "by": by, "reason": reason})
         for attempt in list(run.live.values()):
             self.executor.cancel(attempt.attempt_id, "cancelled")
@@ -471,6 +479,7 @@ def _interruption(name: str, instance: Instance, usage: Usage, models: list[str]
 
 def _live(row: dict[str, Any]) -> dict[str, Any]:
     live = {"stage": row.get("stage"), "refinements": row.get("round") or 0}
-    if row.get("total") is not None:
-        live["progress"] = [row.get("done"), row.get("total")]
+    done, total = row.get("done"), row.get("total")
+    if isinstance(done, (int, float)) and isinstance(total, (int, float)):
+        live["progress"] = [done, total]
     return live

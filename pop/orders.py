@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pop import events
-from pop.history import read_history
+from pop.history import RunHistory, read_history, status_of
 from pop.records import BadJson, dump_json, read_json
 from pop.settings import Root
 from pop.store import Disk, NotAFile, mend_tail, read_regular
@@ -58,7 +58,11 @@ class Orders:
         self._next = ""
 
     def find(self, active: set[str]) -> list[Order]:
-        resting = [name for name in os.listdir(self._root.current) if name not in active and name[0] != "."]
+        try:
+            names = os.listdir(self._root.current)
+        except FileNotFoundError:  # somebody removed it; it is made again
+            return []
+        resting = [name for name in names if name not in active and name[0] != "."]
         found: list[Order] = []
         for name in [*active, *self._slice(resting)]:
             found.extend(self._in(self._root.current / name))
@@ -75,7 +79,7 @@ class Orders:
     def _in(self, run_dir: Path) -> list[Order]:
         try:
             names = os.listdir(run_dir / "orders")
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:  # none, or a folder that nobody can read orders from
             return []
         return [self._read(run_dir, verb) for verb in VERBS if f"{verb}.json" in names or verb in names]
 
@@ -96,9 +100,9 @@ class Orders:
         except FileNotFoundError:
             return False
         about = {"at": events.rfc3339(time.time()), "by": order.by, "reason": order.reason}
-        if order.verb == "cancel" and history.state != "cancelled":
+        if order.verb == "cancel" and history.state not in ("cancelled", "complete"):
             rows = [{**about, "event": events.RUN_CANCELLED}]
-        elif order.verb == "retry" and history.state in ("failed", "cancelled"):
+        elif order.verb == "retry" and history.state in ("failed", "cancelled", "running"):
             again = [name for name, instance in history.instances.items() if instance.state in ("failed", "retry")]
             rows = [{**about, "event": events.RUN_RESUMED}]
             rows += [{"at": about["at"], "event": events.STEP_RESET, "instance": name} for name in again]
@@ -106,16 +110,34 @@ class Orders:
             return False
         lines = b"".join(dump_json(row, pretty=False) for row in rows)
         self._disk.append(order.run_dir / "events.jsonl", lines)
+        for row in rows:
+            history.apply(row)
+        self._show(order.run_dir, history)
         return order.verb == "retry"
+
+    def _show(self, run_dir: Path, history: RunHistory) -> None:
+        """The status after the order; what the last one knew of steps that had not begun stays."""
+        path = run_dir / "tasks-status.json"
+        try:
+            before = read_json(read_regular(path, max_bytes=64 * 2**20))
+            expected, notes = list(before.get("tasks") or {}), list(before.get("notes") or [])
+        except (BadJson, NotAFile, OSError, AttributeError, TypeError):
+            expected, notes = [], []
+        now = events.rfc3339(time.time())
+        self._disk.put(path, dump_json(status_of(history, now=now, expected=expected, notes=notes)))
 
     def file_away(self, order: Order) -> None:
         """Move a carried-out order to orders/done/, under a name of its own."""
-        done = order.run_dir / "orders" / "done"
+        done: Path | None = order.run_dir / "orders" / "done"
         try:
-            done.mkdir(mode=0o700, exist_ok=True)
+            (order.run_dir / "orders" / "done").mkdir(mode=0o700, exist_ok=True)
         except FileNotFoundError:  # the run was promoted meanwhile, with its orders
             return
+        except FileExistsError:  # something that is no folder: the order goes, or it would be carried out for ever
+            done = None
         for name in (f"{order.verb}.json", order.verb):
             source = order.run_dir / "orders" / name
-            if source.exists():
+            if source.exists() and done is not None:
                 os.rename(source, done / f"{time.time_ns()}-{name}")
+            elif source.is_file():
+                source.unlink()

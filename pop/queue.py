@@ -146,7 +146,7 @@ def _check_envelope(seed: Seed, where: object) -> None:
 def _check_name(key: str, name: str, where: object) -> None:
     if not 1 <= len(name) <= 120:
         raise SeedRejected(f"{key}: {len(name)} characters; between 1 and 120 are allowed", where=where)
-    if not name.isprintable():
+    if not name.replace("\u00a0", " ").isprintable():
         raise SeedRejected(f"{key}: holds a control character", where=where)
     if "/" in name or "\\" in name or ".." in name:
         raise SeedRejected(f"{key}: {name!r} holds a slash or '..'", where=where, hint="it is a name, not a path")

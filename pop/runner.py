@@ -12,6 +12,7 @@ one of them is fatal.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from dataclasses import dataclass
@@ -243,11 +244,19 @@ class _Loop:
         """A structure that does not fit, or a fatal problem, ends the attempt; other problems are kept beside it."""
         if not best.problems:
             return
-        sentences = [str(problem) for problem in best.problems]
+        worst_first = sorted(best.problems, key=lambda problem: not problem.fatal)
+        sentences = [f"fatal: {problem}" if problem.fatal else str(problem) for problem in worst_first]
         (self._trail.folder / "problems.json").write_bytes(dump_json(sentences))
         if best.blocked:
+            self._keep_rejected(best)
             kind = "does not have the asked form" if best.structure else "is not good enough"
             raise AttemptFailed("invalid_output", f"the output {kind}: {sentences[0][:500]}", problems=sentences)
+
+    def _keep_rejected(self, best: Candidate) -> None:
+        """What did not count, for whoever wants to know why (an answer that could not be parsed stands in its stage)."""
+        if best.parsed:
+            with contextlib.suppress(TypeError, ValueError, RecursionError):
+                (self._trail.folder / "rejected.json").write_bytes(dump_json(best.output))
 
     def _finalize(self, output: Any) -> Any:
         with self._trail.during("finalize", quiet=not self._stages.has("finalize")):

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from pop.errors import ConfigError, ConfigErrors, UsageError, did_you_mean
 from pop.records import NAME_PATTERN
@@ -147,6 +147,13 @@ class SeedSettings(_Table):
     settle_s: float = Field(default=1.0, ge=0)
 
 
+def _existing_folder(text: str) -> str:
+    path = os.path.expanduser(text)
+    if "\0" in path or not os.path.isabs(path) or not os.path.isdir(path):
+        raise ValueError("name an existing folder by its absolute path, or from ~")
+    return path
+
+
 class WorkerSettings(_Table):
     """Defaults of one attempt.
 
@@ -161,7 +168,7 @@ class WorkerSettings(_Table):
     attempts: int = Field(default=2, ge=1)
     env: list[str] = Field(default_factory=list)
     confine: bool = True
-    write: list[str] = Field(default_factory=list)
+    write: list[Annotated[str, AfterValidator(_existing_folder)]] = Field(default_factory=list)
 
 
 class DaemonSettings(_Table):

@@ -144,9 +144,13 @@ class Disk:
 
         A short write (full disk) is taken back, so that the file still ends in a whole line.
         """
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(path, flags, 0o600)
         try:
-            before = os.fstat(fd).st_size
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode):
+                raise OSError(errno.EINVAL, "no regular file", str(path))
+            before = info.st_size
             try:
                 write_all(fd, line)
                 if durable:
@@ -205,7 +209,7 @@ def write_all(fd: int, data: bytes) -> None:
 def mend_tail(path: Path) -> bytes:
     """Cut what follows the last newline (a torn append) and return it; a missing file has no tail."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return b""
     try:

@@ -60,7 +60,8 @@ def _settings(root: Root) -> Iterator[Finding]:
         settings = load_settings(root)
     except PopError:
         return
-    yield Finding(True, "model", describe_default(settings, os.environ))
+    says = describe_default(settings, os.environ)
+    yield Finding("cannot be used" not in says, "model", says, "mend [models] in pop.toml")
     if landlock_version() and settings.worker.confine:
         yield Finding(True, "workers", "write only into their own folders and read no keys (Landlock)")
     else:

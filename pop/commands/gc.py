@@ -47,7 +47,8 @@ def seconds_of(text: str) -> float:
 def command(age: str, dry_run: bool, archive: bool, failed: bool, as_json: bool, root: str | None) -> None:
     """Remove finished runs that ended longer than AGE ago. The ledger keeps their lines."""
     chosen, least_s = chosen_root(root), seconds_of(age)
-    old = [run for run in _candidates(chosen, failed) if time.time() - _ended_at(run) > least_s]
+    found = [run for run in _candidates(chosen, failed) if time.time() - _ended_at(run) > least_s]
+    old = [run for run in found if _is_at_rest(run)]
     freed = sum(_size_bytes(run.path) for run in old)
     if not dry_run:
         with _alone(chosen):
@@ -79,6 +80,8 @@ def _alone(root: Root) -> Iterator[None]:
 
 
 def _is_at_rest(run: Run) -> bool:
+    if os.path.lexists(run.path / "orders" / "retry.json") or os.path.lexists(run.path / "orders" / "retry"):
+        return False
     try:
         return last_event(run.path) in (RUN_COMPLETE, RUN_FAILED, RUN_CANCELLED, None)
     except OSError:
