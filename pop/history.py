@@ -228,7 +228,7 @@ def status_of(history: RunHistory, *, now: str, expected: list[str], notes: list
     """
     tasks = {name: _task_status(instance, history.state) for name, instance in history.instances.items()}
     for name in expected:
-        tasks.setdefault(name, {"state": "pending"})
+        tasks.setdefault(name, {"state": "cancelled" if history.state == "cancelled" else "pending"})
     ended = sum(1 for task in tasks.values() if task["state"] in ("done", "skipped"))
     progress = 1.0 if history.state == "complete" else min(0.99, ended / len(tasks)) if tasks else 0.0
     return {

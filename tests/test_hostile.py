@@ -366,3 +366,93 @@ def test_commands_show_whatever_a_task_wrote(tmp_path: Path) -> None:
             done = subprocess.run(arguments, capture_output=True, timeout=30)
             assert b"Traceback" not in done.stderr and b"\x1b" not in done.stdout + done.stderr, command
         assert "\x1b" not in living.log()
+
+
+def test_orders_nobody_can_read_or_file_away_end_nothing(tmp_path: Path) -> None:
+    """A link that goes round, and a done/ that is a file: the next seed is served, the order is carried out once."""
+    tasks = {**FINE, "bad.py": "def infer(prompt, ctx):\n    raise ValueError('no')\n"}
+    with living_root(tmp_path / "root", pipeline={"name": "t", "tasks": ["bad"]}, tasks=tasks) as living:
+        (living.path / "pipelines").mkdir()
+        (living.path / "pipelines" / "fine.json").write_text(json.dumps(ONE))
+        living.up()
+        for name in ("a.json", "b.json"):
+            living.drop(name, {})
+        living.wait(lambda: sum(living.status(r)["state"] == "failed" for r in living.current()) == 2, "two failures")
+        looped, stuck = living.current()
+        (looped / "orders").symlink_to("orders")
+        (stuck / "orders").mkdir()
+        (stuck / "orders" / "done").write_text("no folder")
+        (stuck / "orders" / "retry.json").write_text("{}")
+        living.wait(lambda: not (stuck / "orders" / "retry.json").exists(), "the order")
+        living.wait(lambda: living.status(stuck)["state"] == "failed", "its second failure")
+        living.drop("c.json", {"data": {}, "pipeline": "fine"})
+        living.wait_complete(1)
+        time.sleep(1.5)
+        assert (stuck / "events.jsonl").read_text().count('"run.resumed"') == 1
+        assert living.daemons[0].poll() is None
+
+
+def test_a_cancel_of_a_run_at_rest_is_shown(tmp_path: Path) -> None:
+    """The status says what the journal says."""
+    from pop.orders import write_order
+    from pop.store import Disk
+
+    tasks = {"one.py": "def infer(prompt, ctx):\n    raise ValueError('no')\n"}
+    with living_root(
+        tmp_path / "root", pipeline={"name": "t", "tasks": ["one", "one2"]}, tasks={**tasks, "one2.py": FINE["one.py"]}
+    ) as living:
+        living.up()
+        living.drop("a.json", {})
+        living.wait_state("failed")
+        write_order(Disk(), living.current()[0], "cancel")
+        status = living.wait_state("cancelled")
+        assert status["tasks"]["one"]["state"] == "failed" and status["tasks"]["one2"]["state"] == "cancelled"
+
+
+def test_a_journal_that_is_a_pipe_blocks_nobody(tmp_path: Path) -> None:
+    """Its run is left; the others go on, and SIGTERM works."""
+    tasks = {"one.py": "import time\n\n\ndef infer(prompt, ctx):\n    time.sleep(ctx.seed['s'])\n    return 1\n"}
+    with living_root(tmp_path / "root", pipeline=ONE, tasks=tasks) as living:
+        daemon = living.up()
+        living.drop("a.json", {"s": 1.0})
+        run_dir = living.wait(living.current, "the run")[0]
+        living.wait(lambda: (run_dir / "tasks" / "one" / "letter.json").exists(), "its worker")
+        (run_dir / "events.jsonl").unlink()
+        os.mkfifo(run_dir / "events.jsonl")
+        living.drop("b.json", {"s": 1.5})
+        living.wait_complete(1)
+        assert living.stop(daemon) == 0
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="needs root, and setpriv to give it up")
+@pytest.mark.parametrize("folder", ["pipeline-complete", "pipeline-current", "pipeline-pending"])
+def test_a_folder_without_write_permission_is_waited_for_and_sigterm_works(tmp_path: Path, folder: str) -> None:
+    """Three runs end while their place is closed; opened again, all goes on; closed again, SIGTERM ends the daemon."""
+    import subprocess
+    import sys
+
+    tasks = {"one.py": "import time\n\n\ndef infer(prompt, ctx):\n    time.sleep(ctx.seed['s'])\n    return 1\n"}
+    with living_root(tmp_path / "root", pipeline=ONE, tasks=tasks) as living:
+        lowered = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--inh-caps", "-all"]
+        log = open(living.path / "daemon.log", "ab")
+        up = [*lowered, sys.executable, "-m", "pop", "--root", str(living.path), "up"]
+        daemon = subprocess.Popen(up, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        living.daemons.append(daemon)
+        for number in range(3):
+            living.drop(f"{number}.json", {"s": 0.6 + number / 4})
+        living.wait(lambda: len(living.current()) == 3, "three runs")
+        os.chmod(living.path / folder, 0o500)
+        time.sleep(2.5)
+        assert daemon.poll() is None
+        os.chmod(living.path / folder, 0o700)
+        living.wait_complete(3, patience_s=20)
+        living.drop("late.json", {"s": 0.5})
+        living.drop("later.json", {"s": 0.8})
+        living.wait(lambda: len(living.current()) == 2, "two more")
+        os.chmod(living.path / folder, 0o500)
+        time.sleep(2.0)
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(20) == 0
+        os.chmod(living.path / folder, 0o700)
+        living.up()
+        living.wait_complete(5, patience_s=20)
