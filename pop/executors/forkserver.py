@@ -38,7 +38,7 @@ from typing import Any
 import orjson
 
 from pop import worker
-from pop.confine import confine
+from pop.confine import enter, landlock_version, prepare
 from pop.executors import process
 from pop.models.request import Answer, ModelError, ModelRequest, request_hash
 from pop.records import FileRef, Letter
@@ -125,19 +125,21 @@ class ForkServer:
 
     def _fork(self, order: dict[str, Any]) -> None:
         server_pid = os.getpid()
+        ours: list[int] = []
         try:
-            read_end, write_end = os.pipe()
-        except OSError as error:
-            return self._could_not_start(order, error)
-        try:
+            ours += os.pipe()
+            if order["write"]:
+                ours.append(prepare(order["write"]))
             pid = os.fork()
         except OSError as error:
-            os.close(read_end)
-            os.close(write_end)
+            for fd in ours:
+                os.close(fd)
             return self._could_not_start(order, error)
+        read_end, write_end, *rulesets = ours
         if pid == 0:
-            _become_worker(order, server_pid, write_end)
-        os.close(write_end)
+            _become_worker(order, server_pid, write_end, rulesets)
+        for fd in (write_end, *rulesets):
+            os.close(fd)
         os.set_blocking(read_end, False)
         path = os.path.join(order["attempt_dir"], "stdout.txt")
         child = Child(order["id"], pid, read_end, path, int(order["output_mb"] * MB))
@@ -262,21 +264,21 @@ class ForkServer:
             time.sleep(0.005)
 
 
-def _become_worker(order: dict[str, Any], server_pid: int, output: int) -> None:
+def _become_worker(order: dict[str, Any], server_pid: int, output: int, rulesets: list[int]) -> None:
     """The child's side of the fork; never returns."""
     code = 70
     try:
         os.setsid()
         process.die_with_parent(server_pid)
         process.adopt_orphans()
+        for ruleset in rulesets:
+            enter(ruleset)
         _inherit_nothing(output)
         lock = _hold_step(order["step_dir"])
         if lock is None:
             os._exit(75)
         process.limit_memory(order["memory_mb"])
         os.environ["POP_ATTEMPT"] = order["id"]
-        if order["write"]:
-            confine(order["write"])
         code = worker.main(order["letter"], order["attempt_dir"])
         sys.stdout.flush()
         sys.stderr.flush()
@@ -381,6 +383,8 @@ def main() -> None:
     sys.dont_write_bytecode = True
     os.umask(0o077)
     open_streams()
+    if landlock_version():
+        os.close(prepare([tempfile.gettempdir()]))
     warm_up()
     gc.collect()
     gc.freeze()
