@@ -135,7 +135,11 @@ def says_what(text):
 
 
 def printed(text):
-    """A text for print: reST's roles, links, references and substitutions as plain words, its literals as `code`."""
+    """A text for print: reST's roles, links, references and substitutions as plain words, its literals as `code`.
+
+    What steers a terminal or turns the reading order around (escapes, bidi marks) is left out.
+    """
+    text = re.sub(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", "", text)
     pieces = _LITERAL.split(squeezed(text))
     for at in range(0, len(pieces), 2):
         for pattern, plain in _MARKS:

@@ -163,6 +163,16 @@ def test_marks_of_the_source_become_plain_for_print(helpers: Callable[[str], Any
     assert helpers("evidence").printed(source) == print_
 
 
+def test_what_steers_a_terminal_is_not_printed() -> None:
+    """Escape codes and marks that turn the reading order around; letters of every script stay."""
+    printed = helpers("evidence").printed
+    assert printed("\x1b]0;evil\x07Safe \u202eabc\u202c words.") == "]0;evilSafe abc words."
+    assert (
+        printed("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645")
+        == "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
+    )
+
+
 def test_a_section_below_a_rejected_one_stands_aside_too(helpers: Callable[[str], Any]) -> None:
     """In reST by the order of underlines, in Markdown by the number of marks; code is no heading."""
     rest = "Title\n=====\n\nAbstract\n--------\na\n\nRejected Ideas\n--------------\nb\n\nTwo\n~~~\nc\n\nEnd\n---\nd\n"
