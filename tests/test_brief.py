@@ -163,7 +163,7 @@ def test_marks_of_the_source_become_plain_for_print(helpers: Callable[[str], Any
     assert helpers("evidence").printed(source) == print_
 
 
-def test_what_steers_a_terminal_is_not_printed() -> None:
+def test_what_steers_a_terminal_is_not_printed(helpers: Callable[[str], Any]) -> None:
     """Escape codes and marks that turn the reading order around; letters of every script stay."""
     printed = helpers("evidence").printed
     assert printed("\x1b]0;evil\x07Safe \u202eabc\u202c words.") == "]0;evilSafe abc words."

@@ -139,9 +139,12 @@ def test_a_deaf_worker_is_ended_all_the_same(bench: Bench) -> None:
 
 
 def test_a_stalled_worker_is_ended_and_a_busy_one_is_not(bench: Bench) -> None:
-    """Progress is a sign of life."""
+    """Progress is a sign of life, whatever the clock says: it may jump."""
     stalled = bench.attempt("stalled", "import time; time.sleep(60)", stall_s=1.5)
-    busy_body = "import time\n    for n in range(30):\n        time.sleep(0.15); ctx.progress(n, 30)\n    return n"
+    busy_body = (
+        "import os, time\n    for n in range(30):\n        time.sleep(0.15); ctx.progress(n, 30); os.utime('trail.jsonl', (0, 0))\n"
+        "    return n"
+    )
     busy = bench.attempt("busy", busy_body, stall_s=1.5)
 
     async def both() -> list[Result]:
