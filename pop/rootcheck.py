@@ -19,7 +19,7 @@ from pop.expressions import Expression, ExpressionError
 from pop.models.catalogue import Catalogue
 from pop.pipeline import Each, Pipeline, read_pipeline
 from pop.places import Places, find_places
-from pop.queue import BROKEN_ZIP, Incomplete, ignore_lease_breaks, peek
+from pop.queue import BROKEN_ZIP, Incomplete, ignore_lease_breaks, parse_seed, peek
 from pop.records import NAME_PATTERN, BadJson, Seed, read_json
 from pop.settings import Root, SeedSettings, Settings, load_settings
 from pop.taskcheck import Use, check_folder, check_task, check_task_against_seed, model_of
@@ -167,6 +167,15 @@ class RootCheck:
         if "data" not in value:
             return [*_no_envelope(value, places), *self._against_tasks(found.seed, path)]
         return [*self._of_envelope(found.seed, places), *self._against_tasks(found.seed, path)]
+
+    def envelope_problems(self, path: Path) -> list[PopError]:
+        """Pipelines and models that a seed's envelope names and this root lacks; [] for what is no readable seed."""
+        try:
+            value, places = _content(path)
+            seed = parse_seed(path.read_bytes(), where=path)
+        except (SeedRejected, OSError):
+            return []
+        return list(self._of_envelope(seed, places)) if "data" in value else []
 
     def _of_envelope(self, seed: Seed, places: Places) -> Iterator[PopError]:
         names = self.root.pipeline_names()

@@ -456,3 +456,36 @@ def test_the_wheel_holds_the_starters(tmp_path: Path) -> None:
         path.relative_to(REPOSITORY) for path in (REPOSITORY / "pipeline-tasks").rglob("*.*") if path.suffix != ".pyc"
     }
     assert {f"brief/{path}" for path in tasks} <= names
+
+
+@pytest.mark.parametrize("command", ["run", "submit"])
+@pytest.mark.parametrize(
+    ("envelope", "told"),
+    [({"pipeline": "hallo"}, "unknown-pipeline"), ({"models": {"default": "larg"}}, "unknown-model")],
+)
+def test_what_an_envelope_names_must_be_there(hello: Path, command: str, envelope: dict[str, Any], told: str) -> None:
+    """Told with its place before the seed enters the queue."""
+    (hello / "s.json").write_text(json.dumps({"data": {"text": "x"}, **envelope}))
+    done = pop(command, hello / "s.json", root=hello)
+    assert done.returncode == 3 and told in done.stderr and "s.json:1:" in done.stderr
+    assert not [path for path in (hello / "pipeline-pending").iterdir() if path.name != "rejected"]
+
+
+def test_init_leaves_a_project_its_own(hello: Path) -> None:
+    """Only the folders are made again; nothing of a template is put beside the person's tasks."""
+    for path in [*(hello / "pipeline-tasks").iterdir(), *(hello / "examples").iterdir()]:
+        path.unlink()
+    shutil.rmtree(hello / "pipeline-pending")
+    assert pop("init", root=hello).returncode == 0
+    assert (hello / "pipeline-pending").is_dir() and not list((hello / "pipeline-tasks").iterdir())
+    assert pop("doctor", root=hello).stderr == ""
+
+
+def test_several_runs_at_once_come_one_after_the_other(make_living: Make) -> None:
+    """Each serves its own seed, and none is left in the queue."""
+    living = one_step(make_living, "def infer(prompt, ctx):\n    return 1\n")
+    for number in range(3):
+        (living.path / f"s{number}.json").write_text("{}")
+    runs = [start(living, "run", living.path / f"s{number}.json", "-q") for number in range(3)]
+    assert [run.wait(60) for run in runs] == [0, 0, 0]
+    assert len(living.ledger()) == 3

@@ -140,7 +140,8 @@ def _disk(root: Root) -> Iterator[Finding]:
     )
     for folder in (root.path, root.tasks, root.pending, root.current, root.complete):
         if not folder.is_dir():
-            yield Finding(False, "folders", f"{folder.name} is missing", "pop init")
+            says = f"{folder.name} is missing; pop run and pop up make it"
+            yield Finding(True, "folders", says)
         elif not os.access(folder, os.W_OK):
             yield Finding(False, "folders", f"{folder.name} is not writable", f"chmod u+w {folder}")
         elif folder in (root.path, root.tasks) and stat.S_IMODE(folder.stat().st_mode) & stat.S_IWOTH:

@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from pop.commands._shared import as_json, print_json, with_root
 from pop.errors import UsageError, did_you_mean
@@ -50,6 +51,15 @@ def command(folder: str | None, template: str, show_list: bool, as_json: bool, r
         raise UsageError(f"{str(target)!r} is a file", hint="name a folder; it is made where it is missing")
     for place in PLACES:
         (target / place).mkdir(parents=True, exist_ok=True)
+    if (target / "pipeline.json").exists() and click.get_current_context().get_parameter_source(
+        "template"
+    ) == ParameterSource.DEFAULT:
+        click.echo(
+            f"kept     {target / 'pipeline.json'}: it is a project already, so only its folders were made", err=True
+        )
+        if as_json:
+            print_json({"path": str(target.resolve()), "files": {}})
+        return
     done = {place: _place(path, target / place) for place, path in known[template].items()}
     if as_json:
         print_json({"path": str(target.resolve()), "files": done})

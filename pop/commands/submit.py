@@ -39,6 +39,8 @@ def submit(root: Root, asked: str) -> Path:
             shutil.copyfile(source, draft)
             return _appear(draft, root.pending, source.name)
         _copy_json(source, draft, asked, _limits(root))
+        if asked != "-":
+            _check_envelope(root, source)
         return _appear(draft, root.pending, f"{_stem(source)}.json")
 
 
@@ -60,6 +62,8 @@ def submit_alone(root: Root, asked: str, pipeline: str | None = None) -> Path:
         else:
             draft.mkdir()
             _copy_json(source, draft / "seed.json", asked, _limits(root))
+            if pipeline is None and asked != "-":
+                _check_envelope(root, source)
         if pipeline is not None:
             _address(draft / "seed.json", pipeline)
         _make_old(draft)
@@ -145,6 +149,18 @@ def _check_json(file: Path, where: str) -> None:
             ) from None
         error.hint = error.hint or (None if where.lower().endswith(".json") else WHAT_FITS)
         raise
+
+
+def _check_envelope(root: Root, source: Path) -> None:
+    """Which pipeline and models it asks for, against this folder's.
+
+    Raises:
+        PopError: The first that is not there, with its place.
+    """
+    from pop.rootcheck import RootCheck
+
+    for problem in RootCheck(root).envelope_problems(source):
+        raise problem
 
 
 def _check(source: Path, asked: str, limits: SeedSettings) -> None:
