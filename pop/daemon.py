@@ -236,6 +236,12 @@ class Daemon:
         except RootError:  # the root stays sick and the daemon is to end: the next start goes on from the disk
             if not self._stopping:
                 raise
+        except DiskFailed:
+            raise
+        except Exception as error:  # what lies there is taken up by the next start; the others go on
+            log.exception("work.broken")
+            if self.only is not None:
+                self._error = error
         finally:
             self._busy -= 1
             self._wake.set()

@@ -333,9 +333,12 @@ class Orchestrator:
         """End a run: journal it, end its workers, start nothing more. One that is over stays as it is."""
         if run.history.state in ("complete", "failed", "cancelled"):
             return
-        await self._journal(run, {"event": events.RUN_CANCELLED, "by": by, "reason": reason})
+        event = {"at": events.rfc3339(time.time()), "event": events.RUN_CANCELLED, "by": by, "reason": reason}
+        run.history.apply(event)  # at once: while the journal is written, the run must not come to another end
         for attempt in list(run.live.values()):
             self.executor.cancel(attempt.attempt_id, "cancelled")
+        await self.work.commit(Later(self.disk), run.run_dir / "events.jsonl", dump_json(event, pretty=False))
+        self.show(run)
         run.changed.set()
 
     def interrupt_all(self) -> None:
