@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pop import events
+from pop.durations import reuse_s
 from pop.history import Instance, RunHistory
 from pop.inputs import Inputs
-from pop.pipeline import Pipeline
+from pop.pipeline import Pipeline, Task
 from pop.plan import Expand, Move, Moves, Start, inputs_of, item_expressions
 from pop.queue import parse_seed
-from pop.records import FileRef, Letter, Limits
+from pop.records import BudgetLimit, FileRef, Letter, Limits
 from pop.settings import Root, Settings
 
 
@@ -40,20 +41,12 @@ class LetterWriter:
         self._lock = threading.Lock()
         self._lists: dict[str, list[Any]] = {}
 
-    def over_budget(self, history: RunHistory) -> str | None:
-        """Which budget of the seed the run has used up, as a sentence; None when it may go on."""
-        used = {
-            "run_usd": history.usage.cost_usd,
-            "run_tokens": history.usage.input_tokens + history.usage.output_tokens,
-        }
-        budget = self._envelope.budget or {}
-        if "run_usd" in budget and history.usage.unpriced_calls:
-            models = ", ".join(history.models)
-            return f"the seed has a budget in USD, and nobody knows what {models} costs: give its price in pop.toml"
-        for name, limit in budget.items():
-            if used[name] >= limit:
-                return f"the seed's budget {name} = {limit:g} is used up ({used[name]:g})"
-        return None
+    def _budgets(self, task: Task) -> list[BudgetLimit]:
+        """What the seed, the pipeline and the step allow; pop.toml's own are the gateway's to know."""
+        given = {"seed": self._envelope.budget or {}, "pipeline.json": self._pipeline.budget}
+        found = [(source, name, limit) for source, budget in given.items() for name, limit in budget.items()]
+        found += [(f"step {task.name!r}", name, limit) for name, limit in task.budget.items()]
+        return [BudgetLimit(name=name, limit=limit, source=source) for source, name, limit in found]
 
     def attempts_allowed(self, step: str) -> int:
         return self._pipeline.tasks[step].attempts or self._settings.worker.attempts
@@ -85,6 +78,9 @@ class LetterWriter:
             config=dict(task.with_),
             model=task.model,
             models={**self._pipeline.models, **(self._envelope.models or {})},
+            reuse_s=task.reuse_s if task.reuse_s is not None else reuse_s(self._envelope.reuse),
+            budgets=self._budgets(task),
+            pipeline=self._created.get("pipeline", ""),
             refinements=task.refinements,
             limits=limits,
             deadline_at=now + limits.timeout_s,

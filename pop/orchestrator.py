@@ -206,13 +206,6 @@ class Orchestrator:
         await self._journal(run, {"event": events.RUN_FAILED, "error": record.model_dump()})
 
     async def _launch(self, run: ActiveRun, start: Start) -> None:
-        over = run.letters.over_budget(run.history)
-        if over:
-            record = ErrorRecord(
-                error_class="budget", code="budget", message=over, hint="drop it again with a larger one"
-            )
-            await self._journal(run, {"event": events.RUN_FAILED, "error": record.model_dump()})
-            return
         try:
             letter = run.letters.write(run.history, start, gateway=self._gateway(), now=time.time())
         except (PopError, OSError) as error:

@@ -45,14 +45,15 @@ _EVERYWHERE = ("name", "needs", "when")
 KEYS: dict[_Kind, tuple[str, ...]] = {
     "task": (
         *_EVERYWHERE, "task", "with", "model", "timeout", "stall", "attempts", "refinements", "memory_mb", "output_mb",
+        "reuse", "budget",
     ),
     "parallel": (*_EVERYWHERE, "parallel"),
     "each": (*_EVERYWHERE, "each", "do"),
     "do": (*_EVERYWHERE, "do"),
 }  # fmt: skip
-TOP_KEYS = ("$schema", "name", "description", "tasks", "models", "concurrency")
+TOP_KEYS = ("$schema", "name", "description", "tasks", "models", "concurrency", "budget")
 _LATER_BLOCKS = ("repeat", "approve")
-_LATER = frozenset({*_LATER_BLOCKS, "until", "at_most", "otherwise", "show", "on_timeout", "recover", "budget"})
+_LATER = frozenset({*_LATER_BLOCKS, "until", "at_most", "otherwise", "show", "on_timeout", "recover"})
 
 
 def load_pipeline(
@@ -142,6 +143,7 @@ class _Reader:
             root=root,
             models=models,
             concurrency=self._checked(document, "concurrency", values.whole(1, 1_000_000), ()),
+            budget=self._checked(document, "budget", values.budget("step", "run", "pipeline"), ()) or {},
         )
         self._check_wiring(pipeline)
         return pipeline
@@ -247,7 +249,7 @@ class _Reader:
         options = {
             values.FIELDS.get(key, key): self._checked(step, key, values.CHECKS[key], path) for key in values.CHECKS
         }
-        options["with_"] = options["with_"] or {}
+        options["with_"], options["budget"] = options["with_"] or {}, options["budget"] or {}
         self._check_model(options["model"], (*path, "model"), self.renamed)
         order = self._order(step, path, in_each)
         if name is None:

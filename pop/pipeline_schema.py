@@ -13,6 +13,14 @@ _DURATION = {
         {"type": "string", "pattern": r"^\s*\d+(\.\d+)?(ms|s|m|h|d)\s*$"},
     ]
 }
+
+
+def _budget(*scopes: str) -> dict[str, Any]:
+    names = [f"{scope}_{unit}" for scope in scopes for unit in ("usd", "tokens", "calls")]
+    amounts = {name: {"type": "number", "minimum": 0} for name in names}
+    return {"type": "object", "properties": amounts, "additionalProperties": False, "minProperties": 1}
+
+
 _STEPS = {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/step"}}
 _STEP = {"$ref": "#/$defs/step"}
 
@@ -40,6 +48,11 @@ _OPTIONS: dict[str, Any] = {
     "refinements": {"type": "integer", "minimum": 0, "maximum": 100},
     "memory_mb": {"type": "integer", "minimum": 64, "maximum": 10_000_000},
     "output_mb": {"type": "number", "exclusiveMinimum": 0},
+    "reuse": {
+        "anyOf": [{"type": "boolean"}, _DURATION],
+        "description": "Answers of earlier steps and runs to the same question count; a duration is their greatest age",
+    },
+    "budget": _described(_budget("step"), "What the model calls of this step may use up"),
 }
 
 
@@ -67,6 +80,7 @@ def pipeline_schema() -> dict[str, Any]:
             "description": {"type": "string"},
             "tasks": _STEPS,
             "models": {"type": "object", "additionalProperties": {"type": "string", "minLength": 1}},
+            "budget": _described(_budget("step", "run", "pipeline"), "What model calls may use up"),
             "concurrency": {"type": "integer", "minimum": 1, "description": "Attempts of one run at work at once"},
         },
         "required": ["tasks"],

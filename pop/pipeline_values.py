@@ -10,27 +10,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pop.durations import reuse_s, seconds
 from pop.records import NAME_PATTERN
-
-MAX_DURATION_S = 30 * 86400.0
-
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def seconds(value: Any) -> float:
-    """A duration in seconds: a number of seconds, or a text such as ``"90s"``, ``"5m"``, ``"1.5h"``, ``"250ms"``.
-
-    Raises:
-        ValueError: It is none, is not above zero, or is longer than 30 days.
-    """
-    if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
-        value = float(match[1]) * _UNIT_S[match[2]]
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError('must be a duration such as "90s", "5m" or a number of seconds')
-    if not 0 < value <= MAX_DURATION_S:
-        raise ValueError("must be above zero and at most 30 days")
-    return float(value)
 
 
 def text(value: Any) -> str:
@@ -88,6 +69,23 @@ def above_zero(value: Any) -> float:
     return float(value)
 
 
+def budget(*scopes: str) -> Callable[[Any], dict[str, float]]:
+    """A check for budgets of these scopes, e.g. ``{"run_usd": 2.0}``."""
+    known = [f"{scope}_{unit}" for scope in scopes for unit in ("usd", "tokens", "calls")]
+
+    def check(value: Any) -> dict[str, float]:
+        if not isinstance(value, dict) or not value:
+            raise TypeError(f'must be an object of budgets, e.g. {{"{known[0]}": 0.5}}')
+        for name, amount in value.items():
+            if name not in known:
+                raise ValueError(f"knows no {name!r}; it may hold {', '.join(known)}")
+            if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not 0 <= amount < math.inf:
+                raise ValueError(f"{name!r} must be a number, not below zero")
+        return {name: float(amount) for name, amount in value.items()}
+
+    return check
+
+
 CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "with": json_object,
     "model": text,
@@ -97,5 +95,7 @@ CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "refinements": whole(0, 100),
     "memory_mb": whole(64, 10_000_000),
     "output_mb": above_zero,
+    "reuse": reuse_s,
+    "budget": budget("step"),
 }
-FIELDS = {"with": "with_", "timeout": "timeout_s", "stall": "stall_s"}
+FIELDS = {"with": "with_", "timeout": "timeout_s", "stall": "stall_s", "reuse": "reuse_s"}

@@ -37,6 +37,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from pop.durations import reuse_s
 from pop.errors import PopError, SeedRejected, did_you_mean
 from pop.events import unix_s
 from pop.records import NAME_PATTERN, BadJson, Seed, read_json
@@ -46,7 +47,7 @@ from pop.store import NotAFile, open_regular
 HEAP_LIMIT = 200_000
 FOLDER_WITHOUT_SEED_S = 10.0
 MB = 2**20
-BUDGETS = ("run_usd", "run_tokens")
+BUDGETS = tuple(f"{scope}_{unit}" for scope in ("step", "run") for unit in ("usd", "tokens", "calls"))
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,10 @@ def _check_envelope(seed: Seed, where: object) -> None:
     if unknown:
         hint = did_you_mean(unknown[0], BUDGETS)
         raise SeedRejected(f"budget: no budget is called {unknown[0][:80]!r}", where=where, hint=hint)
+    try:
+        reuse_s(seed.reuse)
+    except ValueError as error:
+        raise SeedRejected(f"reuse: {error}", where=where) from None
     if seed.not_before is not None:
         try:
             unix_s(seed.not_before)

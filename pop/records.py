@@ -165,7 +165,11 @@ class Record(BaseModel):
 
 
 class Usage(Record):
-    """What model calls cost. `cost_usd` leaves out the calls whose price nobody knows, `unpriced_calls`."""
+    """What model calls cost. `calls` are the requests a provider counts, the failed ones it billed included.
+
+    `cached_calls` were answered from the store. `cost_usd` leaves out the calls whose price nobody knows,
+    `unpriced_calls`; `estimated_calls` are those of which the provider did not say what it counted.
+    """
 
     calls: int = 0
     cached_calls: int = 0
@@ -173,6 +177,7 @@ class Usage(Record):
     output_tokens: int = 0
     cost_usd: float = 0.0
     unpriced_calls: int = 0
+    estimated_calls: int = 0
 
     def plus(self, other: Usage) -> Usage:
         """The sum, field by field."""
@@ -183,6 +188,7 @@ class Usage(Record):
             output_tokens=self.output_tokens + other.output_tokens,
             cost_usd=round(self.cost_usd + other.cost_usd, 9),
             unpriced_calls=self.unpriced_calls + other.unpriced_calls,
+            estimated_calls=self.estimated_calls + other.estimated_calls,
         )
 
 
@@ -215,6 +221,16 @@ class Seed(Record):
     id: str | None = None
     budget: dict[str, Annotated[float, Field(ge=0)]] | None = None
     models: dict[str, str] | None = None
+    reuse: bool | str | None = None
+
+
+class BudgetLimit(Record):
+    """One budget that holds for a call: e.g. ``run_usd``, and who set it (``seed``, ``pipeline.json``, ``pop.toml``)."""
+
+    name: str
+    limit: float
+    source: str
+    soft: bool = False
 
 
 class FileRef(Record):
@@ -268,7 +284,10 @@ class Letter(Record):
     lap: int | None = None
     config: dict[str, Any] = Field(default_factory=dict)
     model: str | None = None
-    models: dict[str, str] = Field(default_factory=dict)
+    models: dict[str, str] = Field(default_factory=dict)  # "*" stands for every name
+    reuse_s: float | None = None
+    budgets: list[BudgetLimit] = Field(default_factory=list)
+    pipeline: str = ""
     refinements: int | None = None
     limits: Limits = Field(default_factory=Limits)
     deadline_at: float
@@ -296,7 +315,12 @@ class TrailLine(Record):
 
 
 class CallRecord(Record):
-    """One line of calls.jsonl: a model call as the worker saw it. `key` names the stored answer."""
+    """One line of calls.jsonl: a model call as the worker saw it, with its answer, so that it can be replayed.
+
+    `key` names the stored answer, `request_sha256` what was asked, `prompt_sha256` the same without the model's name,
+    and `asked` the model's name as the task said it. `tries` brought no answer; one that failed for good has an
+    `error_class` and no text.
+    """
 
     at: str
     stage: str | None
@@ -307,10 +331,21 @@ class CallRecord(Record):
     input_tokens: int
     output_tokens: int
     cached_input_tokens: int = 0
+    reasoning_tokens: int = 0
+    estimated: bool = False
     cost_usd: float | None
+    prices: str | None = None
     ms: float
     cached: bool
     finish_reason: str
+    asked: str = ""
+    request_sha256: str = ""
+    prompt_sha256: str = ""
+    form: str | None = None
+    text: str | None = None
+    error_class: str | None = None
+    tries: list[dict[str, Any]] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)
     note: str | None = None
     evidence: list[dict[str, Any]] | None = None  # of the embedded engine: pointer, quote, document, line
 

@@ -12,15 +12,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, WithJsonSchema
 
+from pop.durations import reuse_s
 from pop.errors import ConfigError, ConfigErrors, UsageError, did_you_mean
 from pop.records import NAME_PATTERN
 from pop.tomlplaces import TomlPlaces, find_toml_places
 
-_LATER = frozenset({"requests_per_minute", "tokens_per_minute", "ladder", "budget", "recover"})
+_LATER = frozenset({"recover"})
 
 
 @dataclass(frozen=True)
@@ -104,32 +105,105 @@ class _Table(BaseModel):
 
 
 class Price(_Table):
-    """USD per million tokens."""
+    """USD per million tokens. `reasoning` tokens are priced as output where nothing else is said; `batch` is the
+    share of the price that the provider's batch tariff takes, e.g. 0.5, where the calls go through it."""
 
     input: float = Field(ge=0)
     output: float = Field(ge=0)
     cached_input: float | None = Field(default=None, ge=0)
+    reasoning: float | None = Field(default=None, ge=0)
+    batch: float | None = Field(default=None, gt=0, le=1)
+
+
+Api = Literal["chat", "responses"]
+PerMinute = Annotated[float, Field(gt=0)]
+
+
+class ProviderSettings(_Table):
+    """One entry of ``[providers.<name>]``: what several models of one server share.
+
+    `kind` is what speaks to it; the limits hold for all its models together.
+    """
+
+    kind: str = "openai"
+    base_url: str | None = None
+    api_key_env: str | None = None
+    headers: dict[str, str] = Field(default_factory=dict)
+    api: Api | None = None
+    concurrency: int | None = Field(default=None, ge=1)
+    requests_per_minute: PerMinute | None = None
+    tokens_per_minute: PerMinute | None = None
+
+
+FORMS = ("strict", "schema", "object+schema", "object", "prompt")
+
+
+def _form(value: Any) -> str | None:
+    """How a schema is asked for; true and false are ``strict`` and ``prompt``."""
+    found = {True: "strict", False: "prompt"}[value] if isinstance(value, bool) else value
+    if found is not None and found not in FORMS:
+        raise ValueError(f"must be one of {', '.join(FORMS)}, or true or false")
+    return found
+
+
+def _reuse(value: Any) -> float | None:
+    return reuse_s(value)
 
 
 class ModelSettings(_Table):
     """One entry of ``[models.<name>]``.
 
-    `timeout_s` bounds one call with all its tries; `tries` counts the tries inside the gateway.
+    `timeout_s` bounds one call with all its tries; `tries` counts the tries inside the gateway. `structured` says how
+    a schema is asked for (None: it is found out, and remembered). `reuse` is true, or the greatest age as a text
+    (``7d``); as a number, seconds.
     """
 
     provider: str | None = None
     model: str | None = None
     first: list[str] | None = None
+    ladder: list[str] | None = None
     base_url: str | None = None
     api_key_env: str | None = None
     headers: dict[str, str] = Field(default_factory=dict)
+    api: Api | None = None
+    command: list[str] | None = Field(default=None, min_length=1)
     concurrency: int = Field(default=64, ge=1)
+    requests_per_minute: PerMinute | None = None
+    tokens_per_minute: PerMinute | None = None
     price: Price | None = None
     temperature: float | None = None
     max_output_tokens: int | None = Field(default=None, ge=1)
+    options: dict[str, Any] = Field(default_factory=dict)  # further parameters, sent as they are
     timeout_s: float = Field(default=120.0, gt=0)
     tries: int = Field(default=4, ge=1)
-    structured: bool = True  # the server understands response_format json_schema
+    structured: Annotated[Any, AfterValidator(_form), WithJsonSchema({"enum": [True, False, *FORMS]})] = None
+    reuse: Annotated[Any, AfterValidator(_reuse), WithJsonSchema({"type": ["boolean", "string"]})] = None
+
+
+Amount = Annotated[float, Field(ge=0)]
+
+
+class BudgetTable(_Table):
+    """How much may be spent: USD, tokens (input and output) and calls; per step, run, pipeline and day, and day (UTC)."""
+
+    step_usd: Amount | None = None
+    step_tokens: Amount | None = None
+    step_calls: Amount | None = None
+    run_usd: Amount | None = None
+    run_tokens: Amount | None = None
+    run_calls: Amount | None = None
+    pipeline_usd: Amount | None = None
+    pipeline_tokens: Amount | None = None
+    pipeline_calls: Amount | None = None
+    day_usd: Amount | None = None
+    day_tokens: Amount | None = None
+    day_calls: Amount | None = None
+
+
+class BudgetSettings(BudgetTable):
+    """``[budget]``: nothing goes beyond these; ``[budget.warn]``: beyond these a warning is given, and work goes on."""
+
+    warn: BudgetTable = Field(default_factory=BudgetTable)
 
 
 class Concurrency(_Table):
@@ -180,6 +254,12 @@ class DaemonSettings(_Table):
     inotify: bool = True
 
 
+class GatewaySettings(_Table):
+    """`keys_file` holds ``NAME=value`` lines that only the gateway reads, beside its environment."""
+
+    keys_file: str | None = None
+
+
 def _auto() -> dict[str, ModelSettings | str]:
     return {"default": "auto"}
 
@@ -188,6 +268,9 @@ class Settings(_Table):
     """pop.toml as a whole."""
 
     models: dict[str, ModelSettings | str] = Field(default_factory=_auto)
+    providers: dict[str, ProviderSettings] = Field(default_factory=dict)
+    budget: BudgetSettings = Field(default_factory=BudgetSettings)
+    gateway: GatewaySettings = Field(default_factory=GatewaySettings)
     concurrency: Concurrency = Field(default_factory=Concurrency)
     seeds: SeedSettings = Field(default_factory=SeedSettings)
     worker: WorkerSettings = Field(default_factory=WorkerSettings)
@@ -266,8 +349,8 @@ def _is_meant(entry: Any) -> bool:
 def _known_keys(path: list[str]) -> list[str]:
     model: type[BaseModel] = Settings
     for part in path:
-        if model is Settings and part == "models":
-            model = ModelSettings
+        if model is Settings and part in ("models", "providers"):
+            model = ModelSettings if part == "models" else ProviderSettings
         elif part == "price":
             model = Price
         elif part in model.model_fields:

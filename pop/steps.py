@@ -44,6 +44,8 @@ class Task:
     refinements: int | None = None
     memory_mb: int | None = None
     output_mb: float | None = None
+    reuse_s: float | None = None
+    budget: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def inner(self) -> tuple[Block, ...]:
@@ -109,6 +111,7 @@ class Pipeline:
     root: Sequence
     models: Mapping[str, str] = field(default_factory=dict)
     concurrency: int | None = None
+    budget: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def blocks(self) -> dict[str, Block]:

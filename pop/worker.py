@@ -13,6 +13,7 @@ from pathlib import Path
 from pop.errors import AttemptFailed, PopError, safe
 from pop.executors import process
 from pop.models.client import GatewayClient
+from pop.models.request import Origin
 from pop.records import ErrorRecord, Letter, dump_json
 from pop.runner import run_attempt
 
@@ -45,7 +46,16 @@ def main(letter_path: str, attempt_dir: str) -> int:
 def _gateway(letter: Letter) -> GatewayClient | None:
     if letter.gateway is None:
         return None
-    return GatewayClient(letter.gateway, letter.run_id, letter.instance, letter.generation, letter.attempt)
+    origin = Origin(
+        run_id=letter.run_id,
+        instance=letter.instance,
+        generation=letter.generation,
+        attempt=letter.attempt,
+        step=letter.step,
+        pipeline=letter.pipeline,
+        budgets=letter.budgets,
+    )
+    return GatewayClient(letter.gateway, origin)
 
 
 def _expected(error: AttemptFailed) -> ErrorRecord:

@@ -15,7 +15,7 @@ import pytest
 
 from pop.errors import AttemptFailed
 from pop.models.client import GatewayClient
-from pop.models.request import Answer, Message, ModelError, ModelRequest
+from pop.models.request import Answer, Message, ModelError, ModelRequest, Origin
 
 Served = Callable[[list[dict[str, Any]]], list[bytes] | None]
 
@@ -57,7 +57,7 @@ def gateway(path: Path, count: int, serve: Served, late_s: float = 0.0) -> Itera
 
 
 def client(path: Path) -> GatewayClient:
-    return GatewayClient(str(path), "run", "step.0", 2, 3)
+    return GatewayClient(str(path), Origin(run_id="run", instance="step.0", generation=2, attempt=3))
 
 
 def test_answers_come_back_in_the_order_of_the_questions(tmp_path: Path) -> None:

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from pop import admission
 from pop.history import Instance, RunHistory, read_history
 from pop.letters import LetterWriter
@@ -166,13 +164,3 @@ def test_a_second_attempt_after_a_timeout_has_twice_the_time(make_living: Make) 
     living.drop("a.json", {})
     (row,) = living.wait_complete(1)
     assert (row["attempts"], living.output(row, "slow")) == (2, 2.0)
-
-
-@pytest.mark.parametrize("budget", ["run_usd", "run_tokens"])
-def test_a_budget_is_over_when_it_is_reached(tmp_path: Path, budget: str) -> None:
-    """The sentence names it and what was used."""
-    desk = Desk(tmp_path, {"tasks": ["a"]}, {"data": {}, "budget": {budget: 10}})
-    desk.history.usage.cost_usd, desk.history.usage.input_tokens = 9.5, 9
-    assert desk.writer.over_budget(desk.history) is None
-    desk.history.usage.cost_usd, desk.history.usage.output_tokens = 10.0, 1
-    assert f"{budget} = 10" in (desk.writer.over_budget(desk.history) or "")

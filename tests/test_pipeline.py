@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from pop.durations import seconds
 from pop.errors import ERROR_CLASSES, ConfigErrors
 from pop.expressions import FILTER_NAMES, TEXT_METHODS
 from pop.pipeline import (
@@ -29,7 +30,6 @@ from pop.pipeline import (
     pipeline_schema,
     read_pipeline,
 )
-from pop.pipeline_values import seconds
 
 SCHEMA = Draft202012Validator(pipeline_schema())
 

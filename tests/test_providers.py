@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 
 from pop.models.catalogue import ModelEntry
-from pop.models.providers import PROVIDERS, Provider, open_provider
-from pop.models.request import Answer, Message, ModelError, ModelRequest
+from pop.models.providers import Provider, Setup, open_provider
+from pop.models.request import Answer, Message, ModelError, ModelRequest, Origin
 from pop.parsing import schema_problems
 from tests.fake_openai import FakeOpenAI, Fault
 
+PROVIDERS = ("openai", "builtin")
+ORIGIN = Origin(run_id="r", instance="ask", generation=1, attempt=1)
 KEY = "sk-contract-0123456789"
 TEXT = "Summarise.\n\nRivers carry water to the sea. The sea is salt. Many rivers meet it. They are sweet."
 SCHEMA = {
@@ -34,7 +36,7 @@ class Desk:
 
     def __init__(self, name: str, fake: FakeOpenAI | None) -> None:
         self.name, self.fake = name, fake
-        self.provider: Provider = open_provider(name, {"A_KEY": KEY})
+        self.provider: Provider = open_provider(name, Setup({"A_KEY": KEY}, Path("/nonexistent")))
         base_url = fake.base_url if fake else None
         self.entry = ModelEntry("mine", name, "model-1", base_url=base_url, key_env="A_KEY" if fake else None)
 
@@ -45,7 +47,9 @@ class Desk:
 
     def ask(self, text: str = TEXT, schema: dict[str, Any] | None = None, entry: ModelEntry | None = None) -> Answer:
         request = ModelRequest(model="mine", messages=[Message(role="user", content=text)], schema=schema)
-        return asyncio.run(self.provider.answer(request, entry or self.entry))
+        return asyncio.run(
+            self.provider.answer(request, entry or self.entry, ORIGIN, "schema" if request.schema_ else None)
+        )
 
     def will_refuse(self) -> None:
         if self.fake:
@@ -115,7 +119,7 @@ def test_many_may_ask_at_once(desk: Desk) -> None:
             ModelRequest(model="mine", messages=[Message(role="user", content=f"{TEXT} Number {n} is here.")])
             for n in range(12)
         ]
-        return await asyncio.gather(*(desk.provider.answer(request, desk.entry) for request in requests))
+        return await asyncio.gather(*(desk.provider.answer(request, desk.entry, ORIGIN, None) for request in requests))
 
     assert len(asyncio.run(work())) == 12
 

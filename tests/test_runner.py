@@ -29,7 +29,7 @@ class Script:
     def ask(self, request: ModelRequest) -> Answer:
         self.requests.append(request)
         text, finish = entry if isinstance(entry := self.answers.pop(0), tuple) else (entry, "stop")
-        return Answer(text=text, model="m", provider="p", provider_model="pm", finish_reason=finish, key="k")  # type: ignore[arg-type]
+        return Answer(text=text, model="m", provider="p", provider_model="pm", finish_reason=finish, key="k")
 
     def ask_many(self, requests: Sequence[ModelRequest]) -> list[Answer | ModelError]:
         return [self.ask(request) for request in requests]
@@ -421,6 +421,6 @@ def test_the_evidence_of_an_answer_is_kept_with_its_call(run: Run, tmp_path: Pat
             return [self.ask(request) for request in requests]
 
     text = "The committee met in the old town hall on Monday. It decided to build a new bridge over the river."
-    run({"t.md": "Condense.\n\n<document id='d'>\n{{ seed.text }}\n</document>"}, Engine(), seed={"text": text})  # type: ignore[arg-type]
+    run({"t.md": "Condense.\n\n<document id='d'>\n{{ seed.text }}\n</document>"}, Engine(), seed={"text": text})
     row = json.loads((tmp_path / "attempt" / "calls.jsonl").read_bytes().splitlines()[0])
     assert row["evidence"][0]["quote"] in text and row["evidence"][0]["document"] == "d"

@@ -1,4 +1,4 @@
-"""The models of a root by name: entries of pop.toml, aliases, fallback lists, ``provider/model`` names, and ``auto``.
+"""The models of a root by name: entries of pop.toml, aliases, fallback lists, ladders, ``provider/model`` names, ``auto``.
 
 ``auto`` is the OpenAI-compatible server of the environment when OPENAI_API_KEY is set, else the embedded engine; which
 of them it is, is said wherever results are shown. A provider that fails is never replaced by the embedded engine.
@@ -6,20 +6,34 @@ of them it is, is said wherever results are shown. A provider that fails is neve
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
 
 from pop.errors import ConfigError, did_you_mean
-from pop.models.providers import PROVIDERS
-from pop.settings import ModelSettings, Price, Settings
+from pop.models.providers import KINDS, kinds
+from pop.settings import ModelSettings, Price, ProviderSettings, Settings
 
 OPENAI_MODEL = "gpt-5-mini"
 EMBEDDED_NOTE = "extractive, not a language model"
+LISTS = ("first", "ladder")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all models of one endpoint share: its limits, of which None is none."""
+
+    name: str
+    concurrency: int | None = None
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One model that can be asked. `key_env` names the environment variable with the key."""
+    """One model that can be asked. `provider` is its kind; `key_env` names the variable with the key."""
 
     name: str
     provider: str
@@ -27,13 +41,41 @@ class ModelEntry:
     base_url: str | None = None
     key_env: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    api: str = "chat"
+    command: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
     concurrency: int = 64
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    shared: Shared = Shared("")
     price: Price | None = None
     temperature: float | None = None
     max_output_tokens: int | None = None
     timeout_s: float = 120.0
     tries: int = 4
-    structured: bool = True
+    structured: str | None = None
+    reuse_s: float | None = None
+
+    @property
+    def identity(self) -> str:
+        """What answers: the same identity under two names is the same model."""
+        return "\0".join((self.provider, self.base_url or "", self.model, *self.command))
+
+
+@dataclass(frozen=True)
+class Route:
+    """What a name stands for: rungs of a ladder, each a list of models of which the next is asked when one fails."""
+
+    rungs: tuple[tuple[ModelEntry, ...], ...]
+
+    def rung(self, number: int) -> tuple[ModelEntry, ...]:
+        """The models for the `number`-th round, from 0; after the last rung, the last."""
+        return self.rungs[min(max(number, 0), len(self.rungs) - 1)]
+
+    @property
+    def entries(self) -> list[ModelEntry]:
+        """All models, in the order in which they may be asked."""
+        return [entry for rung in self.rungs for entry in rung]
 
 
 class UnknownModel(ConfigError):
@@ -57,8 +99,7 @@ class Catalogue:
 
     def __contains__(self, name: object) -> bool:
         """Whether a step may ask for it, ``provider/model`` included."""
-        provider, slash, _ = str(name).partition("/")
-        return name in self.names or bool(slash and provider in PROVIDERS)
+        return name in self.names or self._direct(str(name)) is not None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -66,74 +107,165 @@ class Catalogue:
     def __len__(self) -> int:
         return len(self.names)
 
-    def resolve(self, name: str) -> list[ModelEntry]:
-        """The models behind a name, in the order in which they are to be tried.
+    def meaning(self, name: str) -> str:
+        """What the entry says, shortly: ``first: large, local``; ``alias of large``; else the model itself."""
+        entry = self._models.get(name)
+        if isinstance(entry, str):
+            return f"alias of {entry}"
+        if isinstance(entry, ModelSettings):
+            for kind in LISTS:
+                if getattr(entry, kind):
+                    return f"{kind}: {', '.join(getattr(entry, kind))}"
+        return ""
+
+    def route(self, name: str) -> Route:
+        """What a name stands for.
 
         Raises:
             UnknownModel: No entry has this name.
             ConfigError: The entry is wrong, or names go round in a circle.
         """
-        return self._resolve(name, ())
+        return Route(self._rungs(name, ()))
 
-    def _resolve(self, name: str, seen: tuple[str, ...]) -> list[ModelEntry]:
-        where = self._settings.place("models", *seen[-1:], *(["first"] if self._is_list(seen) else []))
+    def resolve(self, name: str) -> list[ModelEntry]:
+        """All models behind a name, in order; raises as `route`."""
+        return self.route(name).entries
+
+    def _rungs(self, name: str, seen: tuple[str, ...]) -> tuple[tuple[ModelEntry, ...], ...]:
+        where = self._settings.place("models", *seen[-1:], *self._list_of(seen))
         if name in seen:
             raise ConfigError(f"models go round in a circle: {' -> '.join([*seen, name])}", where=where)
         entry = self._models.get(name)
         if isinstance(entry, str):
-            return self._resolve(entry, (*seen, name))
+            return self._rungs(entry, (*seen, name))
+        if isinstance(entry, ModelSettings) and (entry.ladder is not None or entry.first is not None):
+            return self._of_list(name, entry, (*seen, name))
         if isinstance(entry, ModelSettings):
-            if entry.first:
-                found = [one for other in entry.first for one in self._resolve(other, (*seen, name))]
-                if any(one.provider == "builtin" for one in found[1:]):
-                    message = "the embedded engine stands in for no other model: it would answer where that one fails"
-                    hint = "leave it out of `first`; choose it openly, by its own name"
-                    raise ConfigError(message, where=f"pop.toml  models.{name}.first", hint=hint)
-                return found
-            return [self._entry(name, entry)]
+            return ((self._entry(name, entry),),)
         if name == "auto":
-            return [self._auto()]
+            return ((self._auto(),),)
         if name == "builtin":
-            return [ModelEntry("builtin", "builtin", "extractive-1")]
-        provider, slash, model = name.partition("/")
-        if slash and provider in PROVIDERS:
-            return [self._entry(name, ModelSettings(provider=provider, model=model))]
+            return ((ModelEntry("builtin", "builtin", "extractive-1"),),)
+        direct = self._direct(name)
+        if direct is not None:
+            return ((self._entry(name, ModelSettings(provider=direct[0], model=direct[1])),),)
         raise UnknownModel(f"no model {name!r}", where=where, hint=did_you_mean(name, self.names))
 
-    def _is_list(self, seen: tuple[str, ...]) -> bool:
+    def _of_list(self, name: str, entry: ModelSettings, seen: tuple[str, ...]) -> tuple[tuple[ModelEntry, ...], ...]:
+        kind = "ladder" if entry.ladder is not None else "first"
+        where = self._settings.place("models", name, kind)
+        names = entry.ladder if entry.ladder is not None else entry.first
+        given = [key for key in entry.model_fields_set if key != kind]
+        if given:
+            message = f"`{kind}` names other models, so `{given[0]}` would mean nothing here"
+            raise ConfigError(message, where=self._settings.place("models", name, given[0]), hint="set it there")
+        if not names:
+            raise ConfigError(f"`{kind}` is empty", where=where, hint="name at least one model")
+        found = [self._rungs(other, seen) for other in names]
+        if kind == "ladder":
+            return tuple(rung for rungs in found for rung in rungs)
+        if any(len(rungs) > 1 for rungs in found):
+            hint = "a ladder may hold fallback lists, not the other way round"
+            raise ConfigError("`first` names a ladder", where=where, hint=hint)
+        flat = [one for rungs in found for one in rungs[0]]
+        if any(kinds()[one.provider].local for one in flat[1:]):
+            message = "the embedded engine stands in for no other model: it would answer where that one fails"
+            raise ConfigError(message, where=where, hint="leave it out of `first`; choose it openly, by its own name")
+        return (tuple(flat),)
+
+    def _list_of(self, seen: tuple[str, ...]) -> list[str]:
         asking = self._models.get(seen[-1]) if seen else None
-        return isinstance(asking, ModelSettings)
+        return [kind for kind in LISTS if getattr(asking, kind, None)]
+
+    def _direct(self, name: str) -> tuple[str, str] | None:
+        """Provider and model of a name like ``openai/gpt-5`` or ``openai:gpt-5``."""
+        match = re.match(r"([^/:]+)[/:](.+)", name)
+        if match is None:
+            return None
+        provider = match[1]
+        known = provider in self._settings.providers or provider in KINDS or provider in kinds()
+        return (provider, match[2]) if known and provider not in ("builtin", "command") else None
 
     def _entry(self, name: str, settings: ModelSettings) -> ModelEntry:
-        where = self._settings.place("models", name)
+        def place(*key: str) -> str:
+            return self._settings.place("models", name, *key)
+
         if settings.provider is None:
-            raise ConfigError("needs `provider`, or `first`", where=where, hint=f"one of: {', '.join(PROVIDERS)}")
-        if settings.provider not in PROVIDERS:
-            hint = did_you_mean(settings.provider, PROVIDERS)
-            where = self._settings.place("models", name, "provider")
-            raise ConfigError(f"no provider {settings.provider!r}", where=where, hint=hint)
-        if settings.provider != "builtin" and not settings.model:
-            raise ConfigError("needs `model`: what the server calls it", where=where)
-        base_url = settings.base_url
-        if base_url is not None and not base_url.startswith(("http://", "https://")):
-            where = self._settings.place("models", name, "base_url")
-            raise ConfigError(f"base_url {base_url!r} is no URL", where=where, hint="http://localhost:11434/v1")
-        own_host = base_url is None
+            hint = f"one of: {', '.join([*self._settings.providers, *kinds()])}"
+            raise ConfigError("needs `provider`, or `first`, or `ladder`", where=place(), hint=hint)
+        shared = self._provider(settings.provider, place("provider"))
+        kind = kinds()[shared.kind]
+        for need in kind.needs:
+            if not getattr(settings, need):
+                what = {"model": "what the server calls it", "command": "the program and its arguments"}.get(need, need)
+                raise ConfigError(f"needs `{need}`: {what}", where=place())
+        if settings.command is not None and shared.kind != "command":
+            hint = 'provider = "command" runs a program'
+            raise ConfigError(f"`command` means nothing to {settings.provider!r}", where=place("command"), hint=hint)
+        base_url = settings.base_url or shared.base_url
+        self._check_url(base_url, place("base_url") if settings.base_url else self._place_of(settings.provider))
+        key_env = settings.api_key_env or shared.api_key_env
+        if shared.kind == "openai":
+            key_env = key_env or ("OPENAI_API_KEY" if base_url is None else None)
+            base_url = base_url or self._environ.get("OPENAI_BASE_URL") or None
         return ModelEntry(
             name=name,
-            provider=settings.provider,
-            model=settings.model or "extractive-1",
-            base_url=base_url or self._environ.get("OPENAI_BASE_URL") or None,
-            key_env=settings.api_key_env or ("OPENAI_API_KEY" if own_host else None),
-            headers=settings.headers,
+            provider=shared.kind,
+            model=settings.model or (settings.command or ["extractive-1"])[0],
+            base_url=base_url,
+            key_env=key_env,
+            headers={**shared.headers, **settings.headers},
+            api=settings.api or shared.api or "chat",
+            command=tuple(settings.command or ()),
+            options=settings.options,
             concurrency=settings.concurrency,
+            requests_per_minute=settings.requests_per_minute,
+            tokens_per_minute=settings.tokens_per_minute,
+            shared=Shared(
+                name=settings.provider if base_url is None else f"{settings.provider} {base_url}",
+                concurrency=shared.concurrency,
+                requests_per_minute=shared.requests_per_minute,
+                tokens_per_minute=shared.tokens_per_minute,
+            ),
             price=settings.price,
             temperature=settings.temperature,
             max_output_tokens=settings.max_output_tokens,
             timeout_s=settings.timeout_s,
             tries=settings.tries,
             structured=settings.structured,
+            reuse_s=settings.reuse,
         )
+
+    def _provider(self, name: str, where: str) -> ProviderSettings:
+        """The table of ``[providers.NAME]``, or what a kind of this name is by itself."""
+        table = self._settings.providers.get(name)
+        if table is None:
+            if name not in kinds():
+                known = [*self._settings.providers, *kinds()]
+                raise ConfigError(f"no provider {name!r}", where=where, hint=did_you_mean(name, known))
+            return ProviderSettings(kind=name)
+        if "kind" not in table.model_fields_set and name in kinds():
+            table = table.model_copy(update={"kind": name})
+        if table.kind not in kinds():
+            where = self._settings.place("providers", name, "kind")
+            raise ConfigError(
+                f"no kind of provider {table.kind!r}", where=where, hint=did_you_mean(table.kind, kinds())
+            )
+        return table
+
+    def _place_of(self, provider: str) -> str:
+        return self._settings.place("providers", provider, "base_url")
+
+    def _check_url(self, url: str | None, where: str) -> None:
+        if url is None:
+            return
+        try:
+            parts = urlsplit(url)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        except ValueError:
+            good = False
+        if not good:
+            raise ConfigError(f"base_url {url!r} is no URL", where=where, hint="http://localhost:11434/v1")
 
     def _auto(self) -> ModelEntry:
         if self._environ.get("OPENAI_API_KEY"):
@@ -152,4 +284,5 @@ def describe_default(settings: Settings, environ: Mapping[str, str]) -> str:
         why = "" if settings.models.get("default") == "builtin" else "; set OPENAI_API_KEY, or name a model in pop.toml"
         return f"the default model is the embedded engine ({EMBEDDED_NOTE}){why}"
     behind = f", then {', '.join(entry.name for entry in more)}" if more else ""
-    return f"the default model is {first.model} at {first.base_url or 'the OpenAI API'}{behind}"
+    at = " ".join(first.command) if first.provider == "command" else first.base_url or "the OpenAI API"
+    return f"the default model is {first.model} at {at}{behind}"

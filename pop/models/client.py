@@ -24,11 +24,12 @@ class GatewayClient:
 
     Args:
         address: The path of the gateway's socket.
+        origin: Who asks; `n` is counted here.
     """
 
-    def __init__(self, address: str, run_id: str, instance: str, generation: int, attempt: int) -> None:
+    def __init__(self, address: str, origin: Origin) -> None:
         self._address = address
-        self._origin = Origin(run_id=run_id, instance=instance, generation=generation, attempt=attempt)
+        self._origin = origin
         self._asked: Counter[str] = Counter()
         self._socket: socket.socket | None = None
         self._inbox = bytearray()

@@ -36,7 +36,7 @@ from pop.errors import ConfigError, PopError
 from pop.models.answers import AnswerStore
 from pop.models.catalogue import Catalogue, ModelEntry
 from pop.models.prices import cost_usd
-from pop.models.providers import Provider, open_provider
+from pop.models.providers import Provider, Setup, open_provider
 from pop.models.request import Answer, ModelError, ModelRequest, Origin, answer_key, request_hash
 from pop.settings import Root, load_settings
 
@@ -131,7 +131,7 @@ class Gateway:
 
     def _provider(self, name: str) -> Provider:
         if name not in self._providers:
-            self._providers[name] = open_provider(name, self._environ)
+            self._providers[name] = open_provider(name, Setup(self._environ, self._root.path))
         return self._providers[name]
 
     async def _with_retries(self, provider: Provider, request: ModelRequest, entry: ModelEntry) -> Answer:
@@ -141,7 +141,13 @@ class Gateway:
             retry=tenacity.retry_if_exception(lambda error: isinstance(error, ModelError) and error.curable),
             reraise=True,
         )
-        answer: Answer = await retrying(provider.answer, request, entry)
+        answer: Answer = await retrying(
+            provider.answer,
+            request,
+            entry,
+            Origin(run_id="", instance="", generation=1, attempt=1),
+            "schema" if request.schema_ else None,
+        )
         return answer
 
     def _wait_s(self, state: tenacity.RetryCallState) -> float:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from pop.errors import EXIT_RUN_FAILED, ErrorClass, PopError
+from pop.records import BudgetLimit
 
 FinishReason = Literal["stop", "length", "refusal", "content_filter"]
+# How a schema goes to a server: response_format json_schema (strict, or as it is), json_object with the schema beside
+# or in words, or words alone.
+Form = Literal["strict", "schema", "object+schema", "object", "prompt"]
 
 
 class _Wire(BaseModel):
@@ -23,14 +28,22 @@ class Message(_Wire):
 
 
 class ModelRequest(_Wire):
-    """One question. `schema` is the JSON Schema the answer must obey."""
+    """One question. `schema` is the JSON Schema the answer must obey.
+
+    `asked` is the model's name as the task said it, before the run's own `models` gave it another meaning. `reuse_s`
+    allows an answer to the same question that is at most so many seconds old, whoever asked. `round` is the round of
+    refinement, from 0: a ladder moves up with it. None of these three shapes the answer's hash.
+    """
 
     model: str
+    asked: str = ""
     messages: list[Message]
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
     schema_name: str = "output"
     temperature: float | None = None
     max_output_tokens: int | None = None
+    reuse_s: float | None = None
+    round: int = 0
 
     @property
     def text(self) -> str:
@@ -46,25 +59,73 @@ class Origin(_Wire):
     generation: int
     attempt: int
     n: int = 0
+    step: str = ""
+    pipeline: str = ""
+    budgets: list[BudgetLimit] = Field(default_factory=list)
 
 
-class Answer(_Wire):
-    """One answer. `cached` says that it came from the store; `cost_usd` is what it cost when it was made."""
+class Tokens(_Wire):
+    """What a provider counts. Cached input is part of the input, reasoning part of the output.
+
+    `estimated`: the provider did not say, and this is our estimate.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_input_tokens: int = 0
+    reasoning_tokens: int = 0
+    estimated: bool = False
+
+
+class Try(_Wire):
+    """A request that brought no answer. `billed` says that the provider counts it, or may (then it is estimated)."""
+
+    model: str
+    error_class: str
+    message: str
+    ms: float
+    billed: bool = False
+    tokens: Tokens = Field(default_factory=Tokens)
+    cost_usd: float | None = None
+
+
+@dataclass(frozen=True)
+class RateNews:
+    """What a server's headers say about its limits; None where they say nothing. Times in seconds from now."""
+
+    requests_limit: float | None = None
+    requests_left: float | None = None
+    requests_reset_s: float | None = None
+    tokens_limit: float | None = None
+    tokens_left: float | None = None
+    tokens_reset_s: float | None = None
+    retry_after_s: float | None = None
+
+
+class Answer(Tokens):
+    """One answer. `cached` says that it came from the store; `cost_usd` is what it cost when it was made.
+
+    `form` is how the schema was asked for; `prices` names the table and version of the price; `tries` are the requests
+    before this one that brought no answer. `rate` is for the gateway alone.
+    """
 
     text: str
     model: str
     provider: str
     provider_model: str
     finish_reason: FinishReason = "stop"
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_input_tokens: int = 0
     cost_usd: float | None = None
+    prices: str | None = None
     ms: float = 0.0
     cached: bool = False
     key: str = ""
+    request_sha256: str = ""
+    form: Form | None = None
     note: str | None = None
+    warnings: list[str] = Field(default_factory=list)
+    tries: list[Try] = Field(default_factory=list)
     extra: dict[str, Any] = Field(default_factory=dict)
+    rate: RateNews | None = Field(default=None, exclude=True)
 
 
 class ModelError(PopError):
@@ -73,6 +134,10 @@ class ModelError(PopError):
     Args:
         retry_after_s: What the server asked for, in seconds.
         curable: Asking the same server again may help.
+        code: The permanent code, where it says more than the class (``insufficient-quota``).
+        tokens: What the provider counts for it all the same; None: nothing. With `estimated` it may have.
+        wrong_form: The server does not know this way of asking for a schema.
+        rate: What the server's headers say about its limits.
     """
 
     exit_code = EXIT_RUN_FAILED
@@ -86,16 +151,30 @@ class ModelError(PopError):
         hint: str | None = None,
         retry_after_s: float | None = None,
         curable: bool = False,
+        code: str | None = None,
+        tokens: Tokens | None = None,
+        wrong_form: bool = False,
+        rate: RateNews | None = None,
     ) -> None:
-        super().__init__(message, where=where, hint=hint, code=error_class.replace("_", "-"))
+        super().__init__(message, where=where, hint=hint, code=code or error_class.replace("_", "-"))
         self.error_class: ErrorClass = error_class
         self.retry_after_s = retry_after_s
         self.curable = curable
+        self.tokens = tokens
+        self.wrong_form = wrong_form
+        self.rate = rate
+        self.tries: list[Try] = []
 
 
 def request_hash(request: ModelRequest) -> str:
     """The sha256 of everything that shapes the answer."""
-    value = request.model_dump(mode="json", by_alias=True)
+    value = request.model_dump(mode="json", by_alias=True, exclude={"asked", "reuse_s", "round"})
+    return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def prompt_hash(request: ModelRequest) -> str:
+    """The same without the model's name: what a replay looks for."""
+    value = request.model_dump(mode="json", by_alias=True, exclude={"model", "asked", "reuse_s", "round"})
     return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 

@@ -11,13 +11,13 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pop.models.extract.fill import MISSING, Filler
 from pop.models.extract.rank import Corpus, key_phrases
 from pop.models.extract.text import READABLE, Document, Sentence, sentences_of
-from pop.models.request import Answer, ModelRequest
+from pop.models.providers import Setup
+from pop.models.request import Answer, Form, ModelRequest, Origin
 
 if TYPE_CHECKING:
     from pop.models.catalogue import ModelEntry
@@ -39,10 +39,10 @@ _NUMBERS = {
 class BuiltinProvider:
     """See the module."""
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self, setup: Setup) -> None:
         self._one_at_a_time = asyncio.Semaphore(2)
 
-    async def answer(self, request: ModelRequest, entry: ModelEntry) -> Answer:
+    async def answer(self, request: ModelRequest, entry: ModelEntry, origin: Origin, form: Form | None) -> Answer:
         async with self._one_at_a_time:
             return await asyncio.to_thread(extract, request)
 

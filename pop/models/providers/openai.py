@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import openai
 
-from pop.models.request import Answer, FinishReason, ModelError, ModelRequest
+from pop.models.providers import Setup
+from pop.models.request import Answer, FinishReason, Form, ModelError, ModelRequest, Origin
 
 if TYPE_CHECKING:
     from pop.models.catalogue import ModelEntry
@@ -39,14 +40,14 @@ NO_KEY = "none"  # servers on this machine want a header, but no key
 class OpenAIProvider:
     """One client per server and key."""
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
+    def __init__(self, setup: Setup) -> None:
+        self._environ = setup.environ
         self._clients: dict[tuple[str | None, str], openai.AsyncOpenAI] = {}
 
-    async def answer(self, request: ModelRequest, entry: ModelEntry) -> Answer:
+    async def answer(self, request: ModelRequest, entry: ModelEntry, origin: Origin, form: Form | None) -> Answer:
         began = time.perf_counter()
         try:
-            response: Any = await self._client(entry).chat.completions.create(**_arguments(request, entry))
+            response: Any = await self._client(entry).chat.completions.create(**_arguments(request, entry, form))
         except openai.APIStatusError as error:
             raise _status_error(error, entry) from None
         except openai.APIConnectionError as error:
@@ -76,7 +77,7 @@ class OpenAIProvider:
         return key
 
 
-def _arguments(request: ModelRequest, entry: ModelEntry) -> dict[str, Any]:
+def _arguments(request: ModelRequest, entry: ModelEntry, form: Form | None) -> dict[str, Any]:
     messages = [message.model_dump() for message in request.messages]
     arguments: dict[str, Any] = {"model": entry.model, "messages": messages}
     temperature = request.temperature if request.temperature is not None else entry.temperature
@@ -88,7 +89,7 @@ def _arguments(request: ModelRequest, entry: ModelEntry) -> dict[str, Any]:
     if entry.headers:
         arguments["extra_headers"] = dict(entry.headers)
     if request.schema_ is not None:
-        if entry.structured:
+        if form in ("strict", "schema"):
             wrapped = {"name": request.schema_name, "schema": request.schema_, "strict": False}
             arguments["response_format"] = {"type": "json_schema", "json_schema": wrapped}
         else:

@@ -1,0 +1,43 @@
+"""Durations as people write them: ``90s``, ``5m``, ``1.5h``, ``250ms``, ``7d``, or a number of seconds."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+MAX_DURATION_S = 30 * 86400.0
+ANY_AGE_S = 1e10  # "reuse": true
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds(value: Any, *, at_most_s: float = MAX_DURATION_S) -> float:
+    """A duration in seconds.
+
+    Raises:
+        ValueError: It is none, is not above zero, or is longer than `at_most_s`.
+    """
+    if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
+        value = float(match[1]) * _UNIT_S[match[2]]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError('must be a duration such as "90s", "5m" or a number of seconds')
+    if not 0 < value <= at_most_s:
+        raise ValueError(f"must be above zero and at most {at_most_s / 86400:g} days")
+    return float(value)
+
+
+def reuse_s(value: Any) -> float | None:
+    """How old an answer may be that is used again, in seconds: true is any age, false (None) is never.
+
+    Raises:
+        ValueError: It is neither true, false, nor a duration.
+    """
+    if value is None or value is False:
+        return None
+    if value is True:
+        return ANY_AGE_S
+    try:
+        return seconds(value, at_most_s=ANY_AGE_S)
+    except (TypeError, ValueError):
+        raise ValueError('must be true, false, or the greatest age, such as "7d"') from None

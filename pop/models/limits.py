@@ -1,0 +1,1 @@
+"""Requests and tokens per minute, and calls at once: per model and per provider, shared by all workers."""

@@ -1,0 +1,1 @@
+"""A JSON Schema reduced to the strict subset that servers enforce."""

@@ -1,0 +1,1 @@
+"""How many tokens a text has: counted where the tokenizer is at hand, else estimated and corrected by use."""

@@ -1,0 +1,1 @@
+"""Tests for your pipelines: any finished run is a regression test (docs/testing.md)."""
