@@ -57,7 +57,7 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an attempt came to: an output's hash, or an error."""
+    """What an attempt came to: an output's hash, or an error. `usage` has the cached calls; `tally` knows the rest."""
 
     sha256: str | None
     size_bytes: int
@@ -157,7 +157,7 @@ def judge_and_place(files: Later, run_dir: Path, attempt: Attempt, letter: Lette
 def judge(attempt: Attempt, letter: Letter, result: Result) -> Outcome:
     """Read what the attempt left: an output that counts, or the error that explains why there is none."""
     attempt_dir = Path(attempt.attempt_dir)
-    usage, models = read_usage(attempt_dir)
+    cached, models = cached_calls(attempt_dir)
     refinements = _refinements(attempt_dir)
     error = _error_of(attempt_dir, letter, result)
     sha256, size_bytes = None, 0
@@ -170,7 +170,7 @@ def judge(attempt: Attempt, letter: Letter, result: Result) -> Outcome:
             error = _record(letter, "invalid_output", f"the output cannot be kept: {problem.message}")
         except FileNotFoundError:
             error = _record(letter, "worker_died", _how_it_went(result))
-    return Outcome(sha256, size_bytes, error, usage, refinements, models)
+    return Outcome(sha256, size_bytes, error, Usage(cached_calls=cached), refinements, models)
 
 
 def _error_of(attempt_dir: Path, letter: Letter, result: Result) -> ErrorRecord | None:
@@ -261,38 +261,11 @@ def done_event(letter: Letter, outcome: Outcome, seconds: float) -> dict[str, An
     }
 
 
-def read_usage(attempt_dir: Path) -> tuple[Usage, list[str]]:
-    """What the attempt's model calls cost, from its calls.jsonl; and the models it used.
-
-    An answer from the store that no earlier attempt of this step has recorded was paid for by an attempt that died
-    before it could write it down: it counts as a call here.
-    """
-    usage, models = Usage(), dict[str, None]()
-    rows = list(_calls(attempt_dir))
-    earlier = _keys_of_earlier(attempt_dir) if any(row.get("cached") for row in rows) else set()
-    for row in rows:
-        models["builtin" if row.get("provider") == "builtin" else str(row.get("model"))] = None
-        paid = not row.get("cached") or row.get("key") not in earlier
-        earlier.add(str(row.get("key")))
-        usage = usage.plus(_usage_of(row, paid))
-    return usage, list(models)
-
-
-def _usage_of(row: dict[str, Any], paid: bool) -> Usage:
-    if not paid:
-        return Usage(cached_calls=1)
-    return Usage(
-        calls=1,
-        input_tokens=int(_number(row.get("input_tokens"))),
-        output_tokens=int(_number(row.get("output_tokens"))),
-        cost_usd=_number(row.get("cost_usd")),
-        unpriced_calls=int(row.get("cost_usd") is None),
-    )
-
-
-def _number(value: object) -> float:
-    """A count or a price as a task's folder tells it: nothing below zero, nothing absurd."""
-    return min(max(value, 0), 1e12) if isinstance(value, (int, float)) and value == value else 0.0
+def cached_calls(attempt_dir: Path) -> tuple[int, list[str]]:
+    """How many answers of an attempt came from the store, as it wrote down, and the models that gave its answers."""
+    rows = [row for row in _calls(attempt_dir) if not row.get("error_class")]
+    models = {"builtin" if row.get("provider") == "builtin" else str(row.get("model")): None for row in rows}
+    return sum(1 for row in rows if row.get("cached") is True), list(models)
 
 
 def _calls(attempt_dir: Path) -> list[dict[str, Any]]:
@@ -309,15 +282,6 @@ def _calls(attempt_dir: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             rows.append(row)
     return rows
-
-
-def _keys_of_earlier(attempt_dir: Path) -> set[str]:
-    number = int(attempt_dir.name)
-    try:
-        folders = [path for path in attempt_dir.parent.iterdir() if path.name.isdigit() and int(path.name) < number]
-    except OSError:
-        return set()
-    return {str(row.get("key")) for folder in folders for row in _calls(folder)}
 
 
 def last_trail_line(attempt_dir: Path) -> dict[str, Any] | None:

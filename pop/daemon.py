@@ -30,12 +30,14 @@ from pop.executors import open_executor
 from pop.gatekeeper import GatewayProcess
 from pop.intake import Intake
 from pop.ledger import Ledger
+from pop.models.answers import Spent
 from pop.orchestrator import ActiveRun, Orchestrator
 from pop.orders import Order, Orders
 from pop.queue import ignore_lease_breaks
 from pop.records import dump_json
 from pop.settings import Root, Settings, load_settings
 from pop.store import Disk, DiskFailed, hold_root
+from pop.tally import Tally
 from pop.watch import Watch
 
 log = structlog.get_logger()
@@ -105,6 +107,7 @@ class Daemon:
             self.executor,
             notes=self.gateway.notes,
             gateway=lambda: self.gateway.address,
+            tally=Tally(Spent(root.machine_room / "answers.db")),
         )
         self.orders = Orders(root, self.disk)
         self._wake = asyncio.Event()

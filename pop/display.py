@@ -162,8 +162,8 @@ def next_move(root: Root, run: Run, status: dict[str, Any]) -> str:
     error = status.get("error") or {}
     if status.get("state") == "cancelled":
         return f"pop retry {run.run_id}"
-    if error.get("error_class") == "budget":
-        return "drop the seed again with a larger budget: a run keeps the one it began with"
+    if error.get("error_class") == "budget" and error.get("hint"):
+        return str(error["hint"]).replace("RUN", run.run_id)
     if not error.get("instance") and "pipeline.json" in str(error.get("where")):  # a `when` or an `each`
         own = run.path.relative_to(root.path) / "pipeline.json"
         return f"a run keeps its own pipeline: mend {own}, then pop retry {run.run_id}; or mend yours and drop the seed again"

@@ -14,9 +14,11 @@ The journal is the truth about a run; ``tasks-status.json`` is a view of it (see
 | step.reset          | instance (a person asked for another try)                          | yes |
 | when.decided        | key value                                                          | yes |
 | each.expanded       | key count                                                          | yes |
+| usage.late          | instance usage (of calls that outlived their worker)               | yes |
+| budget.warning      | text                                                               | no  |
 | run.cancelled       | by reason                                                          | yes |
 | run.failed          | error                                                              | yes |
-| run.resumed         | by reason                                                          | yes |
+| run.resumed         | by reason budget                                                   | yes |
 | run.complete        |                                                                    | yes |
 
 `instance` is the folder name under ``tasks/``: ``<step>[.<item>...][@<lap>]``. `usage` has the shape of
@@ -37,6 +39,8 @@ STEP_SKIPPED = "step.skipped"
 STEP_RESET = "step.reset"
 WHEN_DECIDED = "when.decided"
 EACH_EXPANDED = "each.expanded"
+USAGE_LATE = "usage.late"
+BUDGET_WARNING = "budget.warning"
 RUN_CANCELLED = "run.cancelled"
 RUN_FAILED = "run.failed"
 RUN_RESUMED = "run.resumed"
@@ -45,7 +49,7 @@ RUN_COMPLETE = "run.complete"
 EVENTS = frozenset(
     {
         RUN_CREATED, RUN_STARTED, STEP_STARTED, STEP_DONE, STEP_ATTEMPT_FAILED, STEP_SKIPPED, STEP_RESET,
-        WHEN_DECIDED, EACH_EXPANDED, RUN_CANCELLED, RUN_FAILED, RUN_RESUMED, RUN_COMPLETE,
+        WHEN_DECIDED, EACH_EXPANDED, USAGE_LATE, BUDGET_WARNING, RUN_CANCELLED, RUN_FAILED, RUN_RESUMED, RUN_COMPLETE,
     }
 )  # fmt: skip
 

@@ -67,6 +67,8 @@ class RunHistory:
     usage: Usage = field(default_factory=Usage)
     attempts: int = 0
     models: dict[str, None] = field(default_factory=dict)
+    budget: dict[str, float] = field(default_factory=dict)  # raised by a person for this run
+    warnings: list[str] = field(default_factory=list)  # soft budgets that were passed
 
     def apply(self, event: dict[str, Any]) -> None:
         """Take one event of the journal into account; an unknown one (a newer POP's) is passed over."""
@@ -130,11 +132,23 @@ def _end_attempt(run: RunHistory, instance: Instance, event: dict[str, Any]) -> 
     run.models.update(dict.fromkeys(event.get("models") or ()))
     instance.finished_at = event["at"]
     instance.seconds = round((instance.seconds or 0.0) + (event.get("seconds") or 0.0), 6)
+    _count(run, instance, event)
+
+
+def _count(run: RunHistory, instance: Instance, event: dict[str, Any]) -> None:
     if event.get("usage"):
         used = Usage.model_validate(event["usage"])
         before = Usage.model_validate(instance.usage) if instance.usage else Usage()
         instance.usage = before.plus(used).model_dump()
         run.usage = run.usage.plus(used)
+
+
+def _usage_late(run: RunHistory, event: dict[str, Any]) -> None:
+    _count(run, run.instance(event["instance"]), event)
+
+
+def _budget_warning(run: RunHistory, event: dict[str, Any]) -> None:
+    run.warnings.append(event["text"])
 
 
 def _step_skipped(run: RunHistory, event: dict[str, Any]) -> None:
@@ -168,6 +182,7 @@ def _run_failed(run: RunHistory, event: dict[str, Any]) -> None:
 
 def _run_resumed(run: RunHistory, event: dict[str, Any]) -> None:
     run.state, run.cancelled, run.error, run.finished_at = "running", False, None, None
+    run.budget.update(event.get("budget") or {})
 
 
 def _run_complete(run: RunHistory, event: dict[str, Any]) -> None:
@@ -184,6 +199,8 @@ _HANDLERS = {
     events.STEP_RESET: _step_reset,
     events.WHEN_DECIDED: _when_decided,
     events.EACH_EXPANDED: _each_expanded,
+    events.USAGE_LATE: _usage_late,
+    events.BUDGET_WARNING: _budget_warning,
     events.RUN_CANCELLED: _run_cancelled,
     events.RUN_FAILED: _run_failed,
     events.RUN_RESUMED: _run_resumed,
@@ -245,7 +262,7 @@ def status_of(history: RunHistory, *, now: str, expected: list[str], notes: list
         "current": [name for name, instance in history.instances.items() if instance.state == "running"],
         "waiting_for": None,
         "error": history.error,
-        "notes": notes,
+        "notes": [*notes, *history.warnings],
         "usage": history.usage.model_dump(),
         "tasks": tasks,
     }

@@ -41,12 +41,14 @@ class LetterWriter:
         self._lock = threading.Lock()
         self._lists: dict[str, list[Any]] = {}
 
-    def _budgets(self, task: Task) -> list[BudgetLimit]:
-        """What the seed, the pipeline and the step allow; pop.toml's own are the gateway's to know."""
+    def _budgets(self, task: Task, raised: dict[str, float]) -> list[BudgetLimit]:
+        """What the seed, the pipeline and the step allow, or a person instead; pop.toml's are the gateway's to know."""
         given = {"seed": self._envelope.budget or {}, "pipeline.json": self._pipeline.budget}
         found = [(source, name, limit) for source, budget in given.items() for name, limit in budget.items()]
         found += [(f"step {task.name!r}", name, limit) for name, limit in task.budget.items()]
-        return [BudgetLimit(name=name, limit=limit, source=source) for source, name, limit in found]
+        kept = [(source, name, limit) for source, name, limit in found if name not in raised]
+        kept += [("pop retry", name, limit) for name, limit in raised.items()]
+        return [BudgetLimit(name=name, limit=limit, source=source) for source, name, limit in kept]
 
     def attempts_allowed(self, step: str) -> int:
         return self._pipeline.tasks[step].attempts or self._settings.worker.attempts
@@ -79,7 +81,7 @@ class LetterWriter:
             model=task.model,
             models={**self._pipeline.models, **(self._envelope.models or {})},
             reuse_s=task.reuse_s if task.reuse_s is not None else reuse_s(self._envelope.reuse),
-            budgets=self._budgets(task),
+            budgets=self._budgets(task, history.budget),
             pipeline=self._created.get("pipeline", ""),
             refinements=task.refinements,
             limits=limits,

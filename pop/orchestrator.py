@@ -12,7 +12,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from pop.plan import MAX_INTERRUPTIONS, Moves, Settled, Start, next_moves, recov
 from pop.records import ErrorRecord, Letter, Usage, dump_json
 from pop.settings import Root, Settings
 from pop.store import Disk, DiskFailed, Later
+from pop.tally import Tally, calls_landed
 
 log = structlog.get_logger()
 
@@ -84,6 +85,7 @@ class ActiveRun:
     live: dict[str, Attempt] = field(default_factory=dict)  # by instance
     record: dict[str, Any] = field(default_factory=dict)
     status_due: bool = False
+    strayed: bool = False  # a worker was ended from outside: a call of its may still be under way
     broken: Exception | None = None  # what ended an attempt of it that should never end so
 
     @property
@@ -103,6 +105,7 @@ class Orchestrator:
         *,
         notes: Callable[[], list[str]],
         gateway: Callable[[], str | None],
+        tally: Tally,
     ) -> None:
         self.root = root
         self.settings = settings
@@ -115,6 +118,7 @@ class Orchestrator:
         self.interrupting = False
         self._notes = notes
         self._gateway = gateway
+        self._tally = tally
         self._rng = random.Random()
         self._tasks: set[asyncio.Task[None]] = set()
         self._status_timer: asyncio.TimerHandle | None = None
@@ -251,6 +255,7 @@ class Orchestrator:
                 result = Result(attempt.attempt_id, "cancelled" if run.history.cancelled else "interrupted")
             else:
                 result = await self.executor.run(attempt)
+            run.strayed |= result.how != "exited"
             await self._commit(run, letter, attempt, result, time.monotonic() - began)
         except RootError:  # the root is sick and the daemon is to end: the next start judges what lies there
             pass
@@ -269,13 +274,21 @@ class Orchestrator:
         do = self.work.at_once if attempts.is_small(attempt) else self.work.surely
         with Later(self.disk) as files:
             outcome = await do(attempts.judge_and_place, files, run.run_dir, attempt, letter, result)
+            outcome = self._counted(run, letter.instance, outcome)
             if outcome.error is None:
                 event = attempts.done_event(letter, outcome, seconds)
                 await self.work.commit(files, run.run_dir / "events.jsonl", dump_json(event, pretty=False))
             else:
                 event = await self._fail_attempt(run, letter, outcome, seconds)
         run.history.apply(event)
+        if outcome.usage.calls:
+            for warning in self._tally.warnings(run.history):
+                await self._journal(run, warning, durable=False)
         self.show(run)
+
+    def _counted(self, run: ActiveRun, instance: str, outcome: Outcome) -> Outcome:
+        usage, models = self._tally.since(run.history, instance, outcome.usage.cached_calls)
+        return replace(outcome, usage=usage, models=list(dict.fromkeys([*outcome.models, *models])))
 
     async def _fail_attempt(self, run: ActiveRun, letter: Letter, outcome: Outcome, seconds: float) -> dict[str, Any]:
         assert outcome.error is not None
@@ -347,6 +360,10 @@ class Orchestrator:
 
     async def _end(self, run: ActiveRun, outcome: str) -> None:
         """Journal how the run ended, and with the same fsyncs leave its last status and its record."""
+        if run.strayed:
+            await calls_landed(self._gateway(), run.run_id)
+        for late in self._tally.late(run.history):
+            await self._journal(run, late)
         event: dict[str, Any] | None = None
         if outcome == "complete":
             event = {"at": events.rfc3339(time.time()), "event": events.RUN_COMPLETE}
@@ -387,8 +404,11 @@ class Orchestrator:
         for name, instance in list(run.history.instances.items()):
             if instance.state == "running":
                 attempt_dir = run.run_dir / "tasks" / name / "attempts" / str(instance.started)
-                usage, models = await self.work.in_thread(attempts.read_usage, attempt_dir)
+                cached, models = await self.work.in_thread(attempts.cached_calls, attempt_dir)
+                usage, more = self._tally.since(run.history, name, cached)
+                models = list(dict.fromkeys([*models, *more]))
                 await self._journal(run, _interruption(name, instance, usage, models))
+                run.strayed = True
 
     def status(self, run: ActiveRun) -> dict[str, Any]:
         """The run's tasks-status.json as it should read now."""

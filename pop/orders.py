@@ -1,6 +1,6 @@
 """Orders to a run are files in its folder, written by a command, the dashboard or a person.
 
-``orders/<verb>.json``; the content is optional: ``{"by": str, "reason": str}``. An order that was carried out moves to
+``orders/<verb>.json``; the content is optional: ``{"by": str, "reason": str, "budget": {"run_usd": 5}}``. An order that was carried out moves to
 ``orders/done/``. They work while the daemon is down and are carried out when it is back.
 
 | verb   | a run that is active        | a run at rest                                       |
@@ -14,11 +14,12 @@ from __future__ import annotations
 import getpass
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pop import events
 from pop.history import RunHistory, read_history, status_of
+from pop.pipeline_values import budget as budgets
 from pop.records import BadJson, dump_json, read_json
 from pop.settings import Root
 from pop.store import Disk, NotAFile, mend_tail, read_regular
@@ -33,19 +34,27 @@ class Order:
     verb: str
     by: str
     reason: str | None
+    budget: dict[str, float] = field(default_factory=dict)
 
     @property
     def run_id(self) -> str:
         return self.run_dir.name
 
 
-def write_order(disk: Disk, run_dir: Path, verb: str, reason: str | None = None) -> Path:
-    """Give an order as a person at this machine; returns the file that was written."""
+def write_order(
+    disk: Disk, run_dir: Path, verb: str, reason: str | None = None, budget: dict[str, float] | None = None
+) -> Path:
+    """Give an order as a person at this machine; returns the file that was written.
+
+    Args:
+        budget: With retry: what the run may use up from now on, instead of the seed's and the pipeline's own words.
+    """
     folder = run_dir / "orders"
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"{verb}.json"
     by = getpass.getuser() if os.environ.get("USER") or os.environ.get("LOGNAME") else f"uid {os.getuid()}"
-    disk.put(path, dump_json({"by": by, "reason": reason, "at": events.rfc3339(time.time())}))
+    about = {"by": by, "reason": reason, "at": events.rfc3339(time.time())}
+    disk.put(path, dump_json({**about, "budget": budget} if budget else about))
     return path
 
 
@@ -84,13 +93,14 @@ class Orders:
         return [self._read(run_dir, verb) for verb in VERBS if f"{verb}.json" in names or verb in names]
 
     def _read(self, run_dir: Path, verb: str) -> Order:
-        by, reason = "a file", None
+        by, reason, budget = "a file", None, dict[str, float]()
         try:
             value = read_json(read_regular(run_dir / "orders" / f"{verb}.json", max_bytes=65536))
             by, reason = str(value.get("by") or by), value.get("reason") and str(value["reason"])
-        except (BadJson, NotAFile, OSError, AttributeError):
+            budget = budgets("step", "run", "pipeline")(value["budget"]) if value.get("budget") else {}
+        except (BadJson, NotAFile, OSError, AttributeError, TypeError, ValueError):
             pass  # the name alone is the order
-        return Order(run_dir, verb, by, reason)
+        return Order(run_dir, verb, by, reason, budget)
 
     def apply_to_resting(self, order: Order) -> bool:
         """Carry out an order to a run nobody works on; returns whether the run is to be taken up again."""
@@ -104,7 +114,7 @@ class Orders:
             rows = [{**about, "event": events.RUN_CANCELLED}]
         elif order.verb == "retry" and history.state in ("failed", "cancelled", "running"):
             again = [name for name, instance in history.instances.items() if instance.state in ("failed", "retry")]
-            rows = [{**about, "event": events.RUN_RESUMED}]
+            rows = [{**about, "event": events.RUN_RESUMED, "budget": order.budget}]
             rows += [{"at": about["at"], "event": events.STEP_RESET, "instance": name} for name in again]
         else:
             return False

@@ -191,6 +191,11 @@ class Usage(Record):
             estimated_calls=self.estimated_calls + other.estimated_calls,
         )
 
+    def minus(self, other: Usage) -> Usage:
+        """What it is beyond the other, field by field and never below zero; `cached_calls` are left out."""
+        less = {name: max(0, getattr(self, name) - getattr(other, name)) for name in Usage.model_fields}
+        return Usage(**{**less, "cost_usd": round(less["cost_usd"], 9), "cached_calls": 0})
+
 
 class ErrorRecord(Record):
     """Why an attempt, a step or a run ended badly.

@@ -6,6 +6,7 @@ import os
 import re
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -16,8 +17,10 @@ from pydantic import ValidationError
 
 from pop.errors import ConfigError, ConfigErrors, PopError, SeedRejected, did_you_mean
 from pop.expressions import Expression, ExpressionError
-from pop.models.catalogue import Catalogue
-from pop.pipeline import Each, Pipeline, read_pipeline
+from pop.models.catalogue import Catalogue, ModelEntry
+from pop.models.keys import Keys
+from pop.models.prices import price_of
+from pop.pipeline import Each, Pipeline, Task, read_pipeline
 from pop.places import Places, find_places
 from pop.queue import BROKEN_ZIP, Incomplete, ignore_lease_breaks, parse_seed, peek
 from pop.records import NAME_PATTERN, BadJson, Seed, read_json
@@ -54,9 +57,18 @@ class RootCheck:
             self.of_settings = _each_of(error)
 
     @cached_property
+    def keys(self) -> Mapping[str, str]:
+        """The environment with the keys of the keys file, as far as it can be read."""
+        path = self.settings.gateway.keys_path() if self.settings else None
+        try:
+            return Keys(os.environ, path).environ
+        except ConfigError:
+            return os.environ
+
+    @cached_property
     def catalogue(self) -> Catalogue | None:
         """The models; None while pop.toml has mistakes."""
-        return Catalogue(self.settings, os.environ) if self.settings else None
+        return Catalogue(self.settings, self.keys) if self.settings else None
 
     @cached_property
     def pipelines(self) -> dict[str, Read]:
@@ -88,6 +100,7 @@ class RootCheck:
             if read.pipeline:
                 found += self._of_uses(read.pipeline)
                 found += self._of_renamed(read.pipeline.models, read.pipeline, read.places)
+                found += self._of_budgets(read)
         return [*found, *self._of_idle_tasks()]
 
     def _of_models(self) -> Iterator[PopError]:
@@ -96,6 +109,47 @@ class RootCheck:
                 self.catalogue and self.catalogue.resolve(name)
             except ConfigError as error:
                 yield from _each_of(error)
+
+    def asked_by(self, pipeline: Pipeline, models: Mapping[str, str]) -> Iterator[tuple[Task, str, list[ModelEntry]]]:
+        """The models that the prompts of a pipeline ask for: step, name and entries. What code asks for is not known.
+
+        Args:
+            models: What a seed gives another meaning to.
+        """
+        renamed = {**pipeline.models, **models}
+        for step in pipeline.tasks.values():
+            if self.catalogue is None or self.tasks.get(step.task) != "prompt":
+                continue
+            front = model_of(self.root.tasks, step.task)
+            name = step.model or (front[0] if front else "default")
+            name = renamed.get(name, renamed.get("*", name))
+            with suppress(ConfigError):
+                yield step, name, self.catalogue.resolve(name)
+
+    def _of_budgets(self, read: Read) -> Iterator[PopError]:
+        """Models without a price under a budget in USD: each of their calls would be refused."""
+        if self.settings is None or read.pipeline is None:
+            return
+        of_settings = self.settings.budget.model_dump(exclude_none=True, exclude={"warn"})
+        for step, name, entries in self.asked_by(read.pipeline, {}):
+            given = {"pop.toml": of_settings, read.file: read.pipeline.budget, f"step {step.name!r}": step.budget}
+            sources = [source for source, budget in given.items() if any(key.endswith("_usd") for key in budget)]
+            for entry in entries:
+                if sources and entry.provider != "command" and price_of(entry) is None:
+                    message = f"there is a budget in USD ({sources[0]}), and nobody knows what {entry.name!r} costs"
+                    hint = "give it a `price` in pop.toml, or a budget in tokens or calls"
+                    yield ConfigError(message, where=self.settings.place("models", name), hint=hint, code="no-price")
+
+    def missing_keys(self, pipeline: Pipeline, models: Mapping[str, str]) -> list[PopError]:
+        """Keys that the models of a pipeline need and this environment lacks."""
+        found = dict[str, PopError]()
+        for step, _, entries in self.asked_by(pipeline, models):
+            for entry in entries:
+                if entry.key_env and not self.keys.get(entry.key_env):
+                    message = f"{entry.key_env} is not set, and model {entry.name!r} of step {step.name!r} needs it"
+                    hint = f"export {entry.key_env}=..., or choose another model in pop.toml"
+                    found.setdefault(entry.key_env, ConfigError(message, hint=hint, code="missing-key"))
+        return list(found.values())
 
     def _of_names(self) -> Iterator[PopError]:
         """Pipelines that are missing, or that no seed can ask for."""
@@ -140,7 +194,7 @@ class RootCheck:
         fronts = (model_of(self.root.tasks, step.task) for step in steps)
         asked = {step.model for step in steps if step.model} | {front[0] for front in fronts if front}
         for name in models:
-            if name in self.catalogue or name in asked or self._in_python(name):
+            if name == "*" or name in self.catalogue or name in asked or self._in_python(name):
                 continue
             hint = did_you_mean(name[:80], {*self.catalogue, *asked})
             message = f"nothing asks for a model called {name[:80]!r}"

@@ -67,6 +67,11 @@ class Root:
         return self.complete / "runs.jsonl"
 
     @property
+    def calls(self) -> Path:
+        """The ledger of model calls, one file a day."""
+        return self.complete / "calls"
+
+    @property
     def machine_room(self) -> Path:
         return self.path / ".pop"
 
@@ -255,9 +260,20 @@ class DaemonSettings(_Table):
 
 
 class GatewaySettings(_Table):
-    """`keys_file` holds ``NAME=value`` lines that only the gateway reads, beside its environment."""
+    """`keys_file` holds ``NAME=value`` lines that only the gateway reads, beside its environment.
+
+    `processes` beside it speak to providers, when one processor is not enough; 0: the gateway does it itself.
+    """
 
     keys_file: str | None = None
+    processes: int = Field(default=0, ge=0, le=64)
+
+    def keys_path(self) -> Path | None:
+        """The file as it is named, else ``~/.config/pop/keys.env`` where that exists, else None."""
+        if self.keys_file is not None:
+            return Path(self.keys_file).expanduser()
+        usual = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "pop" / "keys.env"
+        return usual if usual.exists() else None
 
 
 def _auto() -> dict[str, ModelSettings | str]:

@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "cancel": "End a run.",
     "retry": "Let a failed or cancelled run go on from what failed.",
     "gc": "Remove or archive old finished runs.",
+    "models": "List the models a step may ask for, and test them.",
     "doctor": "Explain the state of a root in plain words.",
     "completion": "Print the completion script of a shell.",
 }

@@ -9,14 +9,16 @@ import click
 
 from pop.commands._shared import as_json, chosen_root, print_json, with_root
 from pop.display import MARKS
+from pop.settings import Root
 from pop.runs import Run, current_runs, newest_complete, pending, pending_names, rejected, safe
 
 
 @click.command()
 @click.option("-n", "count", default=20, show_default=True, help="How many finished runs, the newest first.")
+@click.option("--models", is_flag=True, help="Instead: what each model is doing now, as the daemon's gateway tells.")
 @as_json
 @with_root
-def command(count: int, as_json: bool, root: str | None) -> None:
+def command(count: int, models: bool, as_json: bool, root: str | None) -> None:
     """List what is pending, rejected, current and complete."""
     from pop.models.catalogue import describe_default
     from pop.queue import ignore_lease_breaks
@@ -25,6 +27,8 @@ def command(count: int, as_json: bool, root: str | None) -> None:
 
     ignore_lease_breaks()
     chosen = chosen_root(root)
+    if models:
+        return _tell_models(chosen, as_json)
     settings = load_settings(chosen)
     value: dict[str, Any] = {
         "root": str(chosen.path),
@@ -80,3 +84,40 @@ def _run(row: dict[str, Any]) -> str:
     if row.get("error"):
         text += f"  {row['error'].get('error_class')}: {safe(row['error'].get('message'), 120)}"
     return text
+
+
+def _tell_models(root: Root, as_json: bool) -> None:
+    """In flight, waiting, requests and tokens per minute: the gateway's own figures."""
+    from pop.gatekeeper import socket_path
+    from pop.models.client import ask_gateway
+    from pop.store import lock_holder
+
+    holder = lock_holder(root.machine_room)
+    figures = ask_gateway(str(socket_path(root)), {"figures": True}) if holder else None
+    if as_json:
+        print_json({"daemon": holder, **(figures or {"lanes": {}, "circuits": {}, "flights": 0})})
+    elif figures is None:
+        click.echo("no daemon: there is nothing under way (pop up)" if not holder else "the gateway gives no answer")
+    elif not figures["lanes"]:
+        click.echo("no model has been asked since the daemon began")
+    else:
+        _show_lanes(figures)
+
+
+def _show_lanes(figures: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for title in ("in flight", "waiting", "at once", "requests/min", "tokens/min", "pauses"):
+        table.add_column(title, justify="right")
+    for name, lane in figures["lanes"].items():
+        pause = f"{lane['paused_s']:.0f} s" if lane["paused_s"] else "-"
+        numbers = (lane["in_flight"], lane["waiting"], lane["window"] or "any")
+        per_minute = (f"{lane['requests_per_minute']:,.0f}", f"{lane['tokens_per_minute']:,.0f}")
+        table.add_row(safe(name, 60), *map(str, numbers), *per_minute, pause)
+    Console(highlight=False, markup=False).print(table)
+    for name, state in figures["circuits"].items():
+        if state != "closed":
+            click.echo(f"{safe(name, 80)}: its circuit is {state}: calls wait until it answers again", err=True)

@@ -91,6 +91,7 @@ class Catalogue:
         self._settings = settings
         self._models = {"default": "auto", **settings.models}
         self._environ = environ
+        self._routes: dict[str, Route] = {}
 
     @property
     def names(self) -> list[str]:
@@ -125,7 +126,10 @@ class Catalogue:
             UnknownModel: No entry has this name.
             ConfigError: The entry is wrong, or names go round in a circle.
         """
-        return Route(self._rungs(name, ()))
+        found = self._routes.get(name)
+        if found is None:
+            found = self._routes[name] = Route(self._rungs(name, ()))
+        return found
 
     def resolve(self, name: str) -> list[ModelEntry]:
         """All models behind a name, in order; raises as `route`."""

@@ -5,10 +5,16 @@
 Workers connect to the Unix socket and send JSON lines; answers come back in any order:
 
     {"id": n, "request": ModelRequest, "origin": Origin}
-    {"id": n, "answer": Answer}   or   {"id": n, "error": {"error_class", "message", "where", "hint"}}
+    {"id": n, "answer": Answer}   or   {"id": n, "error": {"error_class", "code", "message", "where", "hint", "tries"}}
 
-A question that is already under way, or answered, is not asked again. A call goes on when its worker vanishes: it has
-been paid for, and the next attempt finds its answer in the store.
+| further questions                                       | answers                                                 |
+|---------------------------------------------------------|---------------------------------------------------------|
+| {"id", "count": {"model", "text"}}                      | {"id", "count": {"tokens", "exact"}}                    |
+| {"id", "waited": {"run_id", "instance", "attempt"}}     | {"id", "waited": {"seconds", "waiting", "since_s"}}     |
+| {"id", "open": run_id}                                  | {"id", "open": requests of the run that are under way}  |
+| {"id", "figures": true}                                 | {"id", "figures": `Router.figures`}                     |
+
+How a question is answered stands in `router`.
 """
 
 from __future__ import annotations
@@ -17,173 +23,120 @@ import argparse
 import asyncio
 import contextlib
 import os
-import random
 import signal
-import sqlite3
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
 import structlog
-import tenacity
 from pydantic import ValidationError
 
 from pop.confine import protect_keys
 from pop.errors import ConfigError, PopError
 from pop.models.answers import AnswerStore
-from pop.models.catalogue import Catalogue, ModelEntry
-from pop.models.prices import cost_usd
-from pop.models.providers import Provider, Setup, open_provider
-from pop.models.request import Answer, ModelError, ModelRequest, Origin, answer_key, request_hash
-from pop.settings import Root, load_settings
+from pop.models.callers import Callers
+from pop.models.catalogue import Catalogue
+from pop.models.keys import Keys
+from pop.models.providers import Provider, Setup, kinds, open_provider
+from pop.models.request import ModelError, ModelRequest, Origin
+from pop.models.router import Router
+from pop.settings import Root, Settings, load_settings
 
 log = structlog.get_logger()
 
 MAX_LINE_BYTES = 64 * 2**20
-BASE_S, CAP_S = 0.5, 30.0
-NEXT_MODEL = frozenset({"unavailable", "rate_limited", "auth", "budget"})  # what another model can cure
+FAREWELL_S = 4.0  # how long requests that were sent may go on when the daemon ends
 
 
 class Gateway:
-    """Routes, bounds, retries, stores."""
+    """The settings as they stand now, the providers, and the socket's side of the router."""
 
-    def __init__(self, root: Root, environ: Mapping[str, str], store: AnswerStore) -> None:
+    def __init__(self, root: Root, keys: Keys, store: AnswerStore) -> None:
         self._root = root
-        self._environ = environ
-        self._store = store
+        self._keys = keys
         self._providers: dict[str, Provider] = {}
-        self._permits: dict[str, asyncio.Semaphore] = {}
-        self._under_way: dict[str, asyncio.Task[Answer]] = {}
         self._settings_mtime_ns = -1
-        self._catalogue = Catalogue(load_settings(root), environ)
-        self._rng = random.Random()
-        self._secrets = [value for name, value in environ.items() if _is_secret(name) and len(value) >= 8]
+        self._take(load_settings(root))
+        self._callers: Callers | None = None
+        self._open_callers()
+        self.router = Router(
+            store,
+            catalogue=self._fresh_catalogue,
+            budget=lambda: self._settings.budget,
+            provider=self._provider,
+            clean=keys.redact_answer,
+        )
 
-    async def ask(self, request: ModelRequest, origin: Origin) -> Answer:
-        """The answer to one question, from the store where it is there.
+    def _take(self, settings: Settings) -> None:
+        self._settings = settings
+        self._catalogue = Catalogue(settings, self._keys.environ)
+        self._keys.also(_header_values(settings))
 
-        Raises:
-            ModelError: No model of the asked name could answer.
-        """
-        asked = request_hash(request)
-        key = answer_key(origin, asked)
-        task = self._under_way.get(key)
-        if task is None:
-            known = self._store.get(key)
-            if known:
-                return known.model_copy(update={"cached": True})
-            task = asyncio.create_task(self._ask_and_store(request, key, asked))
-            self._under_way[key] = task
-            task.add_done_callback(lambda _: self._under_way.pop(key, None))
-        return await asyncio.shield(task)
+    def _open_callers(self) -> None:
+        """Processes are counted when the gateway starts; with changed keys they are others."""
+        if self._callers is not None:
+            self._callers.retire()
+        count = self._settings.gateway.processes
+        self._callers = Callers(count, Setup(self._keys.environ, self._root.path)) if count else None
 
-    async def _ask_and_store(self, request: ModelRequest, key: str, asked: str) -> Answer:
-        answer = (await self._route(request)).model_copy(update={"key": key})
-        try:
-            await self._store.put(key, asked, answer)
-        except sqlite3.Error as error:
-            raise ModelError("unavailable", f"the answer could not be stored: {error}", hint="see pop doctor") from None
-        return answer
-
-    async def _route(self, request: ModelRequest) -> Answer:
-        """Ask the models behind the name, one after the other, as long as the next one may cure the error."""
-        entries = self._entries(request.model)
-        for number, entry in enumerate(entries, 1):
-            try:
-                return await self._ask_one(request, entry)
-            except ModelError as error:
-                if number == len(entries) or error.error_class not in NEXT_MODEL:
-                    raise
-                log.warning("model.passed_over", model=entry.name, error_class=error.error_class)
-        raise AssertionError("a name stands for at least one model")
-
-    def _entries(self, name: str) -> list[ModelEntry]:
-        self._reload()
-        try:
-            return self._catalogue.resolve(name)
-        except ConfigError as error:
-            raise ModelError("bad_input", error.message, where=error.where, hint=error.hint) from None
-
-    def _reload(self) -> None:
-        """Take a changed pop.toml into account; a broken one leaves things as they are."""
+    def _fresh_catalogue(self) -> Catalogue:
+        """Take a changed pop.toml or keys file into account; a broken one leaves things as they are."""
         with contextlib.suppress(OSError, PopError):
+            changed = self._keys.fresh()
+            if changed:
+                self._providers.clear()
+                self._open_callers()
             mtime_ns = os.stat(self._root.settings_file).st_mtime_ns
-            if mtime_ns != self._settings_mtime_ns:
+            if changed or mtime_ns != self._settings_mtime_ns:
                 self._settings_mtime_ns = mtime_ns
-                self._catalogue = Catalogue(load_settings(self._root), self._environ)
+                self._take(load_settings(self._root))
+        return self._catalogue
 
-    async def _ask_one(self, request: ModelRequest, entry: ModelEntry) -> Answer:
-        permits = self._permits.setdefault(entry.name, asyncio.Semaphore(entry.concurrency))
-        provider = self._provider(entry.provider)
-        async with permits:
+    def _provider(self, kind: str) -> Provider:
+        if self._callers and not kinds()[kind].local:
+            return self._callers.provider(kind)
+        if kind not in self._providers:
             try:
-                async with asyncio.timeout(entry.timeout_s):
-                    answer = await self._with_retries(provider, request, entry)
-            except TimeoutError:
-                message = f"no answer within {entry.timeout_s:g} s, all tries together"
-                raise ModelError("unavailable", message, where=f"model {entry.name!r}") from None
-        if answer.cost_usd is None:
-            answer = answer.model_copy(update={"cost_usd": cost_usd(answer, entry)})
-        return answer
-
-    def _provider(self, name: str) -> Provider:
-        if name not in self._providers:
-            self._providers[name] = open_provider(name, Setup(self._environ, self._root.path))
-        return self._providers[name]
-
-    async def _with_retries(self, provider: Provider, request: ModelRequest, entry: ModelEntry) -> Answer:
-        retrying = tenacity.AsyncRetrying(
-            stop=tenacity.stop_after_attempt(entry.tries),
-            wait=self._wait_s,
-            retry=tenacity.retry_if_exception(lambda error: isinstance(error, ModelError) and error.curable),
-            reraise=True,
-        )
-        answer: Answer = await retrying(
-            provider.answer,
-            request,
-            entry,
-            Origin(run_id="", instance="", generation=1, attempt=1),
-            "schema" if request.schema_ else None,
-        )
-        return answer
-
-    def _wait_s(self, state: tenacity.RetryCallState) -> float:
-        """Full jitter below a doubling bound, or what the server asked for."""
-        error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, ModelError) and error.retry_after_s is not None:
-            return error.retry_after_s + self._rng.uniform(0, BASE_S)
-        return self._rng.uniform(0, min(CAP_S, BASE_S * 2.0**state.attempt_number))
+                self._providers[kind] = open_provider(kind, Setup(self._keys.environ, self._root.path))
+            except ConfigError as error:
+                raise ModelError("bad_input", error.message, where=error.where, hint=error.hint) from None
+        return self._providers[kind]
 
     # -- the socket --------------------------------------------------------------------------------------------
 
-    async def serve_worker(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection; every line is a question of its own."""
         tasks: set[asyncio.Task[None]] = set()
+        origins: dict[tuple[str, str, int], Origin] = {}
         with contextlib.suppress(ConnectionError, ValueError):
             while line := await reader.readline():
-                task = asyncio.create_task(self._serve_line(line, writer))
+                task = asyncio.create_task(self._serve_line(line, writer, origins))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
         for task in tasks:
             task.cancel()
+        for origin in origins.values():
+            self.router.forget_waits(origin)
         writer.close()
 
-    async def _serve_line(self, line: bytes, writer: asyncio.StreamWriter) -> None:
-        reply = await self._reply(line)
+    async def _serve_line(self, line: bytes, writer: asyncio.StreamWriter, origins: dict[Any, Origin]) -> None:
+        reply = await self._reply(line, origins)
         writer.write(orjson.dumps(reply) + b"\n")
         with contextlib.suppress(ConnectionError):
             await writer.drain()
 
-    async def _reply(self, line: bytes) -> dict[str, Any]:
+    async def _reply(self, line: bytes, origins: dict[Any, Origin]) -> dict[str, Any]:
         number: Any = None
         try:
             value = orjson.loads(line)
             number = value["id"]
-            request = ModelRequest.model_validate(value["request"])
-            answer = await self.ask(request, Origin.model_validate(value["origin"]))
+            if "request" not in value:
+                return {"id": number, **self._tell(value)}
+            request, origin = ModelRequest.model_validate(value["request"]), Origin.model_validate(value["origin"])
+            origins[origin.run_id, origin.instance, origin.attempt] = origin
+            answer = await self.router.ask(request, origin)
             return {"id": number, "answer": answer.model_dump(mode="json")}
         except ModelError as error:
             return {"id": number, "error": self._redacted(error)}
@@ -193,32 +146,49 @@ class Gateway:
             log.exception("gateway.bug")
             return {"id": number, "error": self._redacted(ModelError("bug", f"{type(error).__name__}: {error}"))}
 
+    def _tell(self, value: dict[str, Any]) -> dict[str, Any]:
+        """Answers to the further questions of the module's table."""
+        if "count" in value:
+            tokens, exact = self.router.tokens.count(value["count"]["text"], self._wire_name(value["count"]["model"]))
+            return {"count": {"tokens": tokens, "exact": exact}}
+        if "waited" in value:
+            about = value["waited"]
+            return {"waited": self.router.waited(about["run_id"], about["instance"], about["attempt"])}
+        if "open" in value:
+            return {"open": self.router.open_calls(value["open"])}
+        if "figures" in value:
+            return {"figures": self.router.figures()}
+        raise KeyError("request")
+
+    def _wire_name(self, name: str) -> str:
+        """What the first model behind a name is called by its server; the name itself where there is none."""
+        try:
+            return self._fresh_catalogue().resolve(name)[0].model
+        except ConfigError:
+            return name
+
     def _redacted(self, error: ModelError) -> dict[str, Any]:
-        fields = {"message": error.message, "where": error.where, "hint": error.hint}
-        clean = {name: self._redact(text) if text else text for name, text in fields.items()}
-        return {"error_class": error.error_class, **clean}
-
-    def _redact(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "[redacted]")
-        return text
+        fields = {"code": error.code, "message": error.message, "where": error.where, "hint": error.hint}
+        about = {"error_class": error.error_class, **fields, "tries": [one.model_dump() for one in error.tries]}
+        clean: dict[str, Any] = self._keys.redact_value(about)
+        return clean
 
 
-def _is_secret(name: str) -> bool:
-    return any(part in name.upper() for part in ("KEY", "TOKEN", "SECRET", "PASSWORD"))
+def _header_values(settings: Settings) -> list[str]:
+    tables = [*settings.providers.values(), *(one for one in settings.models.values() if not isinstance(one, str))]
+    return [value for table in tables for value in table.headers.values()]
 
 
-async def _serve(root: Root, socket_path: Path) -> None:
+async def _serve(root: Root, socket_path: Path, keys: Keys) -> None:
     durable = load_settings(root).daemon.durability == "safe"
-    store = AnswerStore(root.machine_room / "answers.db", durable=durable)
-    gateway = Gateway(root, dict(os.environ), store)
-    server = await asyncio.start_unix_server(
-        gateway.serve_worker, path=str(socket_path), limit=MAX_LINE_BYTES, backlog=4096
-    )
+    store = AnswerStore(root.machine_room / "answers.db", calls=root.calls, durable=durable)
+    gateway = Gateway(root, keys, store)
+    server = await asyncio.start_unix_server(gateway.serve, path=str(socket_path), limit=MAX_LINE_BYTES, backlog=4096)
     print("ready", flush=True)
     log.info("gateway.started", pid=os.getpid(), at=time.time())
     async with server:
         await _parent_gone()
+    await gateway.router.land_all(FAREWELL_S)
     store.close()
 
 
@@ -236,6 +206,18 @@ async def _parent_gone() -> None:
     loop.remove_reader(0)
 
 
+def _log_without(keys: Keys) -> None:
+    structlog.configure(
+        processors=[
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            keys.redacting,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    )
+
+
 def main() -> None:
     """Entry point, started by the supervisor."""
     parser = argparse.ArgumentParser()
@@ -244,17 +226,13 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.umask(0o077)
-    structlog.configure(
-        processors=[
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-    )
+    root = Root(Path(arguments.root))
     try:
-        protect_keys(workers_confined=load_settings(Root(Path(arguments.root))).worker.confine)
-        asyncio.run(_serve(Root(Path(arguments.root)), Path(arguments.socket)))
+        settings = load_settings(root)
+        protect_keys(workers_confined=settings.worker.confine)
+        keys = Keys(os.environ, settings.gateway.keys_path())
+        _log_without(keys)
+        asyncio.run(_serve(root, Path(arguments.socket), keys))
     except PopError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

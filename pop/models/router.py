@@ -1,0 +1,572 @@
+"""One call's way to a model and back: store, reuse, fallback, deadline, permits, circuit, budget, retries, ledger.
+
+    ask -> the store, by the answer's key; or, where `reuse` allows it, by what was asked
+        -> one flight for all who ask the same at once
+        -> the models of the name's rung, one after the other while the next one can cure the error
+            -> at most `tries` tries before one deadline, which stands still while a permit is waited for
+                -> permit of the model, permit of its endpoint, circuit, budget, intent
+                -> the provider
+        -> the answer and the ledger's lines are durable before the answer is handed out
+
+A request that was sent is waited for even when its worker is gone: it has been paid for, and the next attempt finds its
+answer in the store. One that was not sent yet is given up when nobody waits for it any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import random
+import secrets
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+import tenacity
+
+from pop.errors import ConfigError
+from pop.events import rfc3339
+from pop.models import forms
+from pop.models.answers import AnswerStore
+from pop.models.budgets import Budgets, Reservation
+from pop.models.calls import CallLine
+from pop.models.catalogue import Catalogue, ModelEntry
+from pop.models.circuit import Circuit
+from pop.models.limits import Lane, Permit
+from pop.models.prices import cost_usd
+from pop.models.providers import Provider
+from pop.models.request import (
+    Answer,
+    ModelError,
+    ModelRequest,
+    Origin,
+    Tokens,
+    Try,
+    answer_key,
+    request_hash,
+)
+from pop.models.tokens import TokenCounter
+from pop.records import BudgetLimit
+from pop.settings import BudgetSettings
+
+log = structlog.get_logger()
+
+BASE_S, CAP_S = 0.5, 30.0
+NEXT_MODEL = frozenset({"unavailable", "rate_limited", "auth"})  # classes that another model can cure
+NEXT_MODEL_CODES = frozenset({"insufficient-quota", "context-length", "not-found"})  # and codes of other classes
+REFUSALS = ("refusal", "content_filter")
+TYPICAL_OUTPUT = 500.0  # tokens, until a model's own answers say more
+
+
+@dataclass
+class Flight:
+    """A question under way. `askers` wait for it; `sent` while a provider works on it."""
+
+    origin: Origin
+    request: ModelRequest
+    key: str
+    asked_sha256: str
+    shared_key: str
+    askers: int = 0
+    sent: bool = False
+    tries: list[Try] = field(default_factory=list)
+    notes: list[asyncio.Task[None]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    task: asyncio.Task[Answer] | None = None
+
+
+@dataclass
+class Waited:
+    """How long an attempt has waited for permits: `total_s` in all, `open` calls that wait now, since `began`."""
+
+    total_s: float = 0.0
+    open: int = 0
+    began: float = 0.0
+    ended: float = float("-inf")
+
+    def begin(self, now: float) -> None:
+        if not self.open:
+            self.began = now
+        self.open += 1
+
+    def end(self, now: float) -> None:
+        self.open -= 1
+        if not self.open:
+            self.total_s += now - self.began
+            self.ended = now
+
+
+class Router:
+    """Everything between a question and its answer. All calls come from the gateway's event loop.
+
+    Args:
+        catalogue: The names as they stand now; it may change between calls.
+        provider: Opens or finds the provider of a kind.
+        clean: Takes keys out of an answer.
+    """
+
+    def __init__(
+        self,
+        store: AnswerStore,
+        *,
+        catalogue: Callable[[], Catalogue],
+        budget: Callable[[], BudgetSettings],
+        provider: Callable[[str], Provider],
+        clean: Callable[[Answer], Answer],
+    ) -> None:
+        self._store = store
+        self._catalogue = catalogue
+        self._budget = budget
+        self._provider = provider
+        self._clean = clean
+        self._budgets = Budgets(store.totals)
+        self.tokens = TokenCounter(store)
+        self._lanes: dict[str, Lane] = {}
+        self._circuits: dict[str, Circuit] = {}
+        self._typical: dict[str, float] = {}
+        self._entries: dict[str, ModelEntry] = {}  # as last used, for `figures`
+        self._by_key: dict[str, Flight] = {}
+        self._by_question: dict[str, Flight] = {}
+        self._waited: dict[tuple[str, str, int], Waited] = {}
+        self._rng = random.Random()
+
+    # -- asking ------------------------------------------------------------------------------------------------
+
+    async def ask(self, request: ModelRequest, origin: Origin) -> Answer:
+        """The answer to one question, from the store where it is there.
+
+        Raises:
+            ModelError: No model of the asked name could answer; its `tries` tell what was tried.
+        """
+        asked = request_hash(request)
+        key = answer_key(origin, asked)
+        flight = self._by_key.get(key)
+        if flight is None:
+            known = self._store.get(key)
+            if known:
+                return known.model_copy(update={"cached": True, "warnings": [], "tries": []})
+            rung = self._rung(request, origin)
+            shared_key = _shared_key(rung, asked, origin.n)
+            age_s = request.reuse_s if request.reuse_s is not None else rung[0].reuse_s
+            if age_s is not None:
+                shared = self._store.reusable(shared_key, age_s)
+                if shared:
+                    return shared.model_copy(update={"cached": True, "warnings": [], "tries": []})
+                flight = self._by_question.get(shared_key)
+                if flight is not None:
+                    answer = await self._join(flight)
+                    return answer.model_copy(update={"cached": True, "warnings": [], "tries": []})
+            flight = Flight(origin, request, key, asked, shared_key)
+            self._launch(flight, rung)
+        return await self._join(flight)
+
+    def _rung(self, request: ModelRequest, origin: Origin) -> tuple[ModelEntry, ...]:
+        try:
+            route = self._catalogue().route(request.model)
+        except ConfigError as error:
+            raise ModelError("bad_input", error.message, where=error.where, hint=error.hint, code=error.code) from None
+        return route.rung(request.round + origin.generation - 1)
+
+    def _launch(self, flight: Flight, rung: tuple[ModelEntry, ...]) -> None:
+        flight.task = asyncio.create_task(self._fly(flight, rung))
+        self._by_key[flight.key] = flight
+        self._by_question.setdefault(flight.shared_key, flight)
+        flight.task.add_done_callback(lambda _: self._land(flight))
+
+    def _land(self, flight: Flight) -> None:
+        self._by_key.pop(flight.key, None)
+        if self._by_question.get(flight.shared_key) is flight:
+            del self._by_question[flight.shared_key]
+        if flight.task and not flight.task.cancelled():
+            flight.task.exception()  # looked at, so that nobody complains when no asker is left
+
+    async def _join(self, flight: Flight) -> Answer:
+        assert flight.task is not None
+        flight.askers += 1
+        try:
+            return await asyncio.shield(flight.task)
+        finally:
+            flight.askers -= 1
+            if not flight.askers and not flight.sent and not flight.task.done():
+                flight.task.cancel()
+
+    async def _fly(self, flight: Flight, rung: tuple[ModelEntry, ...]) -> Answer:
+        try:
+            answer, lines = await self._first_that_answers(flight, rung)
+            answer = self._clean(
+                answer.model_copy(
+                    update={
+                        "key": flight.key,
+                        "request_sha256": flight.asked_sha256,
+                        "tries": flight.tries,
+                        "warnings": flight.warnings,
+                    }
+                )
+            )
+            await self._store.put(flight.key, flight.asked_sha256, flight.shared_key, answer, lines)
+            return answer
+        except (OSError, sqlite3.Error) as error:
+            text = f"the answer could not be stored: {error}"
+            raise self._with_tries(ModelError("unavailable", text, hint="see pop doctor"), flight) from None
+        finally:
+            if flight.notes:
+                await asyncio.gather(*flight.notes, return_exceptions=True)
+
+    def _with_tries(self, error: ModelError, flight: Flight) -> ModelError:
+        error.tries = flight.tries
+        return error
+
+    async def _first_that_answers(self, flight: Flight, rung: tuple[ModelEntry, ...]) -> tuple[Answer, list[CallLine]]:
+        """Ask the models one after the other, as long as the next one may cure what went wrong with the last."""
+        for number, entry in enumerate(rung, 1):
+            last = number == len(rung)
+            try:
+                answer, line = await self._before_its_deadline(flight, entry, last)
+            except ModelError as error:
+                self._with_tries(error, flight)
+                if last or not flight.askers or not _another_may(error):
+                    raise
+                log.warning("model.passed_over", model=entry.name, error_class=error.error_class, code=error.code)
+                continue
+            if last or answer.finish_reason not in REFUSALS:
+                return answer, [line]
+            log.warning("model.passed_over", model=entry.name, error_class="refused")
+            billed = answer.model_dump(include=set(Tokens.model_fields))
+            flight.tries.append(
+                Try(model=entry.name, error_class="refused", message=answer.text[:500], ms=answer.ms, billed=True,
+                    tokens=Tokens(**billed), cost_usd=answer.cost_usd)
+            )  # fmt: skip
+            self._note(flight, line.model_copy(update={"outcome": "refused"}))
+        raise AssertionError("a name stands for at least one model")
+
+    async def _before_its_deadline(self, flight: Flight, entry: ModelEntry, last: bool) -> tuple[Answer, CallLine]:
+        """All tries of one model, within `timeout_s` without the time that permits were waited for."""
+        try:
+            async with asyncio.timeout(entry.timeout_s) as deadline:
+                return await self._with_retries(flight, entry, deadline, last)
+        except TimeoutError:
+            message = f"no answer within {entry.timeout_s:g} s, all tries together"
+            hint = f"raise `timeout_s` of {entry.name!r} in pop.toml, or ask for less"
+            raise ModelError("unavailable", message, where=f"model {entry.name!r}", hint=hint, code="deadline") from None
+
+    async def _with_retries(
+        self, flight: Flight, entry: ModelEntry, deadline: asyncio.Timeout, last: bool
+    ) -> tuple[Answer, CallLine]:
+        def is_over(state: tenacity.RetryCallState) -> bool:
+            return not flight.askers or state.upcoming_sleep > _left_s(deadline)
+
+        retrying = tenacity.AsyncRetrying(
+            stop=tenacity.stop_any(tenacity.stop_after_attempt(entry.tries), is_over),
+            wait=self._wait_s,
+            retry=tenacity.retry_if_exception(lambda error: isinstance(error, ModelError) and error.curable),
+            reraise=True,
+        )
+        found: tuple[Answer, CallLine] = await retrying(self._try, flight, entry, deadline, last)
+        return found
+
+    def _wait_s(self, state: tenacity.RetryCallState) -> float:
+        """Full jitter below a doubling bound, or what the server asked for."""
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, ModelError) and error.retry_after_s is not None:
+            return error.retry_after_s + self._rng.uniform(0, BASE_S)
+        return self._rng.uniform(0, min(CAP_S, BASE_S * 2.0**state.attempt_number))
+
+    # -- one try -----------------------------------------------------------------------------------------------
+
+    async def _try(
+        self, flight: Flight, entry: ModelEntry, deadline: asyncio.Timeout, last: bool
+    ) -> tuple[Answer, CallLine]:
+        """One request to one model, with all that bounds it."""
+        estimate = self._estimate(flight.request, entry)
+        async with self._permits(flight, entry, deadline, estimate) as permits:
+            circuit = self._circuit(entry)
+            await circuit.before(_left_s(deadline) if last else 0.0)
+            try:
+                reservation = self._reserve(flight, entry, estimate)
+                return await self._send(flight, entry, estimate, reservation, permits, circuit)
+            except BaseException:
+                circuit.left()
+                raise
+
+    async def _send(
+        self,
+        flight: Flight,
+        entry: ModelEntry,
+        estimate: Tokens,
+        reservation: Reservation,
+        permits: list[Permit],
+        circuit: Circuit,
+    ) -> tuple[Answer, CallLine]:
+        line = self._line(flight, entry, estimate)
+        try:
+            self._store.begin(line)
+        except OSError as error:
+            reservation.release()
+            raise ModelError("unavailable", f"the call could not be noted: {error}", hint="see pop doctor") from None
+        began, flight.sent = time.perf_counter(), True
+        try:
+            answer = await forms.ask(self._provider(entry.provider), flight.request, entry, flight.origin, self._store)
+        except ModelError as error:
+            self._failed(flight, entry, line, error, _ms(began), reservation, permits, circuit)
+            raise
+        except asyncio.CancelledError:
+            lost = ModelError("unavailable", "given up while the provider was at work", tokens=estimate)
+            self._failed(flight, entry, line, lost, _ms(began), reservation, permits, circuit)
+            raise
+        except BaseException as error:  # a mistake in a provider: its call is not left open
+            bug = ModelError("bug", f"{type(error).__name__}: {error}", tokens=estimate)
+            self._failed(flight, entry, line, bug, _ms(began), reservation, permits, circuit)
+            raise
+        finally:
+            flight.sent = False
+        return self._answered(flight, entry, line, answer, reservation, permits, circuit)
+
+    def _answered(
+        self,
+        flight: Flight,
+        entry: ModelEntry,
+        line: CallLine,
+        answer: Answer,
+        reservation: Reservation,
+        permits: list[Permit],
+        circuit: Circuit,
+    ) -> tuple[Answer, CallLine]:
+        if answer.cost_usd is None:
+            usd, prices = cost_usd(answer, entry, answer.provider_model)
+            answer = answer.model_copy(update={"cost_usd": usd, "prices": prices})
+        circuit.succeeded()
+        reservation.settle(answer, answer.cost_usd)
+        for permit in permits:
+            permit.settle(answer.input_tokens + answer.output_tokens)
+            permit.heard(answer.rate, limited=False)
+        if not answer.estimated:
+            self._learn(flight.request, entry, answer)
+        counted = answer.model_dump(include=set(Tokens.model_fields))
+        return answer, line.model_copy(
+            update={
+                **counted,
+                "at": rfc3339(time.time()),
+                "outcome": "answer",
+                "provider_model": answer.provider_model,
+                "cost_usd": answer.cost_usd,
+                "prices": answer.prices,
+                "ms": answer.ms,
+            }
+        )
+
+    def _failed(
+        self,
+        flight: Flight,
+        entry: ModelEntry,
+        line: CallLine,
+        error: ModelError,
+        ms: float,
+        reservation: Reservation,
+        permits: list[Permit],
+        circuit: Circuit,
+    ) -> None:
+        """Settle what a request cost that brought no answer: nothing, what the provider said, or our estimate."""
+        counted = error.tokens
+        usd, prices = cost_usd(counted, entry, entry.model) if counted else (0.0, None)
+        if counted:
+            reservation.settle(counted, usd)
+        else:
+            reservation.release()
+        limited = error.error_class == "rate_limited"
+        for permit in permits:
+            permit.settle(counted.input_tokens + counted.output_tokens if counted else 0)
+            permit.heard(error.rate, limited=limited)
+        if error.error_class == "unavailable":
+            circuit.failed()
+        else:
+            circuit.succeeded()  # it answered, though not well
+        tokens = counted or Tokens()
+        flight.tries.append(
+            Try(model=entry.name, error_class=error.error_class, message=error.message[:500], ms=ms,
+                billed=bool(counted), tokens=tokens, cost_usd=usd if counted else None)
+        )  # fmt: skip
+        about = {"at": rfc3339(time.time()), "outcome": error.error_class, "billed": bool(counted), "ms": ms}
+        self._note(flight, line.model_copy(update={**about, **tokens.model_dump(), "cost_usd": usd, "prices": prices}))
+
+    def _note(self, flight: Flight, line: CallLine) -> None:
+        """Write a line for the ledger at once; the flight ends only when it is durable."""
+        flight.notes.append(asyncio.ensure_future(self._store.note([line])))
+
+    def _line(self, flight: Flight, entry: ModelEntry, estimate: Tokens) -> CallLine:
+        origin = flight.origin
+        usd, prices = cost_usd(estimate, entry, entry.model)
+        return CallLine(
+            id=secrets.token_hex(8),
+            at=rfc3339(time.time()),
+            run_id=origin.run_id,
+            pipeline=origin.pipeline,
+            step=origin.step,
+            instance=origin.instance,
+            attempt=origin.attempt,
+            key=flight.key,
+            model=entry.name,
+            provider=entry.provider,
+            provider_model=entry.model,
+            outcome="lost",
+            billed=True,
+            **estimate.model_dump(),
+            cost_usd=usd,
+            prices=prices,
+            ms=0.0,
+        )
+
+    # -- what bounds it ----------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _permits(
+        self, flight: Flight, entry: ModelEntry, deadline: asyncio.Timeout, estimate: Tokens
+    ) -> AsyncIterator[list[Permit]]:
+        """The permit of the model, then that of its endpoint; meanwhile the deadline stands still."""
+        tokens = estimate.input_tokens + estimate.output_tokens
+        permits: list[Permit] = []
+        try:
+            with self._standing_still(flight, deadline):
+                for lane in self._lanes_of(entry):
+                    permits.append(await lane.permit(flight.origin.run_id, tokens))
+            yield permits
+        finally:
+            for permit in permits:
+                permit.release()
+
+    @contextlib.contextmanager
+    def _standing_still(self, flight: Flight, deadline: asyncio.Timeout) -> Any:
+        loop, origin = asyncio.get_running_loop(), flight.origin
+        waited = self._waited.setdefault((origin.run_id, origin.instance, origin.attempt), Waited())
+        left_s = _left_s(deadline)
+        deadline.reschedule(None)
+        waited.begin(loop.time())
+        try:
+            yield
+        finally:
+            waited.end(loop.time())
+            deadline.reschedule(loop.time() + left_s)
+
+    def _lanes_of(self, entry: ModelEntry) -> list[Lane]:
+        self._entries[entry.name] = entry
+        own = self._lane(
+            f"model {entry.name}", entry.concurrency, entry.requests_per_minute, entry.tokens_per_minute
+        )
+        shared = entry.shared
+        if not (shared.concurrency or shared.requests_per_minute or shared.tokens_per_minute):
+            return [own]
+        endpoint = self._lane(
+            f"provider {shared.name}", shared.concurrency, shared.requests_per_minute, shared.tokens_per_minute
+        )
+        return [own, endpoint]
+
+    def _lane(self, name: str, concurrency: int | None, requests: float | None, tokens: float | None) -> Lane:
+        limits = {"concurrency": concurrency, "requests_per_minute": requests, "tokens_per_minute": tokens}
+        lane = self._lanes.get(name)
+        if lane is None:
+            lane = self._lanes[name] = Lane(name, **limits)  # type: ignore[arg-type]
+        else:
+            lane.configure(**limits)  # type: ignore[arg-type]
+        return lane
+
+    def _circuit(self, entry: ModelEntry) -> Circuit:
+        name = entry.shared.name or entry.provider
+        if name not in self._circuits:
+            self._circuits[name] = Circuit(name)
+        return self._circuits[name]
+
+    def _estimate(self, request: ModelRequest, entry: ModelEntry) -> Tokens:
+        text = "".join(message.content for message in request.messages)
+        most = request.max_output_tokens or entry.max_output_tokens
+        typical = self._typical.get(entry.identity, TYPICAL_OUTPUT)
+        return Tokens(
+            input_tokens=self.tokens.count(text, entry.model)[0] + 4 * len(request.messages),
+            output_tokens=most or int(typical),
+            estimated=True,
+        )
+
+    def _learn(self, request: ModelRequest, entry: ModelEntry, answer: Answer) -> None:
+        before = self._typical.get(entry.identity, TYPICAL_OUTPUT)
+        self._typical[entry.identity] = before + 0.1 * (answer.output_tokens - before)
+        self.tokens.learn(entry.model, sum(len(message.content) for message in request.messages), answer.input_tokens)
+
+    def _reserve(self, flight: Flight, entry: ModelEntry, estimate: Tokens) -> Reservation:
+        limits = [*flight.origin.budgets, *_limits_of(self._budget())]
+        usd, _ = cost_usd(estimate, entry, entry.model)
+        try:
+            reservation = self._budgets.reserve(flight.origin, limits, estimate, usd, model=entry.name)
+        except ModelError as error:
+            raise self._with_tries(error, flight) from None
+        for warning in reservation.warnings:
+            flight.warnings.append(warning)
+            log.warning("budget.soft", run=flight.origin.run_id, warning=warning)
+            self._store.warn(flight.origin.run_id, flight.origin.instance, warning)
+        return reservation
+
+    # -- figures -----------------------------------------------------------------------------------------------
+
+    def figures(self) -> dict[str, Any]:
+        """What goes on now: lanes by name (`Lane.figures`), circuits that are not closed, flights and open calls."""
+        return {
+            "lanes": {name: lane.figures() for name, lane in self._lanes.items()},
+            "circuits": {name: circuit.state for name, circuit in self._circuits.items()},
+            "flights": len(self._by_key),
+        }
+
+    def waited(self, run_id: str, instance: str, attempt: int) -> dict[str, Any]:
+        """How long an attempt has waited for permits: seconds in all, whether it does now, seconds since it last did."""
+        waited = self._waited.get((run_id, instance, attempt))
+        if waited is None:
+            return {"seconds": 0.0, "waiting": False, "since_s": None}
+        now = asyncio.get_running_loop().time()
+        running_s = now - waited.began if waited.open else 0.0
+        since_s = 0.0 if waited.open else now - waited.ended
+        return {"seconds": waited.total_s + running_s, "waiting": waited.open > 0, "since_s": since_s}
+
+    def forget_waits(self, origin: Origin) -> None:
+        """The attempt's connection has closed."""
+        self._waited.pop((origin.run_id, origin.instance, origin.attempt), None)
+
+    def open_calls(self, run_id: str) -> int:
+        """How many requests of a run are under way."""
+        return sum(1 for flight in self._by_key.values() if flight.origin.run_id == run_id)
+
+    async def land_all(self, patience_s: float) -> None:
+        """Wait for the requests that were sent; those that were not are given up."""
+        for flight in list(self._by_key.values()):
+            if flight.task and not flight.sent:
+                flight.task.cancel()
+        tasks = [flight.task for flight in self._by_key.values() if flight.task]
+        if tasks:
+            await asyncio.wait(tasks, timeout=patience_s)
+
+
+def _another_may(error: ModelError) -> bool:
+    return error.error_class in NEXT_MODEL or error.code in NEXT_MODEL_CODES
+
+
+def _shared_key(rung: tuple[ModelEntry, ...], asked_sha256: str, n: int) -> str:
+    """What `reuse` looks for: the same question to the same models, for the same how-manieth time."""
+    parts = (*(entry.identity for entry in rung), asked_sha256, str(n))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _limits_of(settings: BudgetSettings) -> list[BudgetLimit]:
+    found = []
+    for soft, table in ((False, settings), (True, settings.warn)):
+        for name, limit in table.model_dump(exclude={"warn"}, exclude_none=True).items():
+            found.append(BudgetLimit(name=name, limit=limit, source="pop.toml", soft=soft))
+    return found
+
+
+def _left_s(deadline: asyncio.Timeout) -> float:
+    when = deadline.when()
+    return float("inf") if when is None else max(0.0, when - asyncio.get_running_loop().time())
+
+
+def _ms(began: float) -> float:
+    return round((time.perf_counter() - began) * 1000, 3)

@@ -1,0 +1,82 @@
+"""What a run has used of models: told by the gateway's ledger, journaled step by step.
+
+The worker's calls.jsonl is for readers. What counts is what the gateway wrote down before it handed an answer out: it
+also knows the calls of a worker that was killed, the requests that failed and were billed, and those of a gateway that
+died. Each end of an attempt is journaled with what the ledger says of its step beyond what was journaled before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import orjson
+
+from pop import events
+from pop.history import RunHistory
+from pop.models.answers import Spent
+from pop.records import Usage
+
+PATIENCE_S = 2.0
+LANDING_S = 150.0  # how long a run's end waits for requests that a killed worker left behind
+
+
+async def ask_gateway(address: str | None, question: dict[str, Any]) -> Any:
+    """The gateway's answer to one of the further questions of `models.gateway`; None when it gives none."""
+    if address is None:
+        return None
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            reader, writer = await asyncio.open_unix_connection(address, limit=2**24)
+            try:
+                writer.write(orjson.dumps({"id": 1, **question}) + b"\n")
+                return orjson.loads(await reader.readline()).get(next(iter(question)))
+            finally:
+                writer.close()
+    except (OSError, TimeoutError, ValueError, AttributeError):
+        return None
+
+
+class Tally:
+    """The ledger as the supervisor reads it."""
+
+    def __init__(self, spent: Spent) -> None:
+        self._spent = spent
+
+    def since(self, history: RunHistory, instance: str, cached_calls: int) -> tuple[Usage, list[str]]:
+        """What a step has used since it was last journaled, and the models that answered it.
+
+        Args:
+            cached_calls: How many answers of the attempt came from the store.
+        """
+        usage, models = self._spent.usage_of(history.created.get("run_id", ""), instance)
+        return _beyond(usage, history, instance).plus(Usage(cached_calls=cached_calls)), models
+
+    def late(self, history: RunHistory) -> list[dict[str, Any]]:
+        """Events for what came after the last attempt of a step was journaled: calls that outlived their worker."""
+        found = []
+        for instance, usage in self._spent.usage_of_run(history.created.get("run_id", "")).items():
+            late = _beyond(usage, history, instance)
+            if instance in history.instances and late != Usage():
+                found.append({"event": events.USAGE_LATE, "instance": instance, "usage": late.model_dump()})
+        return found
+
+    def warnings(self, history: RunHistory) -> list[dict[str, Any]]:
+        """Events for soft budgets that were passed and not journaled yet."""
+        told = self._spent.warnings_of_run(history.created.get("run_id", ""))
+        return [{"event": events.BUDGET_WARNING, "text": text} for text in told if text not in history.warnings]
+
+
+def _beyond(usage: Usage, history: RunHistory, instance: str) -> Usage:
+    known = history.instances.get(instance)
+    before = Usage.model_validate(known.usage) if known and known.usage else Usage()
+    return usage.minus(before)
+
+
+async def calls_landed(address: str | None, run_id: str) -> None:
+    """Wait until no request of the run is under way, for a bounded time."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LANDING_S):
+            while await ask_gateway(address, {"open": run_id}):
+                await asyncio.sleep(0.05)
