@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,6 +45,9 @@ _KEYS_AND_BRACKETS = re.compile(  # each alternative ends what it began, so that
     r"""("(?:[^"\\]|\\.?)*+(?:"|\Z)|'(?:[^'\\]|\\.?)*+(?:'|\Z))\s*+(:)?|(?<!\w)([A-Za-z_]\w*+)\s*+:|[{}\[\]]""",
     re.DOTALL,
 )
+
+
+Schema = Mapping[str, Any] | type[BaseModel]
 
 
 class Unparsable(Exception):
@@ -172,6 +175,19 @@ def _key_twice(broken: str) -> str | None:
                 return str(key)
             keys.add(key)
     return None
+
+
+def json_schema(schema: Schema) -> dict[str, Any]:
+    """The JSON Schema of what a call may name as one.
+
+    Raises:
+        TypeError: It is neither a JSON Schema's object nor a pydantic model.
+    """
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        return schema.model_json_schema()
+    if not isinstance(schema, Mapping):
+        raise TypeError(f"a schema is a JSON Schema's object or a pydantic model, not {schema!r:.80}")
+    return dict(schema)
 
 
 @lru_cache(maxsize=32)
