@@ -1,6 +1,5 @@
 """What the tasks of *brief* share about claims: is the quote really there, does the claim stay with it, who wrote it."""
 
-import json
 import re
 
 LEAST_WORDS = 6
@@ -150,17 +149,16 @@ def printed(text):
 
 def makers(ctx):
     """The models this attempt asked so far: ``[{"model", "note", "calls", "input_tokens", "output_tokens"}]``."""
-    path = ctx.trail.folder / "calls.jsonl"
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
     return added(
         {
-            "model": f"{row['provider']}/{row['provider_model']}",
-            "note": row["note"] or "",
+            "model": f"{call.provider}/{call.provider_model}",
+            "note": call.note or "",
             "calls": 1,
-            "input_tokens": row["input_tokens"] or 0,
-            "output_tokens": row["output_tokens"] or 0,
+            "input_tokens": call.input_tokens,
+            "output_tokens": call.output_tokens,
         }
-        for row in rows
+        for call in ctx.calls
+        if call.error_class is None
     )
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from pop.errors import AttemptFailed
-from pop.events import rfc3339
 from pop.inputs import Inputs
 from pop.models.request import Answer, Message, ModelError, ModelRequest
-from pop.parsing import Unparsable, parse_json, schema_problems
-from pop.records import Letter
+from pop.parsing import Parsed, Schema, Unparsable, json_schema, model_problems, parse_json, schema_problems
+from pop.records import CallRecord, Letter
 from pop.store import contained
-from pop.trail import Trail
+from pop.trail import Log, Trail
 
 CHARS_PER_TOKEN = 4.0
 Prompt = str | Sequence[Mapping[str, str]]
@@ -32,8 +30,14 @@ class ModelCaller(Protocol):
             ModelError: With its error class.
         """
 
-    def ask_many(self, requests: Sequence[ModelRequest]) -> list[Answer | ModelError]:
-        """Answers in the order of the requests, asked at once."""
+    def ask_many(
+        self,
+        requests: Sequence[ModelRequest],
+        *,
+        at_once: int | None = None,
+        heard: Callable[[int], None] | None = None,
+    ) -> list[Answer | ModelError]:
+        """Answers in the order of the requests, at most `at_once` open; `heard` is told how many have come."""
 
 
 @dataclass(frozen=True)
@@ -42,26 +46,37 @@ class Reply:
 
     text: str
     answer: Answer
-    schema: dict[str, Any] | None = None
+    schema: Schema | None = None
 
     @property
     def data(self) -> Any:
-        """The answer's JSON where a schema was asked for, else None.
+        """The answer's JSON where a schema was asked for (an instance, where that was a pydantic model), else None.
 
         Raises:
             AttemptFailed: ``invalid_output`` when the answer holds no JSON or does not fit the schema.
         """
         if self.schema is None:
             return None
+        form = json_schema(self.schema)
         try:
-            value = parse_json(self.text, self.schema).value
-            problems = schema_problems(value, self.schema)
+            value = self.parsed(form).value
+            problems = schema_problems(value, form)
         except Unparsable as error:
             problems = [str(error)]
+        if not problems and isinstance(self.schema, type):
+            problems = model_problems(value, self.schema)
         if problems:
             asked = f"the answer of {self.answer.model!r} does not have the asked form: {problems[0][:500]}"
             raise AttemptFailed("invalid_output", asked, problems=problems)
-        return value
+        return self.schema.model_validate(value) if isinstance(self.schema, type) else value
+
+    def parsed(self, schema: dict[str, Any]) -> Parsed:
+        """The value that the answer holds, unchecked.
+
+        Raises:
+            Unparsable: It holds none.
+        """
+        return parse_json(self.text, schema)
 
     def __str__(self) -> str:
         return self.text
@@ -69,33 +84,19 @@ class Reply:
 
 @dataclass(frozen=True)
 class Call:
-    """A model call that has not been made yet, for `Context.gather`."""
+    """A model call that has not been made yet, for `Context.gather`.
+
+    Args:
+        schema: A JSON Schema, or a pydantic model.
+        reuse_s: An answer to the same question may be so many seconds old, whoever asked; None: as the run says.
+    """
 
     prompt: Prompt
-    schema: dict[str, Any] | None = None
+    schema: Schema | None = None
     model: str | None = None
     temperature: float | None = None
     max_output_tokens: int | None = None
-
-
-class Log:
-    """Lines in the attempt's log.jsonl."""
-
-    def __init__(self, trail: Trail) -> None:
-        self._trail = trail
-
-    def _line(self, level: str, text: str, fields: dict[str, Any]) -> None:
-        row = {"at": rfc3339(time.time()), "level": level, "stage": self._trail.stage, "text": str(text), **fields}
-        self._trail.append("log.jsonl", row)
-
-    def info(self, text: str, **fields: Any) -> None:
-        self._line("info", text, fields)
-
-    def warning(self, text: str, **fields: Any) -> None:
-        self._line("warning", text, fields)
-
-    def error(self, text: str, **fields: Any) -> None:
-        self._line("error", text, fields)
+    reuse_s: float | None = None
 
 
 @dataclass
@@ -111,6 +112,7 @@ class Context:
     max_output_tokens: int | None = None
     temperature: float | None = None
     log: Log = field(init=False)
+    _warned: set[str] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         self.log = Log(self.trail)
@@ -164,34 +166,76 @@ class Context:
         """A model to call: ``ctx.model("large")("Say hello")``."""
         return _Model(self, name)
 
-    def gather(self, calls: Sequence[Prompt | Call], *, model: str | None = None, schema: Any = None) -> list[Reply]:
-        """Ask for many answers at once, in order; the gateway bounds how many are under way.
+    @property
+    def calls(self) -> list[CallRecord]:
+        """The model calls of this attempt so far, as they stand in calls.jsonl."""
+        return self.trail.calls()
+
+    def gather(
+        self,
+        calls: Sequence[Prompt | Call],
+        *,
+        model: str | None = None,
+        schema: Schema | None = None,
+        at_once: int | None = None,
+        progress: bool = False,
+    ) -> list[Reply]:
+        """Ask for many answers; they come in the order of the calls.
+
+        Args:
+            at_once: So many calls are open at a time; None: all, and the gateway bounds them.
+            progress: Say by `Context.progress` how many have been answered.
 
         Raises:
             AttemptFailed: The first call that failed, after all have ended.
         """
         replies = []
-        for reply in self.gather_each(calls, model=model, schema=schema):
+        for reply in self.gather_each(calls, model=model, schema=schema, at_once=at_once, progress=progress):
             if isinstance(reply, AttemptFailed):
                 raise reply
             replies.append(reply)
         return replies
 
     def gather_each(
-        self, calls: Sequence[Prompt | Call], *, model: str | None = None, schema: Any = None
+        self,
+        calls: Sequence[Prompt | Call],
+        *,
+        model: str | None = None,
+        schema: Schema | None = None,
+        at_once: int | None = None,
+        progress: bool = False,
     ) -> list[Reply | AttemptFailed]:
-        """Like `gather`, with the failure in the place of every call that failed."""
+        """Like `gather`, with the failure in the place of every call that failed.
+
+        Raises:
+            ValueError: `at_once` is below 1.
+        """
+        if at_once is not None and at_once < 1:
+            raise ValueError(f"at_once must be at least 1, not {at_once}")
         asked = [call if isinstance(call, Call) else Call(call, schema, model) for call in calls]
         requests = [self._request(call) for call in asked]
+        heard = self._in_hundredths(len(requests)) if progress else None
         self.trail.note("call.begin", text=f"{len(requests)} calls")
-        answers = self._caller().ask_many(requests) if requests else []
-        self.trail.note("call.end")
+        try:
+            answers = self._caller().ask_many(requests, at_once=at_once, heard=heard) if requests else []
+        finally:
+            self.trail.note("call.end")
+        for request, answer in zip(requests, answers, strict=True):
+            self._record(request, answer)
         return [self._reply_or_failure(answer, call) for answer, call in zip(answers, asked, strict=True)]
+
+    def _in_hundredths(self, total: int) -> Callable[[int], None]:
+        """Progress that is told a hundred times at most."""
+
+        def heard(done: int) -> None:
+            if done * 100 // total > (done - 1) * 100 // total:
+                self.progress(done, total)
+
+        return heard
 
     def _reply_or_failure(self, answer: Answer | ModelError, call: Call) -> Reply | AttemptFailed:
         if isinstance(answer, ModelError):
             return _as_failure(answer)
-        self._record(answer)
         try:
             return self._reply(answer, call)
         except AttemptFailed as error:
@@ -208,10 +252,11 @@ class Context:
         try:
             answer = self._caller().ask(request)
         except ModelError as error:
+            self._record(request, error)
             raise _as_failure(error) from None
         finally:
             self.trail.note("call.end")
-        self._record(answer)
+        self._record(request, answer)
         return self._reply(answer, call)
 
     def _caller(self) -> ModelCaller:
@@ -219,52 +264,51 @@ class Context:
             raise AttemptFailed("unavailable", "there is no gateway to ask models through")
         return self.caller
 
+    def _meant(self, name: str | None) -> tuple[str, str]:
+        """A model as it was asked for, and as the run's own `models` have it; ``*`` there stands for every name."""
+        asked = name or self.default_model
+        return asked, self.letter.models.get(asked, self.letter.models.get("*", asked))
+
     def _request(self, call: Call) -> ModelRequest:
-        name = call.model or self.default_model
+        asked, model = self._meant(call.model)
         messages: Any = call.prompt
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
             raise TypeError('a prompt is a text or a list of {"role": ..., "content": ...}')
         return ModelRequest(
-            model=self.letter.models.get(name, name),
+            model=model,
+            asked=asked,
             messages=[Message.model_validate(dict(message)) for message in messages],
-            schema=call.schema,
+            schema=json_schema(call.schema) if call.schema is not None else None,
             schema_name=self.letter.task,
             temperature=call.temperature if call.temperature is not None else self.temperature,
             max_output_tokens=call.max_output_tokens or self.max_output_tokens,
+            reuse_s=call.reuse_s if call.reuse_s is not None else self.letter.reuse_s,
+            round=self.trail.round,
         )
 
-    def _record(self, answer: Answer) -> None:
-        row = {
-            "at": rfc3339(time.time()),
-            "stage": self.trail.stage,
-            "key": answer.key,
-            "model": answer.model,
-            "provider": answer.provider,
-            "provider_model": answer.provider_model,
-            "input_tokens": answer.input_tokens,
-            "output_tokens": answer.output_tokens,
-            "cached_input_tokens": answer.cached_input_tokens,
-            "cost_usd": answer.cost_usd,
-            "ms": answer.ms,
-            "cached": answer.cached,
-            "finish_reason": answer.finish_reason,
-            "note": answer.note,
-        }
-        if answer.extra.get("evidence"):  # what the embedded engine found, and where
-            row["evidence"] = answer.extra["evidence"]
-        self.trail.append("calls.jsonl", row)
+    def _record(self, request: ModelRequest, outcome: Answer | ModelError) -> None:
+        self.trail.call(request, outcome)
+        for warning in outcome.warnings if isinstance(outcome, Answer) else ():
+            if warning not in self._warned:
+                self._warned.add(warning)
+                self.log.warning(warning, model=request.asked)
 
     def _reply(self, answer: Answer, call: Call) -> Reply:
         if answer.finish_reason == "length":
             raise AttemptFailed(
                 "truncated",
                 f"the answer of {answer.model!r} was cut off at its output limit",
-                hint="raise max_output_tokens, or ask for less",
+                hint="raise max_output_tokens (of the front matter or the call), or ask for less",
             )
         if answer.finish_reason in ("refusal", "content_filter"):
-            raise AttemptFailed("refused", f"{answer.model!r} declined: {answer.text[:500]}", problems=[answer.text])
+            raise AttemptFailed(
+                "refused",
+                f"{answer.model!r} declined: {answer.text[:500] or answer.finish_reason}",
+                hint="say in the prompt what the text is for, or name another model",
+                problems=[answer.text],
+            )
         return Reply(answer.text, answer, call.schema)
 
     def compress(self, text: str, max_tokens: int, *, model: str | None = None) -> str:
@@ -307,7 +351,7 @@ class _Model:
     def __call__(
         self,
         prompt: Prompt,
-        schema: dict[str, Any] | None = None,
+        schema: Schema | None = None,
         *,
         temperature: float | None = None,
         max_output_tokens: int | None = None,
@@ -316,7 +360,12 @@ class _Model:
 
 
 def _as_failure(error: ModelError) -> AttemptFailed:
-    return AttemptFailed(error.error_class, error.message, where=error.where, hint=error.hint)
+    hint = error.hint
+    if error.code == "context-length":
+        hint = hint or "shorten the prompt, e.g. with ctx.compress(text, max_tokens)"
+    failure = AttemptFailed(error.error_class, error.message, where=error.where, hint=hint)
+    failure.code = error.code
+    return failure
 
 
 def estimate_tokens(text: str) -> int:

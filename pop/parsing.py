@@ -6,19 +6,21 @@
 | fenced     | it stood in a ``` block                              |
 | embedded   | the first object or list within prose                |
 | repaired   | a repair library closed or mended it: look twice     |
+
+Integers stay exact on every rung. An object in which a key stands twice is no answer on any rung: which of the two is
+meant, the model is asked.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import orjson
 from json_repair import repair_json
 from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.protocols import Validator
@@ -29,7 +31,7 @@ from referencing import Resource
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-from pop.records import BadJson, read_json
+from pop.records import BadJson, dump_json, read_json
 
 _FENCE = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
 MAX_PROBLEMS = 20
@@ -38,6 +40,14 @@ MAX_REPAIR = 300_000  # characters handed to the repair library
 MAX_UNCLOSED = 100  # its time grows with the square of the brackets left open
 MAX_CANDIDATES = 20  # values looked at in one answer
 MAX_STARTS = 200  # brackets tried: a hostile answer may be nothing but brackets
+_TWICE = "stands twice"
+_KEYS_AND_BRACKETS = re.compile(  # each alternative ends what it began, so that the walk is linear
+    r"""("(?:[^"\\]|\\.?)*+(?:"|\Z)|'(?:[^'\\]|\\.?)*+(?:'|\Z))\s*+(:)?|(?<!\w)([A-Za-z_]\w*+)\s*+:|[{}\[\]]""",
+    re.DOTALL,
+)
+
+
+Schema = Mapping[str, Any] | type[BaseModel]
 
 
 class Unparsable(Exception):
@@ -56,19 +66,22 @@ def parse_json(text: str, schema: dict[str, Any] | None = None) -> Parsed:
     """The JSON value that a model meant: of several, the first that fits the schema, else the one nearest to it.
 
     Raises:
-        Unparsable: There is none.
+        Unparsable: There is none, or a key stands twice in it.
     """
     try:
         return Parsed(read_json(text.strip()), "strict")
     except BadJson as error:
         first_error = error
+    doubled: list[str] = []
     best, best_misfit = None, 3
-    for found in _candidates(text):
+    for found in _candidates(text, doubled):
         misfit = _misfit(found.value, schema)
         if misfit == 0:
             return found
         if misfit < best_misfit:
             best, best_misfit = found, misfit
+    if doubled:
+        raise Unparsable(doubled[0])
     if best is None:
         raise Unparsable(f"the answer is not JSON: {first_error.message}")
     return best
@@ -81,8 +94,8 @@ def _misfit(value: Any, schema: dict[str, Any] | None) -> int:
     return 2 if schema_problems(value, {"type": schema["type"]} if "type" in schema else {}) else 1
 
 
-def _candidates(text: str) -> Iterator[Parsed]:
-    """Every value that may be meant, the likeliest first.
+def _candidates(text: str, doubled: list[str]) -> Iterator[Parsed]:
+    """Every value that may be meant, the likeliest first; what is wrong with those that name a key twice is added.
 
     A text that is broken from its first bracket on is repaired before a piece is taken out of its inside.
     """
@@ -91,14 +104,16 @@ def _candidates(text: str) -> Iterator[Parsed]:
         with suppress(BadJson):
             yield Parsed(read_json(body), "fenced")
     whole = next((body for body in [*bodies, text.strip()] if body.startswith(("{", "["))), None)
-    embedded = _embedded(text)
+    embedded = _embedded(text, doubled)
+    if doubled and not embedded:
+        return  # mending it would choose between the two
     broken = whole is not None and (not embedded or embedded[0].start > text.find(whole))
     if broken:
-        yield from _repaired(whole or "")
+        yield from _repaired(whole or "", doubled)
     for piece in sorted(embedded, key=lambda piece: piece.start - piece.end):
         yield Parsed(piece.value, "embedded")
     if not broken:
-        yield from _repaired(text)
+        yield from _repaired(text, doubled)
 
 
 @dataclass(frozen=True)
@@ -108,28 +123,35 @@ class _Piece:
     end: int
 
 
-def _embedded(text: str) -> list[_Piece]:
+def _embedded(text: str, doubled: list[str]) -> list[_Piece]:
     """The objects and lists that stand whole in the text and read strictly, in order; tries are bounded."""
     decoder, found, at = json.JSONDecoder(), list[_Piece](), 0
     for _ in range(MAX_STARTS):
         match = _OPENING.search(text, at)
         if match is None or len(found) == MAX_CANDIDATES:
             break
-        at = match.start() + 1
+        at, end = match.start() + 1, match.start() + 1
         try:
             _, end = decoder.raw_decode(text, match.start())
             found.append(_Piece(read_json(text[match.start() : end]), match.start(), end))
             at = end
-        except (ValueError, RecursionError, BadJson):
+        except BadJson as error:
+            if _TWICE in error.message:  # its parts are not the answer either
+                doubled.append(error.message)
+                at = end
+        except (ValueError, RecursionError):
             continue
     return found
 
 
-def _repaired(text: str) -> Iterator[Parsed]:
+def _repaired(text: str, doubled: list[str]) -> Iterator[Parsed]:
     match = _OPENING.search(text)
     part = text[match.start() :] if match else ""
     unclosed = sum(map(part.count, "{[")) - sum(map(part.count, "}]"))
     if not part or len(part) > MAX_REPAIR or unclosed > MAX_UNCLOSED:
+        return
+    if twice := _key_twice(part):
+        doubled.append(f"the key {twice[:80]!r} {_TWICE} in one object")
         return
     with suppress(ValueError, TypeError, RecursionError, BadJson):
         value = repair_json(part, return_objects=True, skip_json_loads=True)
@@ -138,10 +160,40 @@ def _repaired(text: str) -> Iterator[Parsed]:
             yield Parsed(value, "repaired")
 
 
+def _key_twice(broken: str) -> str | None:
+    """A key that seems to stand twice in an object of a text that is no JSON; the repair would keep the last."""
+    levels: list[set[str] | None] = []
+    for match in _KEYS_AND_BRACKETS.finditer(broken):
+        token = match[0]
+        if token in ("{", "["):
+            levels.append(set() if token == "{" else None)
+        elif token in ("}", "]"):
+            del levels[-1:]
+        elif levels and (keys := levels[-1]) is not None and (match[2] or match[3]):
+            key = match[3] or match[1][1:-1]
+            if key in keys:
+                return str(key)
+            keys.add(key)
+    return None
+
+
+def json_schema(schema: Schema) -> dict[str, Any]:
+    """The JSON Schema of what a call may name as one.
+
+    Raises:
+        TypeError: It is neither a JSON Schema's object nor a pydantic model.
+    """
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        return schema.model_json_schema()
+    if not isinstance(schema, Mapping):
+        raise TypeError(f"a schema is a JSON Schema's object or a pydantic model, not {schema!r:.80}")
+    return dict(schema)
+
+
 @lru_cache(maxsize=32)
 def _validator(text: bytes) -> Validator:
     """A validator of the schema's own draft; REGISTRY holds the published drafts, nothing is fetched."""
-    schema = orjson.loads(text)
+    schema = json.loads(text)
     kind = validator_for(schema, default=Draft202012Validator)
     return kind(schema, format_checker=FormatChecker(), registry=REGISTRY)
 
@@ -176,7 +228,9 @@ def _references(part: Any) -> Iterator[str]:
 
 def schema_problems(value: Any, schema: dict[str, Any]) -> list[str]:
     """What keeps `value` from matching the schema, each with its JSON pointer; empty when it matches."""
-    errors = sorted(_validator(orjson.dumps(schema)).iter_errors(value), key=lambda error: list(map(str, error.path)))
+    errors = sorted(
+        _validator(dump_json(schema, pretty=False)).iter_errors(value), key=lambda error: list(map(str, error.path))
+    )
     return [_sentence(error) for error in errors[:MAX_PROBLEMS]]
 
 

@@ -197,7 +197,7 @@ class Stages:
         if self.has("parse"):
             return self._own("parse", text), "parse()"
         if isinstance(text, str) and self.task.schema is not None:
-            found = parse_json(text, self.task.schema)
+            found = raw.parsed(self.task.schema) if isinstance(raw, Reply) else parse_json(text, self.task.schema)
             return found.value, found.found_by
         return (text.strip() if isinstance(raw, Reply) else self._plain(text)), "as it is"
 

@@ -16,7 +16,8 @@ from typing import Any
 import orjson
 
 from pop.events import rfc3339
-from pop.records import dump_json
+from pop.models.request import Answer, ModelError, ModelRequest, prompt_hash, request_hash
+from pop.records import CallRecord, dump_json
 
 ABRIDGE_BYTES = 16_384
 _LINE = orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
@@ -64,6 +65,26 @@ class Trail:
             file.write(data)
         fields["file"] = name
 
+    def call(self, request: ModelRequest, outcome: Answer | ModelError) -> None:
+        """Append a model call to calls.jsonl (``records.CallRecord``), also one that failed for good."""
+        about = _answered(outcome) if isinstance(outcome, Answer) else _failed(request, outcome)
+        row = {
+            "at": rfc3339(time.time()),
+            "stage": self.stage,
+            "asked": request.asked,
+            "request_sha256": request_hash(request),
+            "prompt_sha256": prompt_hash(request),
+            "tries": [one.model_dump() for one in outcome.tries],
+            **about,
+        }
+        self.append("calls.jsonl", row)
+
+    def calls(self) -> list[CallRecord]:
+        """The calls written down so far."""
+        path = self.folder / "calls.jsonl"
+        rows = path.read_bytes().splitlines() if path.exists() else []
+        return [CallRecord.model_validate(orjson.loads(row)) for row in rows]
+
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Append one line to calls.jsonl or log.jsonl."""
         fd = _appender(self.folder / name)
@@ -71,6 +92,45 @@ class Trail:
             os.write(fd, _line(row))
         finally:
             os.close(fd)
+
+
+class Log:
+    """Lines in the attempt's log.jsonl."""
+
+    def __init__(self, trail: Trail) -> None:
+        self._trail = trail
+
+    def _line(self, level: str, text: str, fields: dict[str, Any]) -> None:
+        row = {"at": rfc3339(time.time()), "level": level, "stage": self._trail.stage, "text": str(text), **fields}
+        self._trail.append("log.jsonl", row)
+
+    def info(self, text: str, **fields: Any) -> None:
+        self._line("info", text, fields)
+
+    def warning(self, text: str, **fields: Any) -> None:
+        self._line("warning", text, fields)
+
+    def error(self, text: str, **fields: Any) -> None:
+        self._line("error", text, fields)
+
+
+_FROM_ANSWER = (
+    "key", "model", "provider", "provider_model", "input_tokens", "output_tokens", "cached_input_tokens",
+    "reasoning_tokens", "estimated", "cost_usd", "prices", "ms", "cached", "finish_reason", "form", "text", "warnings",
+    "note",
+)  # fmt: skip
+
+
+def _answered(answer: Answer) -> dict[str, Any]:
+    row = {name: getattr(answer, name) for name in _FROM_ANSWER}
+    evidence = answer.extra.get("evidence")  # what the embedded engine found, and where
+    return {**row, "evidence": evidence} if evidence else row
+
+
+def _failed(request: ModelRequest, error: ModelError) -> dict[str, Any]:
+    nothing = {"key": "", "provider": "", "provider_model": "", "cost_usd": None, "ms": 0.0, "cached": False}
+    about = {"model": request.model, "finish_reason": "error", "error_class": error.error_class, "text": None}
+    return {**nothing, **about, "input_tokens": 0, "output_tokens": 0, "note": f"{error.code}: {error.message}"}
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

@@ -31,7 +31,7 @@ class Script:
         text, finish = entry if isinstance(entry := self.answers.pop(0), tuple) else (entry, "stop")
         return Answer(text=text, model="m", provider="p", provider_model="pm", finish_reason=finish, key="k")
 
-    def ask_many(self, requests: Sequence[ModelRequest]) -> list[Answer | ModelError]:
+    def ask_many(self, requests: Sequence[ModelRequest], **_: Any) -> list[Answer | ModelError]:
         return [self.ask(request) for request in requests]
 
 
@@ -417,7 +417,7 @@ def test_the_evidence_of_an_answer_is_kept_with_its_call(run: Run, tmp_path: Pat
         def ask(self, request: ModelRequest) -> Answer:
             return extract(request).model_copy(update={"key": "k"})
 
-        def ask_many(self, requests: Any) -> Any:
+        def ask_many(self, requests: Any, **_: Any) -> Any:
             return [self.ask(request) for request in requests]
 
     text = "The committee met in the old town hall on Monday. It decided to build a new bridge over the river."

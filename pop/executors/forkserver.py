@@ -370,7 +370,7 @@ class _Echo:
         answer = Answer(text='{"n": 1}', model="warm", provider="warm", provider_model="warm", key="warm")
         return Answer.model_validate(orjson.loads(answer.model_dump_json()))
 
-    def ask_many(self, requests: Sequence[ModelRequest]) -> list[Answer | ModelError]:
+    def ask_many(self, requests: Sequence[ModelRequest], **_: object) -> list[Answer | ModelError]:
         return [self.ask(request) for request in requests]
 
 

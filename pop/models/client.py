@@ -6,15 +6,18 @@ It imports no SDK and starts no thread, so that a thousand workers can wait at o
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import orjson
+from pydantic import ValidationError
 
-from pop.errors import AttemptFailed
-from pop.models.request import Answer, ModelError, ModelRequest, Origin, request_hash
+from pop.errors import ERROR_CLASSES, AttemptFailed
+from pop.models.request import Answer, ModelError, ModelRequest, Origin, Try, request_hash
 
 CONNECT_PATIENCE_S = 15.0
 
@@ -34,6 +37,7 @@ class GatewayClient:
         self._socket: socket.socket | None = None
         self._inbox = bytearray()
         self._number = 0
+        self._turn = threading.Lock()  # a task's own threads ask one after the other
 
     def ask(self, request: ModelRequest) -> Answer:
         """One answer.
@@ -47,37 +51,64 @@ class GatewayClient:
             raise answer
         return answer
 
-    def ask_many(self, requests: Sequence[ModelRequest]) -> list[Answer | ModelError]:
-        """Answers in the order of the requests; all are asked at once and the gateway bounds them.
+    def ask_many(
+        self,
+        requests: Sequence[ModelRequest],
+        *,
+        at_once: int | None = None,
+        heard: Callable[[int], None] | None = None,
+    ) -> list[Answer | ModelError]:
+        """Answers in the order of the requests.
+
+        Args:
+            at_once: So many are open at a time; None: all, and the gateway bounds them.
+            heard: Told after each answer how many have come.
 
         Raises:
             AttemptFailed: ``interrupted``: the gateway went away.
         """
+        found: dict[int, Answer | ModelError] = {}
+        window = at_once or len(requests)
         try:
-            numbers = [self._send(request) for request in requests]
-            return self._receive(numbers)
+            with self._turn:
+                first = self._number + 1
+                for sent, request in enumerate(requests):
+                    while sent - len(found) >= window:
+                        self._receive(found, heard)
+                    self._send(request)
+                while len(found) < len(requests):
+                    self._receive(found, heard)
         except OSError as error:
             raise AttemptFailed("interrupted", f"the gateway went away: {error}") from None
+        return [found[number] for number in range(first, first + len(requests))]
 
-    def _send(self, request: ModelRequest) -> int:
+    def count(self, text: str, model: str) -> tuple[int, bool] | None:
+        """Tokens of a text and whether they are exact; None when the gateway cannot say."""
+        try:
+            with self._turn:
+                self._number += 1
+                self._write({"id": self._number, "count": {"model": model, "text": text}})
+                count = self._line().get("count")
+            return int(count["tokens"]), bool(count["exact"])
+        except (OSError, TypeError, KeyError, ValueError):
+            return None
+
+    def _send(self, request: ModelRequest) -> None:
         asked = request_hash(request)
         origin = self._origin.model_copy(update={"n": self._asked[asked]})
         self._asked[asked] += 1
         self._number += 1
-        line = {
-            "id": self._number,
-            "request": request.model_dump(mode="json", by_alias=True),
-            "origin": origin.model_dump(),
-        }
-        self._connection().sendall(orjson.dumps(line) + b"\n")
-        return self._number
+        body = request.model_dump(mode="json", by_alias=True)
+        self._write({"id": self._number, "request": body, "origin": origin.model_dump()})
 
-    def _receive(self, numbers: list[int]) -> list[Answer | ModelError]:
-        found: dict[int, Answer | ModelError] = {}
-        while len(found) < len(numbers):
-            reply = self._line()
-            found[reply["id"]] = _outcome(reply)
-        return [found[number] for number in numbers]
+    def _write(self, line: dict[str, Any]) -> None:
+        self._connection().sendall(orjson.dumps(line) + b"\n")
+
+    def _receive(self, found: dict[int, Answer | ModelError], heard: Callable[[int], None] | None) -> None:
+        reply = self._line()
+        found[reply["id"]] = _outcome(reply)
+        if heard:
+            heard(len(found))
 
     def _line(self) -> Any:
         connection = self._connection()
@@ -114,5 +145,23 @@ def _connect(address: str) -> socket.socket:
 def _outcome(reply: dict[str, Any]) -> Answer | ModelError:
     if "answer" in reply:
         return Answer.model_validate(reply["answer"])
-    error = reply["error"]
-    return ModelError(error["error_class"], error["message"], where=error["where"], hint=error["hint"])
+    return _failure(reply["error"])
+
+
+def _failure(error: dict[str, Any]) -> ModelError:
+    kind = error.get("error_class")
+    failure = ModelError(
+        kind if kind in ERROR_CLASSES else "unavailable",
+        str(error.get("message")),
+        where=error.get("where"),
+        hint=error.get("hint"),
+        code=error.get("code"),
+    )
+    failure.tries = list(_tries(error.get("tries") or []))
+    return failure
+
+
+def _tries(rows: Sequence[Any]) -> Iterator[Try]:
+    for row in rows:
+        with suppress(ValidationError):
+            yield Try.model_validate(row)

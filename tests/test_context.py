@@ -1,0 +1,218 @@
+"""What `ctx` does with model calls: how they are asked, written down, gathered, and read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from pop.context import Call, Context
+from pop.errors import AttemptFailed
+from pop.inputs import Inputs
+from pop.models.request import Answer, ModelError, ModelRequest, Try, prompt_hash, request_hash
+from pop.records import CallRecord, FileRef, Letter
+from pop.trail import Trail
+
+Reaction = Callable[[ModelRequest], str | Answer | ModelError]
+
+
+def answer(text: str, **about: Any) -> Answer:
+    return Answer(text=text, **{"model": "m", "provider": "p", "provider_model": "pm", "key": "k", **about})
+
+
+class Model:
+    """A caller whose answers a function makes of the requests."""
+
+    def __init__(self, react: Reaction) -> None:
+        self.react = react
+        self.requests: list[ModelRequest] = []
+        self.windows: list[int | None] = []
+
+    def _one(self, request: ModelRequest) -> Answer | ModelError:
+        self.requests.append(request)
+        found = self.react(request)
+        return answer(found) if isinstance(found, str) else found
+
+    def ask(self, request: ModelRequest) -> Answer:
+        found = self._one(request)
+        if isinstance(found, ModelError):
+            raise found
+        return found
+
+    def ask_many(
+        self,
+        requests: Sequence[ModelRequest],
+        *,
+        at_once: int | None = None,
+        heard: Callable[[int], None] | None = None,
+    ) -> list[Answer | ModelError]:
+        self.windows.append(at_once)
+        found = []
+        for number, request in enumerate(requests, 1):
+            found.append(self._one(request))
+            if heard:
+                heard(number)
+        return found
+
+
+Make = Callable[..., tuple[Context, Model]]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """A context in a folder, and the model behind it."""
+
+    def go(react: Reaction = lambda request: "ok", **about: Any) -> tuple[Context, Model]:
+        limit = {"max_output_tokens": about.pop("max_output_tokens", None)}
+        letter = Letter(
+            run_id="r", run_name="r", instance="t", step="t", task="t", tasks_dir="", run_dir=str(tmp_path), attempt=1,
+            attempt_id="a", generation=1, deadline_at=0.0, seed=FileRef(path="seed.json", sha256=""), **about,
+        )  # fmt: skip
+        model = Model(react)
+        return Context(letter, {}, Inputs(tmp_path, {}), Trail(tmp_path), model, **limit), model
+
+    return go
+
+
+def rows(path: Path, name: str = "calls.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / name).read_bytes().splitlines()]
+
+
+def test_a_call_is_written_down_with_all_that_a_replay_and_a_bill_need(make: Make, tmp_path: Path) -> None:
+    """What was asked by its hashes, the answer whole, what was counted, how it was priced, what went before it."""
+    tried = Try(model="m", error_class="unavailable", message="503", ms=3.0, billed=True)
+    text = "long " * 20_000
+    given = answer(
+        text, input_tokens=9, output_tokens=8, cached_input_tokens=3, reasoning_tokens=5, estimated=True, cost_usd=0.25,
+        prices="pop.toml", ms=4.5, form="strict", tries=[tried], warnings=["half of run_usd is spent"], note="hm",
+    )  # fmt: skip
+    ctx, model = make(lambda request: given, models={"default": "small"})
+    ctx.ask(Call("x", schema={"type": "string"}))
+    (row,) = rows(tmp_path)
+    record = CallRecord.model_validate(row)
+    request = model.requests[0]
+    assert (record.asked, record.model, record.text, record.form) == ("default", "m", text, "strict")
+    assert (record.request_sha256, record.prompt_sha256) == (request_hash(request), prompt_hash(request))
+    assert (record.input_tokens, record.output_tokens, record.cached_input_tokens) == (9, 8, 3)
+    assert (record.reasoning_tokens, record.estimated, record.cost_usd, record.prices) == (5, True, 0.25, "pop.toml")
+    assert record.tries == [tried.model_dump()] and record.warnings == ["half of run_usd is spent"]
+    assert (record.ms, record.note, record.error_class, record.finish_reason) == (4.5, "hm", None, "stop")
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_call_that_failed_for_good_is_written_down_too(make: Make, tmp_path: Path, many: bool) -> None:
+    """Without text and tokens, with its class, what it said, and the tries before it; its code reaches the attempt."""
+    error = ModelError("budget", "run_usd is used up", hint="raise it", code="no-price")
+    error.tries = [Try(model="m", error_class="unavailable", message="503", ms=3.0)]
+    ctx, _ = make(lambda request: error)
+    with pytest.raises(AttemptFailed) as caught:
+        ctx.gather(["x"]) if many else ctx.ask(Call("x"))
+    assert (caught.value.error_class, caught.value.code, caught.value.hint) == ("budget", "no-price", "raise it")
+    record = CallRecord.model_validate(rows(tmp_path)[0])
+    assert (record.error_class, record.text, record.input_tokens, record.output_tokens) == ("budget", None, 0, 0)
+    assert record.note == "no-price: run_usd is used up" and record.tries[0]["message"] == "503"
+    assert record.request_sha256 and record.asked == "default"
+
+
+def test_names_of_models_are_the_runs_to_change(make: Make) -> None:
+    """A name of its own goes before the star, which stands for every name; the asked name stays known."""
+    ctx, model = make(models={"large": "big", "*": "cheap"})
+    ctx.gather([Call("x", model="large"), Call("x", model="other"), "x"])
+    assert [(request.asked, request.model) for request in model.requests] == [
+        ("large", "big"), ("other", "cheap"), ("default", "cheap"),
+    ]  # fmt: skip
+
+
+def test_round_and_reuse_go_with_the_request(make: Make) -> None:
+    """A ladder moves up with the round; a call's own reuse goes before the run's."""
+    ctx, model = make(reuse_s=60.0)
+    ctx.trail.round = 2
+    ctx.gather([Call("x"), Call("x", reuse_s=5.0)])
+    assert [(request.round, request.reuse_s) for request in model.requests] == [(2, 60.0), (2, 5.0)]
+
+
+def test_a_warning_is_logged_once(make: Make, tmp_path: Path) -> None:
+    """However many answers carry it."""
+    ctx, _ = make(lambda request: answer("ok", warnings=["half is spent"]))
+    ctx.gather(["x"] * 5)
+    ctx.ask(Call("y"))
+    assert [(row["level"], row["text"]) for row in rows(tmp_path, "log.jsonl")] == [("warning", "half is spent")]
+
+
+def test_the_calls_so_far_can_be_read(make: Make) -> None:
+    """Also before the first one, and those that failed."""
+    ctx, _ = make(lambda request: ModelError("auth", "no key") if request.text == "bad" else "ok")
+    assert ctx.calls == []
+    ctx.gather_each(["a", "bad"])
+    assert [(call.text, call.error_class) for call in ctx.calls] == [("ok", None), (None, "auth")]
+
+
+class Person(BaseModel):
+    name: str
+    age: int = 0
+
+
+def test_a_pydantic_model_is_a_schema(make: Make) -> None:
+    """Its JSON Schema goes with the request, and an instance comes back."""
+    ctx, model = make(lambda request: '```json\n{"name": "Ada", "age": 36}\n```')
+    assert ctx.model()("who?", schema=Person).data == Person(name="Ada", age=36)
+    assert ctx.gather([Call("who?", Person)])[0].data == ctx.gather(["who?"], schema=Person)[0].data
+    assert (model.requests[0].schema_ or {})["properties"]["age"]["type"] == "integer"
+
+
+@pytest.mark.parametrize(("text", "says"), [('{"age": 1}', "name"), ('{"name": 1}', "/name"), ("Ada", "not JSON")])
+def test_an_answer_that_is_no_such_model_is_invalid_output(make: Make, text: str, says: str) -> None:
+    """With the pointers of what does not fit."""
+    ctx, _ = make(lambda request: text)
+    with pytest.raises(AttemptFailed, match=says) as caught:
+        _ = ctx.model()("who?", schema=Person).data
+    assert caught.value.error_class == "invalid_output" and caught.value.problems
+
+
+@pytest.mark.parametrize("schema", ["string", 3, dict, ["a"]])
+def test_a_schema_that_is_none_is_said_so(make: Make, schema: Any) -> None:
+    """Before anything is asked."""
+    ctx, model = make()
+    with pytest.raises(TypeError, match="a schema is"):
+        ctx.model()("x", schema=schema)
+    assert not model.requests
+
+
+def test_large_integers_of_an_answer_stay_exact(make: Make) -> None:
+    """Through the parser, the schema and the model."""
+    ctx, _ = make(lambda request: json.dumps({"name": "n", "age": 10**30 + 1}))
+    assert ctx.model()("x", schema=Person).data.age == 10**30 + 1
+
+
+def test_a_gather_is_bounded_and_tells_its_progress_when_asked(make: Make, tmp_path: Path) -> None:
+    """A hundred lines at most, however many calls; silent otherwise."""
+    ctx, model = make(lambda request: request.text)
+    replies = ctx.gather([str(number) for number in range(1000)], at_once=7, progress=True)
+    assert [reply.text for reply in replies] == [str(number) for number in range(1000)]
+    told = [(row["done"], row["total"]) for row in rows(tmp_path, "trail.jsonl") if row["event"] == "progress"]
+    assert len(told) == 100 and told[-1] == (1000, 1000)
+    ctx.gather(["x"])
+    assert model.windows == [7, None] and len(rows(tmp_path)) == 1001
+    assert ctx.gather([]) == []
+    with pytest.raises(ValueError, match="at_once"):
+        ctx.gather(["x"], at_once=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "error_class", "hint"),
+    [
+        (answer("x", finish_reason="length"), "truncated", "max_output_tokens"),
+        (answer("", finish_reason="content_filter"), "refused", "prompt"),
+        (ModelError("bad_input", "too long", code="context-length"), "bad_input", "ctx.compress"),
+    ],
+)
+def test_a_failure_names_the_next_move(make: Make, given: Any, error_class: str, hint: str) -> None:
+    """What a person would do about it."""
+    ctx, _ = make(lambda request: given)
+    with pytest.raises(AttemptFailed) as caught:
+        ctx.ask(Call("x"))
+    assert caught.value.error_class == error_class and hint in (caught.value.hint or "")
