@@ -1,176 +1,253 @@
-"""Every OpenAI-compatible server, through the openai SDK: chat completions by `base_url`.
+"""Every OpenAI-compatible server, by `base_url`: chat completions, and the Responses API where `api` says so.
 
-The SDK is told not to retry; what a server may answer is checked here, because a body can be anything:
+The openai SDK makes the requests and is told not to retry. What comes back is read here, because a body can be anything;
+the classes of what a status says stand in openai_errors.py, and of the rest here:
 
-| what comes back                                | class        | asked again |
-|------------------------------------------------|--------------|-------------|
-| connection refused or reset, timeout, 408, 5xx | unavailable  | yes         |
-| 409, 429                                       | rate_limited | yes, after Retry-After |
-| 429 insufficient_quota                         | budget       | no          |
-| 401, 403                                       | auth         | no          |
-| 400, 404, 422                                  | bad_input    | no          |
-| context_length_exceeded                        | bad_input    | no: ctx.compress |
-| a body that is no JSON, cut, HTML, null, a list, without choices | unavailable | yes |
+| what comes back                                     | class          | billed       | asked again |
+|-----------------------------------------------------|----------------|--------------|-------------|
+| no connection                                       | unavailable    | no           | yes |
+| a timeout or a reset after the request was sent, a body that is cut or too long | unavailable | maybe (estimated) | yes |
+| a body that is no JSON object, HTML, another content type | unavailable | no       | yes |
+| no choices, an error without a status               | unavailable    | what it says | yes |
+| a tool call and no text                             | invalid_output | what it says | no: the next attempt asks afresh |
+| ``{"error": {"code": 429}}`` with status 200        | as that status |              |     |
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlsplit
 
+import httpx2
 import openai
+import orjson
 
+from pop import __version__
 from pop.models.providers import Setup
-from pop.models.request import Answer, FinishReason, Form, ModelError, ModelRequest, Origin
+from pop.models.providers.openai_body import (
+    Reply,
+    chat_body,
+    encode,
+    guessed,
+    read_chat,
+    read_responses,
+    responses_body,
+)
+from pop.models.providers.openai_errors import place, rate_news, status_error, told, told_by
+from pop.models.providers.openai_wire import NOT_SENT, BodyError, Wire
+from pop.models.request import Answer, Form, ModelError, ModelRequest, Origin, Tokens
 
 if TYPE_CHECKING:
     from pop.models.catalogue import ModelEntry
 
-_FINISH: Mapping[str | None, FinishReason] = {
-    "stop": "stop",
-    "length": "length",
-    "content_filter": "content_filter",
-    None: "stop",
-}
 NO_KEY = "none"  # servers on this machine want a header, but no key
+OPENAI_URL = "https://api.openai.com/v1"
+CONNECT_S = 15.0
+_APIS = {
+    "chat": ("/chat/completions", chat_body, read_chat),
+    "responses": ("/responses", responses_body, read_responses),
+}
+_LIMITS = {"max_completion_tokens": "max_tokens", "max_tokens": "max_completion_tokens"}
+_JSON = ("application/json", "text/plain", "application/octet-stream", "binary/octet-stream", "")
+
+
+class _Client(openai.AsyncOpenAI):
+    """The SDK with none of the headers that it takes from the environment: it talks to other hosts than OpenAI's too."""
+
+    def __init__(self, base_url: str, key: str, headers: Mapping[str, str]) -> None:
+        super().__init__(api_key=key, base_url=base_url, max_retries=0, http_client=Wire())
+        self._sent: dict[str, str | openai.Omit] = {
+            "accept": "application/json",
+            "content-type": "application/json",
+            "user-agent": f"pop/{__version__}",
+            "authorization": f"Bearer {key}",
+            **headers,
+        }
+
+    @property
+    def default_headers(self) -> dict[str, str | openai.Omit]:
+        return self._sent
 
 
 class OpenAIProvider:
-    """One client per server and key."""
+    """One client per server and key; what a server calls the limit of an answer is learnt per model."""
 
     def __init__(self, setup: Setup) -> None:
         self._environ = setup.environ
-        self._clients: dict[tuple[str | None, str], openai.AsyncOpenAI] = {}
+        self._clients: dict[tuple[str, str], _Client] = {}
+        self._limit_names: dict[str, str] = {}
 
     async def answer(self, request: ModelRequest, entry: ModelEntry, origin: Origin, form: Form | None) -> Answer:
+        """Ask once; with form `strict` the request's schema must be a strict one (pop/models/strict.py)."""
         began = time.perf_counter()
+        client = self._client(entry)
         try:
-            response: Any = await self._client(entry).chat.completions.create(**_arguments(request, entry, form))
-        except openai.APIStatusError as error:
-            raise _status_error(error, entry) from None
-        except openai.APIConnectionError as error:
-            raise ModelError("unavailable", _text(error), where=_place(entry), curable=True) from None
-        except (ValueError, RecursionError, openai.OpenAIError) as error:
-            message = f"the server's answer cannot be read ({type(error).__name__})"
-            raise ModelError("unavailable", message, where=_place(entry), curable=True) from None
-        return _answer(response, entry, (time.perf_counter() - began) * 1000)
+            async with asyncio.timeout(entry.timeout_s):
+                response = await self._ask(client, request, entry, form)
+        except TimeoutError:
+            message = f"no whole answer within {entry.timeout_s:g} s"
+            hint = f"raise timeout_s of {entry.name!r} in pop.toml if its answers take that long"
+            raise _unavailable(message, entry, guessed(request), hint) from None
+        return _answer(response, request, entry, form, (time.perf_counter() - began) * 1000)
 
-    def _client(self, entry: ModelEntry) -> openai.AsyncOpenAI:
-        key = self._key(entry)
-        found = self._clients.get((entry.base_url, key))
+    async def _ask(
+        self, client: _Client, request: ModelRequest, entry: ModelEntry, form: Form | None
+    ) -> httpx2.Response:
+        """The response; where the server knows the answer's limit by its other name, it is asked again at once."""
+        limit_name = self._limit_names.get(entry.identity, "max_completion_tokens")
+        try:
+            return await _post(client, request, entry, form, limit_name)
+        except openai.APIStatusError as error:
+            response = error.response
+        other = _LIMITS[limit_name]
+        if response.status_code in (400, 422) and entry.api == "chat" and told(response.content).names(limit_name):
+            try:
+                found = await _post(client, request, entry, form, other)
+                self._limit_names[entry.identity] = other
+                return found
+            except openai.APIStatusError as error:
+                response = error.response
+        said = told(response.content)
+        raise status_error(response.status_code, _lower(response), said, entry, form, guessed(request))
+
+    def _client(self, entry: ModelEntry) -> _Client:
+        url, key = entry.base_url or OPENAI_URL, self._key(entry)
+        found = self._clients.get((url, key))
         if found is None:
-            found = openai.AsyncOpenAI(
-                api_key=key, base_url=entry.base_url, max_retries=0, timeout=entry.timeout_s, default_headers=None
-            )
-            self._clients[entry.base_url, key] = found
+            found = self._clients[url, key] = _Client(url, key, self._own_headers(url))
         return found
+
+    def _own_headers(self, url: str) -> dict[str, str]:
+        """Who pays, for OpenAI's own host alone."""
+        if urlsplit(url).hostname != urlsplit(OPENAI_URL).hostname:
+            return {}
+        names = {"openai-organization": "OPENAI_ORG_ID", "openai-project": "OPENAI_PROJECT_ID"}
+        return {header: self._environ[name] for header, name in names.items() if self._environ.get(name)}
 
     def _key(self, entry: ModelEntry) -> str:
         if entry.key_env is None:
             return NO_KEY
-        key = self._environ.get(entry.key_env)
+        key = self._environ.get(entry.key_env, "").strip()
         if not key:
             hint = f"export {entry.key_env}=... before pop up, or choose another model in pop.toml"
             raise ModelError("auth", f"{entry.key_env} is not set, model {entry.name!r} needs it", hint=hint)
+        if not key.isascii() or not key.isprintable():
+            message = f"{entry.key_env} holds a character that no key has"
+            raise ModelError("auth", message, where=place(entry), hint="copy the key again, without quotes and spaces")
         return key
 
 
-def _arguments(request: ModelRequest, entry: ModelEntry, form: Form | None) -> dict[str, Any]:
-    messages = [message.model_dump() for message in request.messages]
-    arguments: dict[str, Any] = {"model": entry.model, "messages": messages}
-    temperature = request.temperature if request.temperature is not None else entry.temperature
-    limit = request.max_output_tokens or entry.max_output_tokens
-    if temperature is not None:
-        arguments["temperature"] = temperature
-    if limit is not None:
-        arguments["max_completion_tokens"] = limit
-    if entry.headers:
-        arguments["extra_headers"] = dict(entry.headers)
-    if request.schema_ is not None:
-        if form in ("strict", "schema"):
-            wrapped = {"name": request.schema_name, "schema": request.schema_, "strict": False}
-            arguments["response_format"] = {"type": "json_schema", "json_schema": wrapped}
-        else:
-            arguments["messages"] = [*messages, {"role": "user", "content": _schema_words(request.schema_)}]
-    return arguments
+async def _post(
+    client: _Client, request: ModelRequest, entry: ModelEntry, form: Form | None, limit_name: str
+) -> httpx2.Response:
+    """One request.
 
-
-def _schema_words(schema: dict[str, Any]) -> str:
-    import json
-
-    return f"Answer with one JSON value that obeys this JSON Schema, and nothing else:\n{json.dumps(schema)}"
-
-
-def _answer(response: Any, entry: ModelEntry, ms: float) -> Answer:
-    choices: Any = getattr(response, "choices", None)
-    message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
-    if message is None:
-        kind = type(response).__name__
-        raise ModelError(
-            "unavailable", f"the server answered without a choice ({kind})", where=_place(entry), curable=True
+    Raises:
+        openai.APIStatusError: The status is not 2xx.
+        ModelError: Nothing came back that has a status.
+    """
+    path, make_body, _ = _APIS[entry.api]
+    try:
+        content = encode(make_body(request, entry, form, limit_name))
+    except (TypeError, ValueError, RecursionError) as error:
+        hint = f"look at `options` of {entry.name!r} in pop.toml"
+        raise ModelError("bad_input", f"the request is no JSON: {error}", where=place(entry), hint=hint) from None
+    timeout = httpx2.Timeout(entry.timeout_s, connect=min(CONNECT_S, entry.timeout_s))
+    try:
+        return await client.post(
+            path,
+            cast_to=httpx2.Response,
+            content=content,
+            options={"headers": dict(entry.headers), "timeout": timeout},
         )
-    refusal = getattr(message, "refusal", None)
-    text = message.content if isinstance(message.content, str) else ""
-    finish: FinishReason = "refusal" if refusal else _FINISH.get(choices[0].finish_reason, "stop")
-    usage = getattr(response, "usage", None)
-    details = getattr(usage, "prompt_tokens_details", None)
+    except openai.APIConnectionError as error:
+        _raise_connection_error(error.__cause__ or error, request, entry)
+    except BodyError as error:
+        raise _unavailable(str(error), entry, guessed(request, error.received_bytes)) from None
+    except (httpx2.InvalidURL, UnicodeError, ValueError, TypeError) as error:
+        message = f"the request cannot be sent ({type(error).__name__}: {error})"
+        hint = f"look at base_url and headers of {entry.name!r} in pop.toml"
+        raise ModelError("bad_input", message, where=place(entry), hint=hint) from None
+
+
+def _raise_connection_error(cause: BaseException, request: ModelRequest, entry: ModelEntry) -> NoReturn:
+    words = str(cause)[:300] or type(cause).__name__
+    if isinstance(cause, (httpx2.LocalProtocolError, httpx2.UnsupportedProtocol)):
+        hint = f"look at base_url and headers of {entry.name!r} in pop.toml"
+        raise ModelError("bad_input", f"the request cannot be sent: {words}", where=place(entry), hint=hint) from None
+    if isinstance(cause, NOT_SENT):
+        raise _unavailable(f"no connection: {words}", entry, None, "is the server up, and base_url right?") from None
+    if isinstance(cause, httpx2.TimeoutException):
+        raise _unavailable(f"no answer within {entry.timeout_s:g} s", entry, guessed(request)) from None
+    raise _unavailable(f"the connection broke before an answer came: {words}", entry, guessed(request)) from None
+
+
+def _answer(
+    response: httpx2.Response, request: ModelRequest, entry: ModelEntry, form: Form | None, ms: float
+) -> Answer:
+    headers = _lower(response)
+    value = _object(response.content, headers.get("content-type", ""), request, entry)
+    if value.get("error"):
+        _raise_told_error(value, headers, request, entry, form)
+    reply: Reply = _APIS[entry.api][2](value)
+    if reply.problem is not None:
+        raise _unavailable(reply.problem, entry, reply.tokens)
+    if reply.only_tools:
+        message = "the server answered with a tool call and no text, though no tool was offered"
+        hint = "is there a tool in `options`, or a template in the server that brings one?"
+        raise ModelError("invalid_output", message, where=place(entry), hint=hint, tokens=reply.tokens)
+    tokens = reply.tokens or guessed(request, len(reply.text))
     return Answer(
-        text=str(refusal) if refusal else text,
+        text=reply.text,
         model=entry.name,
         provider="openai",
-        provider_model=str(getattr(response, "model", None) or entry.model),
-        finish_reason=finish,
-        input_tokens=_count(usage, "prompt_tokens"),
-        output_tokens=_count(usage, "completion_tokens"),
-        cached_input_tokens=_count(details, "cached_tokens"),
+        provider_model=reply.model or entry.model,
+        finish_reason=reply.finish,
+        input_tokens=tokens.input_tokens,
+        output_tokens=tokens.output_tokens,
+        cached_input_tokens=tokens.cached_input_tokens,
+        reasoning_tokens=tokens.reasoning_tokens,
+        estimated=tokens.estimated,
         ms=round(ms, 3),
+        rate=rate_news(headers),
     )
 
 
-def _count(holder: Any, name: str) -> int:
-    value = getattr(holder, name, 0)
-    return value if isinstance(value, int) and value >= 0 else 0
-
-
-def _status_error(error: openai.APIStatusError, entry: ModelEntry) -> ModelError:
-    status, code = error.status_code, str(getattr(error, "code", None) or "")
-    place = _place(entry)
-    text = f"HTTP {status}: {_text(error)}"
-    if code == "insufficient_quota":
-        return ModelError("budget", text, where=place, hint="the account has no credit left; waiting does not help")
-    if status in (401, 403):
-        return ModelError("auth", text, where=place, hint=f"check {entry.key_env or 'the key'}")
-    if status in (409, 429):
-        after = _retry_after_s(error.response.headers)
-        return ModelError("rate_limited", text, where=place, retry_after_s=after, curable=True)
-    if status == 408 or status >= 500:
-        after = _retry_after_s(error.response.headers)
-        return ModelError("unavailable", text, where=place, retry_after_s=after, curable=True)
-    hint = "shorten the prompt, e.g. with ctx.compress" if code == "context_length_exceeded" else None
-    if status == 404:
-        hint = f"check `model` and `base_url` of {entry.name!r} in pop.toml"
-    return ModelError("bad_input", text, where=place, hint=hint)
-
-
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    value = headers.get("retry-after")
-    if not value:
-        return None
+def _object(body: bytes, content_type: str, request: ModelRequest, entry: ModelEntry) -> dict[str, Any]:
+    """The JSON object of a body with status 2xx."""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind not in _JSON and not kind.endswith("+json"):
+        message = f"the server answered with {kind[:100]} instead of JSON: {told(body[:2000]).message[:200]}"
+        raise _unavailable(message, entry, None, f"does base_url of {entry.name!r} lead to the API itself?")
     try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        message = f"the server's answer is no JSON ({str(error)[:200]}): {told(body[:2000]).message[:200] or 'empty'}"
+        tokens = guessed(request, len(body)) if body.lstrip()[:1] == b"{" else None  # cut: the model had worked
+        raise _unavailable(message, entry, tokens) from None
+    if not isinstance(value, dict):
+        raise _unavailable(f"the server answered with a {type(value).__name__} instead of an object", entry, None)
+    return value
 
 
-def _text(error: Exception) -> str:
-    return (getattr(error, "message", None) or str(error))[:500]
+def _raise_told_error(
+    value: dict[str, Any], headers: Mapping[str, str], request: ModelRequest, entry: ModelEntry, form: Form | None
+) -> NoReturn:
+    """An error that came with status 200, as some brokers send it: its code may be the status it should have had."""
+    said = told_by(value)
+    status = int(said.code) if said.code.isdigit() and len(said.code) == 3 else 0
+    if not 400 <= status < 600:
+        known = {"rate_limit_exceeded": 429, "invalid_request_error": 400, "context_length_exceeded": 400}
+        status = known.get(said.code, 500)
+    raise status_error(status, headers, said, entry, form, guessed(request))
 
 
-def _place(entry: ModelEntry) -> str:
-    return f"model {entry.name!r} ({entry.model} at {entry.base_url or 'the OpenAI API'})"
+def _unavailable(message: str, entry: ModelEntry, tokens: Tokens | None, hint: str | None = None) -> ModelError:
+    return ModelError("unavailable", message, where=place(entry), hint=hint, tokens=tokens, curable=True)
+
+
+def _lower(response: httpx2.Response) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers.raw}
