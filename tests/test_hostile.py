@@ -456,3 +456,56 @@ def test_a_folder_without_write_permission_is_waited_for_and_sigterm_works(tmp_p
         os.chmod(living.path / folder, 0o700)
         living.up()
         living.wait_complete(5, patience_s=20)
+
+
+READER = """
+import os, subprocess
+def infer(prompt, ctx):
+    path = ctx.config["keys"]
+    found = {}
+    for name, way in {"open": path, "root": "/proc/self/root" + path, "parent": f"/proc/{os.getppid()}/root" + path}.items():
+        try:
+            found[name] = open(way).read()
+        except OSError as error:
+            found[name] = error.strerror
+    found["cat"] = subprocess.run(["cat", path], capture_output=True, text=True).stdout
+    found["beside"] = open(os.path.dirname(path) + "/beside.txt").read()
+    found["seed"] = open(ctx.letter.run_dir + "/seed.json").read()
+    return found
+"""
+
+
+def test_a_worker_does_not_read_the_keys_file(tmp_path: Path) -> None:
+    """Nor does what it starts; what lies beside it stays readable, also a file that came since. Needs Landlock."""
+    from pop.confine import landlock_version
+
+    if landlock_version() < 1:
+        pytest.skip("this kernel has no Landlock")
+    home = tmp_path / "config" / "pop"
+    home.mkdir(parents=True)
+    (home / "keys.env").write_text("A_KEY=sk-secret-of-the-file\n")
+    (home / "keys.env").chmod(0o600)
+    pipeline = {"name": "t", "tasks": [{"task": "one", "with": {"keys": str(home / "keys.env")}}]}
+    (tmp_path / "temp").mkdir()
+    env = {"XDG_CONFIG_HOME": str(tmp_path / "config"), "TMPDIR": str(tmp_path / "temp")}
+    with living_root(tmp_path / "root", pipeline=pipeline, tasks={"one.py": READER}) as living:
+        daemon = living.up(env=env)
+        (home / "beside.txt").write_text("beside")
+        living.drop("a.json", {})
+        found = living.output(living.wait_complete(1)[0], "one")
+        assert found.pop("seed") == "{}" and found.pop("beside") == "beside" and found.pop("cat") == ""
+        assert found == {name: "Permission denied" for name in ("open", "root", "parent")}
+        assert living.stop(daemon) == 0
+        (home / "keys.env").chmod(0o644)
+        assert living.up(env=env).wait(20) == 3
+        assert f"chmod 600 {home}/keys.env" in living.log() and "sk-secret" not in living.log()
+
+
+def test_a_keys_file_where_tasks_may_write_keeps_the_daemon_from_starting(tmp_path: Path) -> None:
+    """In the temporary folder, for one; the error names a better place."""
+    (tmp_path / "keys.env").write_text("A_KEY=sk-secret-of-the-file\n")
+    (tmp_path / "keys.env").chmod(0o600)
+    settings = f'[gateway]\nkeys_file = "{tmp_path}/keys.env"\n'
+    with living_root(tmp_path / "root", pipeline=ONE, tasks=FINE, settings=settings) as living:
+        assert living.up(env={"TMPDIR": str(tmp_path)}).wait(20) == 3
+        assert "lies where tasks may write" in living.log() and "~/.config/pop/keys.env" in living.log()

@@ -4,7 +4,7 @@ It is single-threaded, holds no keys and no model SDK, and knows nothing of pipe
 socket whose number is the only argument, reports go back the same way:
 
     {"op": "start", "id": ..., "letter": path, "attempt_dir": path, "step_dir": path, "memory_mb": n, "output_mb": x,
-     "write": [paths a worker may write below] | null}
+     "write": [paths a worker may write below] | null, "hide": [paths it may not read]}
     {"op": "kill", "id": ..., "grace_s": x}            TERM now, KILL after the grace
     {"ev": "ready"}   {"ev": "started", "id": ...}
     {"ev": "exit", "id": ..., "code": n | null, "signal": n | null, "flood": bool, "cpu_s": x, "max_rss_kb": n}
@@ -38,7 +38,7 @@ from typing import Any
 import orjson
 
 from pop import worker
-from pop.confine import enter, landlock_version, prepare
+from pop.confine import Hiding, enter, landlock_version, prepare
 from pop.executors import process
 from pop.models.request import Answer, ModelError, ModelRequest, request_hash
 from pop.records import FileRef, Letter
@@ -79,6 +79,7 @@ class ForkServer:
         self._strays_due: float | None = None
         self._strays_last = 0.0
         self._inbox = b""
+        self._hiding = Hiding()
 
     def serve(self) -> None:
         """Until the supervisor's end of the socket closes."""
@@ -126,10 +127,13 @@ class ForkServer:
     def _fork(self, order: dict[str, Any]) -> None:
         server_pid = os.getpid()
         ours: list[int] = []
+        hiding: list[int] = []
         try:
             ours += os.pipe()
             if order["write"]:
                 ours.append(prepare(order["write"]))
+            if order.get("hide"):
+                hiding.append(self._hiding.ruleset(order["hide"]))
             pid = os.fork()
         except OSError as error:
             for fd in ours:
@@ -137,7 +141,7 @@ class ForkServer:
             return self._could_not_start(order, error)
         read_end, write_end, *rulesets = ours
         if pid == 0:
-            _become_worker(order, server_pid, write_end, rulesets)
+            _become_worker(order, server_pid, write_end, [*rulesets, *hiding])
         for fd in (write_end, *rulesets):
             os.close(fd)
         os.set_blocking(read_end, False)

@@ -17,8 +17,10 @@ import orjson
 import structlog
 
 from pop.confine import landlock_version
+from pop.errors import ConfigError
 from pop.executors import Attempt, How, Result
 from pop.executors.process import MARK, adopt_orphans, end_orphans
+from pop.models.keys import paths_to_hide
 from pop.settings import Root, Settings
 from pop.store import NotAFile, open_regular
 
@@ -46,8 +48,10 @@ class LocalExecutor:
 
     def __init__(self, root: Root, settings: Settings) -> None:
         self._root = root
+        self._settings = settings
         self._environment = worker_environment(root, settings)
         self._write = writable(settings)
+        self._hide = paths_to_hide(root, settings, self._write)
         self._running: dict[str, _Running] = {}
         self._server: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
@@ -102,9 +106,17 @@ class LocalExecutor:
                 "memory_mb": attempt.limits.memory_mb,
                 "output_mb": attempt.limits.output_mb,
                 "write": [attempt.attempt_dir, *self._write] if self._write else None,
+                "hide": self._paths_to_hide(),
             }
         )
         return await running.ended
+
+    def _paths_to_hide(self) -> list[str]:
+        """A keys file that was written since the start is hidden too: a gateway that is started again reads it."""
+        if self._write and not self._hide:
+            with contextlib.suppress(ConfigError):
+                self._hide = paths_to_hide(self._root, self._settings, self._write)
+        return self._hide
 
     def cancel(self, attempt_id: str, how: How) -> None:
         running = self._running.get(attempt_id)
