@@ -2,8 +2,8 @@
 
     python -m tests.fake_openai --port 8001
 
-Chat completions echo a digest of the prompt; asked for a JSON Schema, they answer with JSON that obeys it. Faults are
-scripted: each entry of `faults` is used up by one request.
+Chat completions and the Responses API echo a digest of the prompt; asked for a JSON Schema, in whichever way, they answer
+with JSON that obeys it. Faults are scripted: each entry of `faults` is used up by one request.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class Served:
 class FakeOpenAI:
     """The server. `served` holds every request; `delay_s` is the time an answer takes; `answers` are used up first.
 
-    `bodies`, `headers` (names in lower case) and `arrivals` (monotonic seconds) hold what came, faults included.
+    `takes` holds the ways of asking for a schema that this server knows (None: all; "prompt" it cannot tell from none); the
+    others get `wrong_form`. `bodies`, `headers` (names in lower case) and `arrivals` (monotonic seconds) hold what came, faults included.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -63,6 +64,8 @@ class FakeOpenAI:
         self.headers: list[dict[str, str]] = []
         self.arrivals: list[float] = []
         self.most_at_once = 0
+        self.takes: set[str] | None = None
+        self.wrong_form = Fault(status=400, body=b'{"error": {"message": "response_format is not supported"}}')
         self._at_once = 0
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", port), _handler(self))
@@ -86,19 +89,23 @@ class FakeOpenAI:
         arrived = time.time()
         with self._lock:
             fault = self.faults.pop(0) if self.faults else None
+            if self.takes is not None and form_of(body) not in {"prompt", *self.takes}:
+                fault = self.wrong_form
             scripted = self.answers.pop(0) if self.answers and not (fault and fault.status != 200) else None
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
             self.bodies.append(body)
             self.keys_seen.add(key)
         time.sleep(fault.delay_s if fault and fault.delay_s else self.delay_s)
-        asked = hashlib.sha256(json.dumps(body["messages"], sort_keys=True).encode()).hexdigest()
+        messages = body["messages"] if "messages" in body else body["input"]
+        asked = hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()
         text = scripted if scripted is not None else _text(body, asked)
         with self._lock:
             self._at_once -= 1
             if not fault or fault.status == 200:
                 self.served.append(Served(arrived, asked, text, key))
-        return fault, json.dumps(_completion(body, text, fault)).encode()
+        reply = _completion(body, text, fault) if "messages" in body else _response(body, text, fault)
+        return fault, json.dumps(reply).encode()
 
     def served_after_stored(self, answers: Path) -> list[str]:
         """Requests that came although their answer had been stored before; there must be none.
@@ -116,25 +123,71 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 1024
 
 
+def form_of(body: dict[str, Any]) -> str:
+    """How a request asks for a schema; "prompt" when it does not, or in words alone."""
+    asked = _format(body)
+    if asked.get("type") == "json_schema":
+        return "strict" if asked.get("strict", asked.get("json_schema", {}).get("strict")) else "schema"
+    if asked.get("type") == "json_object":
+        return "object+schema" if "schema" in asked else "object"
+    return "prompt"
+
+
+def _format(body: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = body.get("response_format") or (body.get("text") or {}).get("format") or {}
+    return found
+
+
 def _text(body: dict[str, Any], asked: str) -> str:
-    wanted = (body.get("response_format") or {}).get("json_schema")
-    if wanted:
+    wanted = _format(body).get("json_schema") or _format(body)
+    last = str((body.get("messages") or body.get("input") or [{}])[-1].get("content"))
+    if "schema" in wanted:
         return json.dumps(obey(wanted["schema"], asked))
+    if last.startswith("Answer with one JSON value that obeys this JSON Schema"):
+        return json.dumps(obey(json.loads(last.partition("\n")[2]), asked))
     return f"An answer to {asked[:24]}."
 
 
-def obey(schema: dict[str, Any], seed: str) -> Any:
+def obey(schema: dict[str, Any], seed: str, root: dict[str, Any] | None = None) -> Any:
     """Some value that obeys a plain JSON Schema."""
-    if "enum" in schema:
-        return schema["enum"][0]
+    root = root or schema
+    if "$ref" in schema:
+        return obey(root["$defs"][schema["$ref"].rpartition("/")[2]], seed, root)
+    if "anyOf" in schema:
+        return obey(schema["anyOf"][-1], seed, root)
+    if "const" in schema or "enum" in schema:
+        return schema["const"] if "const" in schema else schema["enum"][0]
     kind = schema.get("type", "object" if "properties" in schema else "string")
     kind = kind[0] if isinstance(kind, list) else kind
     if kind == "object":
-        return {name: obey(inner, seed) for name, inner in schema.get("properties", {}).items()}
+        return {name: obey(inner, seed, root) for name, inner in schema.get("properties", {}).items()}
     if kind == "array":
-        return [obey(schema.get("items", {}), seed) for _ in range(schema.get("minItems", 1))]
+        return [obey(schema.get("items", {}), seed, root) for _ in range(schema.get("minItems", 1))]
     plain: dict[str, Any] = {"integer": int(schema.get("minimum", 1)), "number": 1.5, "boolean": True, "null": None}
     return plain.get(kind, f"text {seed[:12]}")
+
+
+def _response(body: dict[str, Any], text: str, fault: Fault | None) -> dict[str, Any]:
+    """In the shape of the Responses API; finish_reason ``length`` is told as incomplete."""
+    part = {"type": "output_text", "text": text, "annotations": []}
+    if fault and fault.refusal:
+        part = {"type": "refusal", "refusal": fault.refusal}
+    reasons = {"length": "max_output_tokens", "content_filter": "content_filter"}
+    reason = reasons.get((fault and fault.finish_reason) or "")
+    words = sum(len(str(m["content"]).split()) for m in body["input"])
+    return {
+        "id": "resp-fake",
+        "object": "response",
+        "model": body["model"],
+        "status": "incomplete" if reason else "completed",
+        "incomplete_details": {"reason": reason} if reason else None,
+        "error": None,
+        "output": [
+            {"type": "reasoning", "summary": []},
+            {"type": "message", "role": "assistant", "content": [part]},
+        ],
+        "usage": {"input_tokens": words, "output_tokens": len(text.split())},
+    }
 
 
 def _completion(body: dict[str, Any], text: str, fault: Fault | None) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def objects(draw: st.DrawFn, inner: st.SearchStrategy[Case]) -> Case:
     required = [name for name in cases if draw(st.booleans())]
     present = [name for name in cases if name in required or draw(st.booleans())]
     schema: dict[str, Any] = {"type": "object", "properties": {name: case[0] for name, case in cases.items()}}
-    if required or draw(st.booleans()):
+    if draw(st.booleans()) or required:
         schema["required"] = required
     if draw(st.booleans()):
         schema["additionalProperties"] = False

@@ -50,7 +50,7 @@ _APIS = {
     "chat": ("/chat/completions", chat_body, read_chat),
     "responses": ("/responses", responses_body, read_responses),
 }
-_LIMITS = {"max_completion_tokens": "max_tokens", "max_tokens": "max_completion_tokens"}
+LIMITS = ("max_completion_tokens", "max_tokens")  # what servers call the limit of an answer: the new name, the old
 _JSON = ("application/json", "text/plain", "application/octet-stream", "binary/octet-stream", "")
 
 
@@ -78,7 +78,7 @@ class OpenAIProvider:
     def __init__(self, setup: Setup) -> None:
         self._environ = setup.environ
         self._clients: dict[tuple[str, str], _Client] = {}
-        self._limit_names: dict[str, str] = {}
+        self._limit_names: dict[str, tuple[str, ...]] = {}
 
     async def answer(self, request: ModelRequest, entry: ModelEntry, origin: Origin, form: Form | None) -> Answer:
         """Ask once; with form `strict` the request's schema must be a strict one (pop/models/strict.py)."""
@@ -96,21 +96,18 @@ class OpenAIProvider:
     async def _ask(
         self, client: _Client, request: ModelRequest, entry: ModelEntry, form: Form | None
     ) -> httpx2.Response:
-        """The response; where the server knows the answer's limit by its other name, it is asked again at once."""
-        limit_name = self._limit_names.get(entry.identity, "max_completion_tokens")
-        try:
-            return await _post(client, request, entry, form, limit_name)
-        except openai.APIStatusError as error:
-            response = error.response
-        other = _LIMITS[limit_name]
-        if response.status_code in (400, 422) and entry.api == "chat" and told(response.content).names(limit_name):
+        """The response; where the server refuses a name of the answer's limit, it is asked again with another at once."""
+        names = self._limit_names.get(entry.identity) or _limit_names(entry)
+        for last in (False, False, True):
             try:
-                found = await _post(client, request, entry, form, other)
-                self._limit_names[entry.identity] = other
-                return found
+                return await _post(client, request, entry, form, names)
             except openai.APIStatusError as error:
                 response = error.response
-        said = told(response.content)
+            said = told(response.content)
+            refused = [name for name in names if said.names(name)]
+            if last or not refused or response.status_code not in (400, 422) or entry.api != "chat":
+                break
+            names = self._limit_names[entry.identity] = _without(names, refused)
         raise status_error(response.status_code, _lower(response), said, entry, form, guessed(request))
 
     def _client(self, entry: ModelEntry) -> _Client:
@@ -140,8 +137,21 @@ class OpenAIProvider:
         return key
 
 
+def _limit_names(entry: ModelEntry) -> tuple[str, ...]:
+    """Elsewhere than at OpenAI both: many servers know the old name alone, and pass over the new one without a word."""
+    at_openai = entry.base_url is None or urlsplit(entry.base_url).hostname == urlsplit(OPENAI_URL).hostname
+    return LIMITS[:1] if at_openai else LIMITS
+
+
+def _without(names: tuple[str, ...], refused: list[str]) -> tuple[str, ...]:
+    """The names to try after these were refused; who refuses both at once wants the new one."""
+    if len(names) == len(refused) == 1:
+        return tuple(name for name in LIMITS if name not in names)
+    return tuple(name for name in names if name not in refused) or LIMITS[:1]
+
+
 async def _post(
-    client: _Client, request: ModelRequest, entry: ModelEntry, form: Form | None, limit_name: str
+    client: _Client, request: ModelRequest, entry: ModelEntry, form: Form | None, limit_names: tuple[str, ...]
 ) -> httpx2.Response:
     """One request.
 
@@ -151,7 +161,7 @@ async def _post(
     """
     path, make_body, _ = _APIS[entry.api]
     try:
-        content = encode(make_body(request, entry, form, limit_name))
+        content = encode(make_body(request, entry, form, limit_names))
     except (TypeError, ValueError, RecursionError) as error:
         hint = f"look at `options` of {entry.name!r} in pop.toml"
         raise ModelError("bad_input", f"the request is no JSON: {error}", where=place(entry), hint=hint) from None

@@ -63,9 +63,11 @@ def encode(body: dict[str, Any]) -> bytes:
         return json.dumps(body, allow_nan=False).encode()
 
 
-def chat_body(request: ModelRequest, entry: ModelEntry, form: Form | None, limit_name: str) -> dict[str, Any]:
-    """For ``/chat/completions``. `limit_name` is what this server calls the limit of the answer."""
-    body = _common(request, entry, form, "messages", limit_name)
+def chat_body(
+    request: ModelRequest, entry: ModelEntry, form: Form | None, limit_names: tuple[str, ...]
+) -> dict[str, Any]:
+    """For ``/chat/completions``. `limit_names` is what this server calls the limit of an answer."""
+    body = _common(request, entry, form, "messages", limit_names)
     if request.schema_ is not None and form in ("strict", "schema"):
         wrapped = {"name": _name(request), "schema": request.schema_, "strict": form == "strict"}
         body["response_format"] = {"type": "json_schema", "json_schema": wrapped}
@@ -76,9 +78,11 @@ def chat_body(request: ModelRequest, entry: ModelEntry, form: Form | None, limit
     return body
 
 
-def responses_body(request: ModelRequest, entry: ModelEntry, form: Form | None, limit_name: str) -> dict[str, Any]:
+def responses_body(
+    request: ModelRequest, entry: ModelEntry, form: Form | None, limit_names: tuple[str, ...]
+) -> dict[str, Any]:
     """For ``/responses``; nothing is kept there unless `options` say ``store = true``."""
-    body = {"store": False, **_common(request, entry, form, "input", "max_output_tokens")}
+    body = {"store": False, **_common(request, entry, form, "input", ("max_output_tokens",))}
     if request.schema_ is not None and form in ("strict", "schema"):
         named = {"name": _name(request), "schema": request.schema_, "strict": form == "strict"}
         body["text"] = {**body.get("text", {}), "format": {"type": "json_schema", **named}}
@@ -89,7 +93,7 @@ def responses_body(request: ModelRequest, entry: ModelEntry, form: Form | None, 
 
 
 def _common(
-    request: ModelRequest, entry: ModelEntry, form: Form | None, messages_name: str, limit_name: str
+    request: ModelRequest, entry: ModelEntry, form: Form | None, messages_name: str, limit_names: tuple[str, ...]
 ) -> dict[str, Any]:
     messages = [{"role": message.role, "content": message.content} for message in request.messages]
     if request.schema_ is not None and form not in ("strict", "schema"):
@@ -101,7 +105,7 @@ def _common(
     if temperature is not None:
         body["temperature"] = temperature
     if limit is not None:
-        body[limit_name] = limit
+        body |= dict.fromkeys(limit_names, limit)
     return body
 
 

@@ -2,7 +2,7 @@
 
 | what comes back                                     | class        | code               | asked again |
 |-----------------------------------------------------|--------------|--------------------|-------------|
-| 408, 425, 5xx                                       | unavailable  |                    | yes, after Retry-After |
+| 408, 425, 5xx                                       | unavailable  | server-error (500, 501) | yes, after Retry-After |
 | 409, 429                                            | rate_limited |                    | yes, after Retry-After |
 | 429 or any other with insufficient_quota, 402       | budget       | insufficient-quota | no |
 | 401, 403, 407                                       | auth         |                    | no |
@@ -148,6 +148,7 @@ def status_error(
             hint="lower requests_per_minute or concurrency in pop.toml if this goes on" if limited else None,
             retry_after_s=rate.retry_after_s if rate else None,
             curable=True,
+            code="server-error" if status in (500, 501) else None,
             tokens=guess if status in LATE else None,
             rate=rate,
         )
