@@ -287,8 +287,7 @@ class Orchestrator:
         self.show(run)
 
     def _counted(self, run: ActiveRun, instance: str, outcome: Outcome) -> Outcome:
-        usage, models = self._tally.since(run.history, instance, outcome.usage.cached_calls)
-        return replace(outcome, usage=usage, models=list(dict.fromkeys([*outcome.models, *models])))
+        return replace(outcome, usage=self._tally.since(run.history, instance, outcome.usage.cached_calls))
 
     async def _fail_attempt(self, run: ActiveRun, letter: Letter, outcome: Outcome, seconds: float) -> dict[str, Any]:
         assert outcome.error is not None
@@ -396,7 +395,8 @@ class Orchestrator:
 
     def write_record(self, disk: Disk, run: ActiveRun) -> None:
         """Write record.json of a complete run; repeatable."""
-        run.record = run_record(run.history, models=list(run.history.models))
+        models = list(dict.fromkeys([*run.history.models, *self._tally.models(run.history)]))
+        run.record = run_record(run.history, models=models)
         disk.put(run.run_dir / "record.json", dump_json(run.record), folder=False)
 
     async def interrupt_leftovers(self, run: ActiveRun) -> None:
@@ -405,8 +405,7 @@ class Orchestrator:
             if instance.state == "running":
                 attempt_dir = run.run_dir / "tasks" / name / "attempts" / str(instance.started)
                 cached, models = await self.work.in_thread(attempts.cached_calls, attempt_dir)
-                usage, more = self._tally.since(run.history, name, cached)
-                models = list(dict.fromkeys([*models, *more]))
+                usage = self._tally.since(run.history, name, cached)
                 await self._journal(run, _interruption(name, instance, usage, models))
                 run.strayed = True
 

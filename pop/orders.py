@@ -16,6 +16,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pop import events
 from pop.history import RunHistory, read_history, status_of
@@ -111,7 +112,7 @@ class Orders:
             return False
         about = {"at": events.rfc3339(time.time()), "by": order.by, "reason": order.reason}
         if order.verb == "cancel" and history.state not in ("cancelled", "complete"):
-            rows = [{**about, "event": events.RUN_CANCELLED}]
+            rows: list[dict[str, Any]] = [{**about, "event": events.RUN_CANCELLED}]
         elif order.verb == "retry" and history.state in ("failed", "cancelled", "running"):
             again = [name for name, instance in history.instances.items() if instance.state in ("failed", "retry")]
             rows = [{**about, "event": events.RUN_RESUMED, "budget": order.budget}]

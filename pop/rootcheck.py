@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pop.errors import ConfigError, ConfigErrors, PopError, SeedRejected, did_you_mean
 from pop.expressions import Expression, ExpressionError
 from pop.models.catalogue import Catalogue, ModelEntry
-from pop.models.keys import Keys
+from pop.models.keys import Keys, find_keys_file
 from pop.models.prices import price_of
 from pop.pipeline import Each, Pipeline, Task, read_pipeline
 from pop.places import Places, find_places
@@ -59,9 +59,8 @@ class RootCheck:
     @cached_property
     def keys(self) -> Mapping[str, str]:
         """The environment with the keys of the keys file, as far as it can be read."""
-        path = self.settings.gateway.keys_path() if self.settings else None
         try:
-            return Keys(os.environ, path).environ
+            return Keys(os.environ, find_keys_file(self.settings) if self.settings else None).environ
         except ConfigError:
             return os.environ
 

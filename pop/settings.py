@@ -268,13 +268,6 @@ class GatewaySettings(_Table):
     keys_file: str | None = None
     processes: int = Field(default=0, ge=0, le=64)
 
-    def keys_path(self) -> Path | None:
-        """The file as it is named, else ``~/.config/pop/keys.env`` where that exists, else None."""
-        if self.keys_file is not None:
-            return Path(self.keys_file).expanduser()
-        usual = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "pop" / "keys.env"
-        return usual if usual.exists() else None
-
 
 def _auto() -> dict[str, ModelSettings | str]:
     return {"default": "auto"}

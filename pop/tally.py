@@ -44,14 +44,18 @@ class Tally:
     def __init__(self, spent: Spent) -> None:
         self._spent = spent
 
-    def since(self, history: RunHistory, instance: str, cached_calls: int) -> tuple[Usage, list[str]]:
-        """What a step has used since it was last journaled, and the models that answered it.
+    def since(self, history: RunHistory, instance: str, cached_calls: int) -> Usage:
+        """What a step has used since it was last journaled.
 
         Args:
             cached_calls: How many answers of the attempt came from the store.
         """
-        usage, models = self._spent.usage_of(history.created.get("run_id", ""), instance)
-        return _beyond(usage, history, instance).plus(Usage(cached_calls=cached_calls)), models
+        usage = self._spent.usage_of(history.created.get("run_id", ""), instance)
+        return _beyond(usage, history, instance).plus(Usage(cached_calls=cached_calls))
+
+    def models(self, history: RunHistory) -> list[str]:
+        """The models that the run has paid, ``builtin`` for the embedded engine."""
+        return self._spent.models_of_run(history.created.get("run_id", ""))
 
     def late(self, history: RunHistory) -> list[dict[str, Any]]:
         """Events for what came after the last attempt of a step was journaled: calls that outlived their worker."""
@@ -64,8 +68,10 @@ class Tally:
 
     def warnings(self, history: RunHistory) -> list[dict[str, Any]]:
         """Events for soft budgets that were passed and not journaled yet."""
-        told = self._spent.warnings_of_run(history.created.get("run_id", ""))
-        return [{"event": events.BUDGET_WARNING, "text": text} for text in told if text not in history.warnings]
+        rows = self._spent.warnings_of_run(history.created.get("run_id", ""))
+        return [
+            {"event": events.BUDGET_WARNING, "text": row["text"]} for row in rows if row["text"] not in history.warnings
+        ]
 
 
 def _beyond(usage: Usage, history: RunHistory, instance: str) -> Usage:

@@ -34,7 +34,9 @@ FORMS = {"strict": "yes, strict", "schema": "yes", "object+schema": "yes, with j
 
 @click.command()
 @click.argument("names", metavar="[NAME]...", nargs=-1)
-@click.option("--test", is_flag=True, help="Ask each model something tiny, and tell how it went (it may cost a little).")
+@click.option(
+    "--test", is_flag=True, help="Ask each model something tiny, and tell how it went (it may cost a little)."
+)
 @as_json
 @with_root
 def command(names: tuple[str, ...], test: bool, as_json: bool, root: str | None) -> int:
@@ -43,12 +45,12 @@ def command(names: tuple[str, ...], test: bool, as_json: bool, root: str | None)
     With --test each is asked one tiny question, through the gateway of the daemon where one serves this folder.
     """
     from pop.models.catalogue import Catalogue
-    from pop.models.keys import Keys
+    from pop.models.keys import Keys, find_keys_file
     from pop.settings import load_settings
 
     chosen = chosen_root(root)
     settings = load_settings(chosen)
-    environ = Keys(os.environ, settings.gateway.keys_path()).environ
+    environ = Keys(os.environ, find_keys_file(settings)).environ
     catalogue = Catalogue(settings, environ)
     for name in names:
         if name not in catalogue:
@@ -188,8 +190,12 @@ def _test(root: Root, settings: Settings, rows: list[dict[str, Any]]) -> dict[st
     found: dict[str, dict[str, Any]] = {}
     for identity, answer in zip(first, answers, strict=True):
         if isinstance(answer, ModelError):
-            error = {"error_class": answer.error_class, "message": answer.message, "hint": answer.hint}
-            result = {"ms": None, "form": None, "cost_usd": None, "error": error}
+            error: dict[str, Any] | None = {
+                "error_class": answer.error_class,
+                "message": answer.message,
+                "hint": answer.hint,
+            }
+            result: dict[str, Any] = {"ms": None, "form": None, "cost_usd": None, "error": error}
         else:
             result = {"ms": answer.ms, "form": answer.form, "cost_usd": answer.cost_usd, "error": None}
         found.update({row["name"]: result for row in rows if row["identity"] == identity})

@@ -205,6 +205,7 @@ class _Desk:
         task.add_done_callback(lambda _: self._tasks.pop(order["id"], None))
 
     async def _work(self, order: dict[str, Any]) -> None:
+        reply: dict[str, Any]
         try:
             answer = await self._ask(order)
             reply = {"answer": orjson.Fragment(answer.model_dump_json()), "rate": answer.rate}

@@ -27,7 +27,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import orjson
 import structlog
@@ -38,7 +38,7 @@ from pop.errors import ConfigError, PopError
 from pop.models.answers import AnswerStore
 from pop.models.callers import Callers
 from pop.models.catalogue import Catalogue
-from pop.models.keys import Keys
+from pop.models.keys import Keys, RedactingStream, find_keys_file, redacting
 from pop.models.providers import Provider, Setup, kinds, open_provider
 from pop.models.request import ModelError, ModelRequest, Origin
 from pop.models.router import Router
@@ -72,7 +72,7 @@ class Gateway:
     def _take(self, settings: Settings) -> None:
         self._settings = settings
         self._catalogue = Catalogue(settings, self._keys.environ)
-        self._keys.also(_header_values(settings))
+        self._keys.learn(settings)
 
     def _open_callers(self) -> None:
         """Processes are counted when the gateway starts; with changed keys they are others."""
@@ -168,15 +168,9 @@ class Gateway:
             return name
 
     def _redacted(self, error: ModelError) -> dict[str, Any]:
-        fields = {"code": error.code, "message": error.message, "where": error.where, "hint": error.hint}
-        about = {"error_class": error.error_class, **fields, "tries": [one.model_dump() for one in error.tries]}
-        clean: dict[str, Any] = self._keys.redact_value(about)
-        return clean
-
-
-def _header_values(settings: Settings) -> list[str]:
-    tables = [*settings.providers.values(), *(one for one in settings.models.values() if not isinstance(one, str))]
-    return [value for table in tables for value in table.headers.values()]
+        clean = self._keys.redact_error(error)
+        fields = {"code": clean.code, "message": clean.message, "where": clean.where, "hint": clean.hint}
+        return {"error_class": clean.error_class, **fields, "tries": [one.model_dump() for one in clean.tries]}
 
 
 async def _serve(root: Root, socket_path: Path, keys: Keys) -> None:
@@ -207,11 +201,13 @@ async def _parent_gone() -> None:
 
 
 def _log_without(keys: Keys) -> None:
+    """Logs and tracebacks go to standard error without any key."""
+    sys.stderr = cast(TextIO, RedactingStream(keys, sys.stderr))
     structlog.configure(
         processors=[
             structlog.processors.TimeStamper(fmt="iso"),
             structlog.processors.format_exc_info,
-            keys.redacting,
+            redacting(keys),
             structlog.processors.JSONRenderer(),
         ],
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
@@ -230,7 +226,7 @@ def main() -> None:
     try:
         settings = load_settings(root)
         protect_keys(workers_confined=settings.worker.confine)
-        keys = Keys(os.environ, settings.gateway.keys_path())
+        keys = Keys(os.environ, find_keys_file(settings))
         _log_without(keys)
         asyncio.run(_serve(root, Path(arguments.socket), keys))
     except PopError as error:

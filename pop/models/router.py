@@ -19,7 +19,6 @@ import contextlib
 import hashlib
 import random
 import secrets
-import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -32,7 +31,7 @@ import tenacity
 from pop.errors import ConfigError
 from pop.events import rfc3339
 from pop.models import forms
-from pop.models.answers import AnswerStore
+from pop.models.answers import AnswerStore, NotStored
 from pop.models.budgets import Budgets, Reservation
 from pop.models.calls import CallLine
 from pop.models.catalogue import Catalogue, ModelEntry
@@ -50,7 +49,7 @@ from pop.models.request import (
     answer_key,
     request_hash,
 )
-from pop.models.tokens import TokenCounter
+from pop.models.tokens import TokenCounter, weigh
 from pop.records import BudgetLimit
 from pop.settings import BudgetSettings
 
@@ -210,9 +209,8 @@ class Router:
             )
             await self._store.put(flight.key, flight.asked_sha256, flight.shared_key, answer, lines)
             return answer
-        except (OSError, sqlite3.Error) as error:
-            text = f"the answer could not be stored: {error}"
-            raise self._with_tries(ModelError("unavailable", text, hint="see pop doctor"), flight) from None
+        except NotStored as error:
+            raise self._with_tries(_not_stored(error), flight) from None
         finally:
             if flight.notes:
                 await asyncio.gather(*flight.notes, return_exceptions=True)
@@ -252,7 +250,9 @@ class Router:
         except TimeoutError:
             message = f"no answer within {entry.timeout_s:g} s, all tries together"
             hint = f"raise `timeout_s` of {entry.name!r} in pop.toml, or ask for less"
-            raise ModelError("unavailable", message, where=f"model {entry.name!r}", hint=hint, code="deadline") from None
+            raise ModelError(
+                "unavailable", message, where=f"model {entry.name!r}", hint=hint, code="deadline"
+            ) from None
 
     async def _with_retries(
         self, flight: Flight, entry: ModelEntry, deadline: asyncio.Timeout, last: bool
@@ -261,7 +261,7 @@ class Router:
             return not flight.askers or state.upcoming_sleep > _left_s(deadline)
 
         retrying = tenacity.AsyncRetrying(
-            stop=tenacity.stop_any(tenacity.stop_after_attempt(entry.tries), is_over),
+            stop=lambda state: state.attempt_number >= entry.tries or is_over(state),
             wait=self._wait_s,
             retry=tenacity.retry_if_exception(lambda error: isinstance(error, ModelError) and error.curable),
             reraise=True,
@@ -305,9 +305,9 @@ class Router:
         line = self._line(flight, entry, estimate)
         try:
             self._store.begin(line)
-        except OSError as error:
+        except NotStored as error:
             reservation.release()
-            raise ModelError("unavailable", f"the call could not be noted: {error}", hint="see pop doctor") from None
+            raise _not_stored(error) from None
         began, flight.sent = time.perf_counter(), True
         try:
             answer = await forms.ask(self._provider(entry.provider), flight.request, entry, flight.origin, self._store)
@@ -453,9 +453,7 @@ class Router:
 
     def _lanes_of(self, entry: ModelEntry) -> list[Lane]:
         self._entries[entry.name] = entry
-        own = self._lane(
-            f"model {entry.name}", entry.concurrency, entry.requests_per_minute, entry.tokens_per_minute
-        )
+        own = self._lane(f"model {entry.name}", entry.concurrency, entry.requests_per_minute, entry.tokens_per_minute)
         shared = entry.shared
         if not (shared.concurrency or shared.requests_per_minute or shared.tokens_per_minute):
             return [own]
@@ -465,12 +463,13 @@ class Router:
         return [own, endpoint]
 
     def _lane(self, name: str, concurrency: int | None, requests: float | None, tokens: float | None) -> Lane:
-        limits = {"concurrency": concurrency, "requests_per_minute": requests, "tokens_per_minute": tokens}
         lane = self._lanes.get(name)
         if lane is None:
-            lane = self._lanes[name] = Lane(name, **limits)  # type: ignore[arg-type]
+            lane = self._lanes[name] = Lane(
+                name, concurrency=concurrency, requests_per_minute=requests, tokens_per_minute=tokens
+            )
         else:
-            lane.configure(**limits)  # type: ignore[arg-type]
+            lane.configure(concurrency=concurrency, requests_per_minute=requests, tokens_per_minute=tokens)
         return lane
 
     def _circuit(self, entry: ModelEntry) -> Circuit:
@@ -492,7 +491,7 @@ class Router:
     def _learn(self, request: ModelRequest, entry: ModelEntry, answer: Answer) -> None:
         before = self._typical.get(entry.identity, TYPICAL_OUTPUT)
         self._typical[entry.identity] = before + 0.1 * (answer.output_tokens - before)
-        self.tokens.learn(entry.model, sum(len(message.content) for message in request.messages), answer.input_tokens)
+        self.tokens.learn(entry.model, sum(weigh(message.content) for message in request.messages), answer.input_tokens)
 
     def _reserve(self, flight: Flight, entry: ModelEntry, estimate: Tokens) -> Reservation:
         limits = [*flight.origin.budgets, *_limits_of(self._budget())]
@@ -504,7 +503,7 @@ class Router:
         for warning in reservation.warnings:
             flight.warnings.append(warning)
             log.warning("budget.soft", run=flight.origin.run_id, warning=warning)
-            self._store.warn(flight.origin.run_id, flight.origin.instance, warning)
+            self._store.warn(flight.origin.run_id, flight.origin.instance, warning, rfc3339(time.time()))
         return reservation
 
     # -- figures -----------------------------------------------------------------------------------------------
@@ -543,6 +542,10 @@ class Router:
         tasks = [flight.task for flight in self._by_key.values() if flight.task]
         if tasks:
             await asyncio.wait(tasks, timeout=patience_s)
+
+
+def _not_stored(error: NotStored) -> ModelError:
+    return ModelError("unavailable", error.message, where=error.where, hint=error.hint, code=error.code)
 
 
 def _another_may(error: ModelError) -> bool:
