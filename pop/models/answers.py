@@ -1,110 +1,613 @@
-"""The store of answers: one SQLite file, in which an answer is durable before anybody sees it.
+"""The store of answers, in one SQLite file; and what was spent, folded from the ledger of calls into the same file.
 
-| column         | meaning                                                        |
-|----------------|----------------------------------------------------------------|
-| key            | `request.answer_key`: run, step folder, generation, request, n |
-| request_sha256 | what was asked                                                 |
-| stored_at      | Unix seconds                                                   |
-| answer         | JSON of `request.Answer`                                       |
+| table    | a row is                                                                                          |
+|----------|---------------------------------------------------------------------------------------------------|
+| answers  | an answer by `request.answer_key` and, where it may serve others too, by `shared_key`              |
+| spent    | what one run's step folder spent on one model on one day; a view of the ledger                     |
+| ledger   | up to which byte a day file of the ledger is folded into `spent`                                   |
+| facts    | something small that was learnt and survives a restart                                             |
+| warnings | a budget's warning to a run                                                                        |
 
-Writing is done by one thread, which commits whatever waits in one transaction.
+One thread writes; whatever waits goes together: the lines of the ledger first, made durable, then one transaction, then
+whoever waits is told. `spent` is always folded from the files, never counted beside them, so a crash between the two leaves
+nothing to repair but what the next transaction does anyway. Answers, facts and warnings are lost with ``.pop``; sums are not.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
+import os
 import queue
 import sqlite3
 import threading
 import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from pop.models.request import Answer
+import orjson
+import structlog
+from pydantic import ValidationError
 
-_SCHEMA = """
+from pop.errors import PopError
+from pop.models.calls import (
+    ANSWER,
+    LOST,
+    CallLine,
+    InFlight,
+    Scope,
+    Sum,
+    append_calls,
+    calls_in,
+    day_files,
+    ids_in,
+    usd,
+)
+from pop.models.request import Answer, ModelError
+from pop.records import Usage
+from pop.store import Disk, DiskFailed
+
+log = structlog.get_logger()
+
+MAX_ANSWER_BYTES = 32 * 2**20
+_VERSION = 2  # of the tables; a file of another version is moved aside
+_BATCH = 500
+_FOLD_ROWS = 20_000  # sums kept in memory while the ledger is folded
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS answers (
-    key TEXT PRIMARY KEY, request_sha256 TEXT NOT NULL, stored_at REAL NOT NULL, answer TEXT NOT NULL
-) WITHOUT ROWID
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, request_sha256 TEXT NOT NULL, shared_key TEXT,
+    stored_at REAL NOT NULL, answer TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS shared ON answers (shared_key, stored_at) WHERE shared_key IS NOT NULL;
+CREATE TABLE IF NOT EXISTS spent (
+    run_id TEXT, instance TEXT, model TEXT, day TEXT, pipeline TEXT, step TEXT, provider TEXT,
+    calls INTEGER, input_tokens INTEGER, output_tokens INTEGER, nano_usd INTEGER, unpriced INTEGER, estimated INTEGER,
+    PRIMARY KEY (run_id, instance, model, day)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS spent_on ON spent (day, pipeline);
+CREATE TABLE IF NOT EXISTS ledger (file TEXT PRIMARY KEY, bytes INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS facts (topic TEXT, name TEXT, value TEXT, PRIMARY KEY (topic, name)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS warnings (
+    run_id TEXT, text TEXT, instance TEXT, at TEXT, PRIMARY KEY (run_id, text)
+) WITHOUT ROWID;
+PRAGMA user_version = {_VERSION};
 """
-_Waiting = tuple[str, str, Answer, asyncio.AbstractEventLoop, "asyncio.Future[None]"]
+_ADD = """
+INSERT INTO spent VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET calls = calls + excluded.calls, input_tokens = input_tokens + excluded.input_tokens,
+    output_tokens = output_tokens + excluded.output_tokens, nano_usd = nano_usd + excluded.nano_usd,
+    unpriced = unpriced + excluded.unpriced, estimated = estimated + excluded.estimated
+"""
+_SUMS = "sum(calls), sum(input_tokens), sum(output_tokens), sum(nano_usd), sum(unpriced), sum(estimated)"
+_SCOPES = {
+    "step": "run_id = ? AND step = ?",
+    "run": "run_id = ?",
+    "pipeline": "pipeline = ? AND day = ?",
+    "day": "day = ?",
+}
+
+
+class NotStored(PopError):
+    """What should be kept could not be; nobody was told otherwise, and the store works again when the cause is gone."""
+
+    code = "not-stored"
+
+
+@dataclass
+class _Work:
+    """Something for the writer; `done` is None when nobody waits for it."""
+
+    answer: tuple[str, str, str | None, float, str] | None = None
+    lines: Sequence[CallLine] = ()
+    warning: tuple[str, str, str, str] | None = None
+    done: asyncio.Future[None] | None = None
+    replaces: bool = False
+
+
+@dataclass
+class _State:
+    """What the two threads share."""
+
+    facts: dict[tuple[str, str], str] = field(default_factory=dict)  # not yet written
+    in_ledger: set[str] = field(default_factory=set)  # ids whose transaction failed after their lines stood
+    unfolded: set[Path] = field(default_factory=set)  # the files of these lines
+    is_damaged: bool = False
+    life: int = 0  # counts the files that were made anew
+    failed: DiskFailed | None = None  # the kernel lost data: nothing may be trusted until a restart
 
 
 class AnswerStore:
-    """Owned by the gateway; `get` and `put` are called from its event loop.
+    """Owned by the gateway; all methods are called from its event loop. One at a time on a file.
 
     Args:
-        durable: False lets the kernel decide when a commit reaches the disk.
+        calls: The folder of the ledger.
+        durable: False lets the kernel decide when something reaches the disk.
+        patience_s: How long to wait for an earlier gateway that is still ending.
+
+    Raises:
+        NotStored: The disk is full, or another gateway holds the store.
     """
 
-    def __init__(self, path: Path, *, durable: bool = True) -> None:
-        self._path = path
-        self._durable = durable
-        self._reader = self._connect()
-        self._reader.execute(_SCHEMA)
-        self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+    def __init__(self, path: Path, *, calls: Path, durable: bool = True, patience_s: float = 10.0) -> None:
+        self._path, self._calls = path, calls
+        self._disk = Disk(durable=durable)
+        self._state = _State()
+        self._unreadable: set[str] = set()
+        self._lock = _hold(path.with_suffix(".lock"), patience_s)
+        self.in_flight = InFlight(path.with_name("in-flight.jsonl"))
+        self._writer_db = self._begin()
+        self._reader, self._reader_life = self._connect(), self._state.life
+        self._facts = {
+            (topic, name): orjson.loads(value)
+            for topic, name, value in self._reader.execute("SELECT topic, name, value FROM facts")
+        }
+        self._waiting: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, name="answers", daemon=True)
         self._thread.start()
+
+    # -- answers -------------------------------------------------------------------------------------------------------
+
+    def get(self, key: str) -> Answer | None:
+        """The stored answer, or None.
+
+        Raises:
+            NotStored: The file cannot be read.
+        """
+        row = self._ask("SELECT answer FROM answers WHERE key = ?", (key,))
+        return self._answer(key, row[0]) if row else None
+
+    def reusable(self, shared_key: str, younger_than_s: float) -> Answer | None:
+        """The newest answer under this shared key, when it is not older than that; `key` is the one it was stored by.
+
+        Raises:
+            NotStored: The file cannot be read.
+        """
+        row = self._ask(
+            "SELECT key, answer FROM answers WHERE shared_key = ? AND stored_at >= ? ORDER BY stored_at DESC LIMIT 1",
+            (shared_key, time.time() - younger_than_s),
+        )
+        return self._answer(row[0], row[1]) if row else None
+
+    async def put(
+        self, key: str, request_sha256: str, shared_key: str | None, answer: Answer, lines: Sequence[CallLine] = ()
+    ) -> None:
+        """Returns when the answer and the lines of the ledger are durable. The first answer under a key stays.
+
+        Args:
+            shared_key: Under which others may reuse it; None: nobody (so it is for what was itself reused, which would
+                otherwise seem young again).
+
+        Raises:
+            NotStored: They are not. Lines of the same calls may be given again; they are never written twice.
+            ModelError: The answer cannot be stored whoever tries (too large, no text); its lines are in the ledger.
+        """
+        problem = None
+        try:
+            data = answer.model_dump_json()
+            if len(data) > MAX_ANSWER_BYTES:
+                problem = f"the answer has {len(data) / 2**20:.0f} MB, more than {MAX_ANSWER_BYTES / 2**20:.0f}"
+        except ValueError:  # half a surrogate pair
+            problem = "the answer holds what no text can"
+        if problem is not None:
+            await self.note([line.model_copy(update={"outcome": "invalid_output"}) if line.outcome == ANSWER else line
+                             for line in lines])  # fmt: skip
+            raise ModelError("invalid_output", problem, where=f"model {answer.model!r}", code="unstorable")
+        row = (key, request_sha256, shared_key, time.time(), data)
+        await self._hand_over(_Work(answer=row, lines=lines, replaces=key in self._unreadable))
+
+    async def note(self, lines: Sequence[CallLine]) -> None:
+        """Write calls that brought no answer into the ledger; returns when they are durable.
+
+        Raises:
+            NotStored: They are not.
+        """
+        if lines:
+            await self._hand_over(_Work(lines=lines))
+
+    def begin(self, line: CallLine) -> None:
+        """Note that a request is about to go out, with the tokens we expect. A line with its `id` ends it, or `forget`.
+
+        Raises:
+            NotStored: It cannot be noted, so the request must not go out.
+        """
+        try:
+            self.in_flight.begin(line)
+        except OSError as error:
+            raise _not_stored(error) from None
+
+    def forget(self, call_id: str) -> None:
+        """The request that `begin` noted reached nobody who would count it; the ledger needs no line of it."""
+        self.in_flight.forget(call_id)
+
+    # -- facts and warnings --------------------------------------------------------------------------------------------
+
+    def recall(self, topic: str, name: str) -> Any | None:
+        """What `remember` was given last, or None."""
+        return self._facts.get((topic, name))
+
+    def remember(self, topic: str, name: str, value: Any) -> None:
+        """Keep a small JSON value; it reaches the disk with the next answer, at the latest when the store is closed."""
+        if self._facts.get((topic, name)) != value:
+            self._facts[topic, name] = value
+            self._state.facts[topic, name] = orjson.dumps(value).decode()
+
+    def warn(self, run_id: str, instance: str, text: str, at: str) -> None:
+        """Leave a warning for a run; the same text to the same run is kept once."""
+        self._waiting.put(_Work(warning=(run_id, text, instance, at)))
+
+    # -- sums ----------------------------------------------------------------------------------------------------------
+
+    def totals(self, scope: Scope) -> Sum:
+        """What was spent within a budget's scope.
+
+        Raises:
+            NotStored: The file cannot be read.
+        """
+        row = self._ask(f"SELECT {_SUMS} FROM spent WHERE {_SCOPES[scope[0]]}", scope[1:])
+        return _sum(row or ())
+
+    # -- the reader's side ---------------------------------------------------------------------------------------------
+
+    def _ask(self, query: str, values: Sequence[Any]) -> Any:
+        try:
+            if self._reader_life != self._state.life:
+                self._reader.close()
+                self._reader, self._reader_life = self._connect(), self._state.life
+            return self._reader.execute(query, values).fetchone()
+        except sqlite3.Error as error:
+            self._state.is_damaged |= _is_damage(error)  # the writer makes it anew before it writes again
+            raise _not_stored(error, "read") from None
+
+    def _answer(self, key: str, data: str) -> Answer | None:
+        try:
+            return Answer.model_validate_json(data)
+        except ValidationError:
+            log.warning("answer.unreadable", key=key)
+            self._unreadable.add(key)
+            return None
+
+    async def _hand_over(self, work: _Work) -> None:
+        work.done = asyncio.get_running_loop().create_future()
+        self._waiting.put(work)
+        await work.done
+
+    def close(self) -> None:
+        """Write what waits, and end."""
+        if self._lock < 0:
+            return
+        self._waiting.put(None)
+        self._thread.join(30.0)
+        self._reader.close()
+        self.in_flight.close()
+        os.close(self._lock)
+        self._lock = -1
+
+    # -- the writer's side ---------------------------------------------------------------------------------------------
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, isolation_level=None, timeout=30.0, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
+        connection.execute(f"PRAGMA synchronous = {'FULL' if self._disk.durable else 'OFF'}")
+        connection.execute("PRAGMA journal_size_limit = 67108864")
         return connection
 
-    def get(self, key: str) -> Answer | None:
-        """The stored answer, or None."""
-        row = self._reader.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
-        return Answer.model_validate_json(row[0]) if row else None
+    def _begin(self) -> sqlite3.Connection:
+        """Open the file and fold what a crash left: lines beyond the offset, and requests that nobody ended."""
+        try:
+            connection = self._open()
+            self._catch_up(connection, day_files(self._calls))
+            self._end_lost(connection)
+            self.in_flight.start()
+        except (OSError, sqlite3.Error, PopError) as error:
+            raise _not_stored(error) from None
+        return connection
 
-    async def put(self, key: str, request_sha256: str, answer: Answer) -> None:
-        """Returns when the answer is durable.
+    def _open(self) -> sqlite3.Connection:
+        try:
+            connection = self._connect()
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+            if version != _VERSION and tables:
+                connection.close()
+                self._move_aside("it is of another version of POP")
+                connection = self._connect()
+            connection.executescript(_SCHEMA)
+            for table in ("answers", "spent", "ledger", "facts", "warnings"):
+                connection.execute(f"SELECT * FROM {table} LIMIT 1").fetchone()
+            return connection
+        except sqlite3.Error as error:
+            if not _is_damage(error):
+                raise
+            self._move_aside(str(error))
+            connection = self._connect()
+            connection.executescript(_SCHEMA)
+            return connection
 
-        Raises:
-            sqlite3.Error: It is not.
-        """
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-        self._waiting.put((key, request_sha256, answer, loop, done))
-        await done
+    def _move_aside(self, why: str) -> None:
+        """Out of the way, for whoever wants to look; only the newest is kept."""
+        aside = self._path.with_suffix(".damaged.db")
+        log.error("answers.moved_aside", path=str(self._path), to=aside.name, why=why)
+        os.replace(self._path, aside)
+        for suffix in ("-wal", "-shm"):
+            Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+
+    def _catch_up(self, connection: sqlite3.Connection, files: Sequence[Path]) -> None:
+        sizes = {path.name: path.stat().st_size for path in files}
+        folded = dict(connection.execute("SELECT file, bytes FROM ledger"))
+        connection.execute("BEGIN IMMEDIATE")
+        if any(sizes.get(name, 0) < size_bytes for name, size_bytes in folded.items()):
+            log.warning("spent.rebuilt", why="somebody changed the ledger")
+            connection.execute("DELETE FROM spent")
+            connection.execute("DELETE FROM ledger")
+            folded = {}
+        _fold(connection, [path for path in files if sizes[path.name] != folded.get(path.name)])
+        connection.execute("COMMIT")
+
+    def _end_lost(self, connection: sqlite3.Connection) -> None:
+        """A request that is in no ledger may have been billed: it goes there with the tokens we expected. Repeatable."""
+        left = self.in_flight.left()
+        if not left:
+            return
+        for path in day_files(self._calls, since=min(line.day for line in left.values())):
+            for call_id in ids_in(path):
+                left.pop(call_id, None)
+        lost = {"outcome": LOST, "billed": True, "estimated": True}
+        lines = [line.model_copy(update=lost) for line in left.values()]
+        if lines:
+            log.warning("calls.lost", count=len(lines))
+            self._catch_up(connection, append_calls(self._disk, self._calls, lines) and day_files(self._calls))
 
     def _write(self) -> None:
-        connection = self._connect()
-        while (first := self._waiting.get()) is not None:
-            batch = [first]
-            while not self._waiting.empty() and len(batch) < 500:
-                entry = self._waiting.get()
-                if entry is None:
-                    self._commit(connection, batch)
-                    return
-                batch.append(entry)
-            self._commit(connection, batch)
-        connection.close()
+        going = True
+        while going:
+            batch, going = self._batch()
+            error = self._commit(batch)
+            told = [work.done for work in batch if work.done is not None]
+            if told:
+                with contextlib.suppress(RuntimeError):  # the loop has ended
+                    told[0].get_loop().call_soon_threadsafe(_resolve, told, error)
+            elif error is not None:
+                log.error("answers.not_written", why=error.message)
+        self._writer_db.close()
 
-    def _commit(self, connection: sqlite3.Connection, batch: list[_Waiting]) -> None:
-        error: sqlite3.Error | None = None
-        now = time.time()
+    def _batch(self) -> tuple[list[_Work], bool]:
+        """Whatever waits, at least one; and whether more will come."""
+        batch: list[_Work] = []
+        while not batch or (not self._waiting.empty() and len(batch) < _BATCH):
+            work = self._waiting.get()
+            if work is None:
+                return batch, False
+            batch.append(work)
+        return batch, True
+
+    def _commit(self, batch: list[_Work]) -> NotStored | None:
+        state = self._state
+        lines = [line for work in batch for line in work.lines]
+        ids = [line.id for line in lines]
         try:
-            connection.execute("BEGIN IMMEDIATE")
-            rows = [(key, asked, now, answer.model_dump_json()) for key, asked, answer, _, _ in batch]
-            connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", rows)
-            connection.execute("COMMIT")
-        except sqlite3.Error as caught:
-            error = caught
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-        for _, _, _, loop, done in batch:
-            loop.call_soon_threadsafe(_resolve, done, error)
+            if state.failed is not None:
+                raise state.failed
+            if new := [line for line in lines if line.id not in state.in_ledger]:
+                state.unfolded.update(append_calls(self._disk, self._calls, new))
+            self.in_flight.end(ids)
+            state.in_ledger.update(ids)
+            self._transact(batch, sorted(state.unfolded))
+            state.in_ledger.difference_update(ids)
+            state.unfolded.clear()
+            return None
+        except (OSError, sqlite3.Error, PopError) as error:
+            state.failed = error if isinstance(error, DiskFailed) else state.failed
+            return _not_stored(error)
+        except Exception as error:  # a bug; who waits must not wait for ever
+            log.exception("answers.bug")
+            return _not_stored(error)
+
+    def _transact(self, batch: list[_Work], files: list[Path]) -> None:
+        for is_last in (False, True):
+            try:
+                if self._state.is_damaged:
+                    self._renew()
+                return self._try(batch, files)
+            except sqlite3.Error as error:
+                with contextlib.suppress(sqlite3.Error):
+                    if self._writer_db.in_transaction:
+                        self._writer_db.execute("ROLLBACK")
+                self._state.is_damaged |= _is_damage(error)
+                if is_last or not self._state.is_damaged:
+                    raise
+
+    def _try(self, batch: list[_Work], files: list[Path]) -> None:
+        connection, facts = self._writer_db, dict(self._state.facts)
+        connection.execute("BEGIN IMMEDIATE")
+        for work in batch:
+            if work.answer is not None:
+                how = "REPLACE" if work.replaces else "IGNORE"
+                columns = "(key, request_sha256, shared_key, stored_at, answer)"
+                connection.execute(f"INSERT OR {how} INTO answers {columns} VALUES (?, ?, ?, ?, ?)", work.answer)
+            if work.warning is not None:
+                connection.execute("INSERT OR IGNORE INTO warnings VALUES (?, ?, ?, ?)", work.warning)
+        rows = [(topic, name, value) for (topic, name), value in facts.items()]
+        connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", rows)
+        _fold(connection, files)
+        connection.execute("COMMIT")
+        for fact, value in facts.items():
+            if self._state.facts.get(fact) == value:
+                del self._state.facts[fact]
+
+    def _renew(self) -> None:
+        """The file turned out to be damaged: a new one in its place, with the sums of the ledger."""
+        self._writer_db.close()
+        self._move_aside("it is damaged")
+        self._writer_db = self._open()
+        self._catch_up(self._writer_db, day_files(self._calls))
+        self._state.is_damaged = False
+        self._state.life += 1
+
+
+def _hold(path: Path, patience_s: float) -> int:
+    """An earlier gateway may still be ending; the kernel frees its lock when it has.
+
+    Raises:
+        NotStored: It does not end.
+    """
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    give_up = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                os.close(fd)
+                raise NotStored("another gateway holds the store of answers", where=path, hint="pop doctor") from None
+            time.sleep(0.02)
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _DAMAGED
+
+
+def _not_stored(error: Exception, what: str = "written") -> NotStored:
+    if isinstance(error, NotStored):
+        return error
+    code = error.code if isinstance(error, PopError) else None
+    said = error.message if isinstance(error, PopError) else getattr(error, "strerror", None) or str(error)
+    hint = error.hint if isinstance(error, PopError) else "see pop doctor"
+    return NotStored(f"the store of answers cannot be {what}: {said}", hint=hint, code=code)
+
+
+def _resolve(told: list[asyncio.Future[None]], error: NotStored | None) -> None:
+    for done in told:
+        if done.done():
+            continue
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(NotStored(error.message, hint=error.hint, code=error.code))
+
+
+def _fold(connection: sqlite3.Connection, files: Iterable[Path]) -> None:
+    """Add to `spent` what the day files hold beyond the offsets in `ledger`. The caller has begun a transaction."""
+    sums: dict[tuple[str, str, str, str], tuple[CallLine, Sum]] = {}
+    for path in files:
+        row = connection.execute("SELECT bytes FROM ledger WHERE file = ?", (path.name,)).fetchone()
+        start = end = row[0] if row else 0
+        for at, line in calls_in(path, start):
+            end = at
+            if line is None or not line.billed:
+                continue
+            place = (line.run_id, line.instance, line.model, line.day)
+            sums.setdefault(place, (line, Sum()))[1].add(line)
+            if len(sums) >= _FOLD_ROWS:
+                _flush(connection, sums)
+        if end != start:
+            connection.execute("INSERT OR REPLACE INTO ledger VALUES (?, ?)", (path.name, end))
+    _flush(connection, sums)
+
+
+def _flush(connection: sqlite3.Connection, sums: dict[tuple[str, str, str, str], tuple[CallLine, Sum]]) -> None:
+    rows = (
+        (
+            *place, line.pipeline, line.step, line.provider, part.calls, part.input_tokens, part.output_tokens,
+            part.nano_usd, part.unpriced, part.estimated,
+        )
+        for place, (line, part) in sums.items()
+    )  # fmt: skip
+    connection.executemany(_ADD, rows)
+    sums.clear()
+
+
+def _sum(row: Sequence[Any]) -> Sum:
+    calls, input_tokens, output_tokens, nano_usd, unpriced, estimated = (value or 0 for value in (row or (0,) * 6))
+    return Sum(
+        calls=calls, input_tokens=input_tokens, output_tokens=output_tokens, nano_usd=nano_usd, unpriced=unpriced,
+        estimated=estimated,
+    )  # fmt: skip
+
+
+def _usage(row: Sequence[Any]) -> Usage:
+    part = _sum(row)
+    return Usage(
+        calls=part.calls, input_tokens=part.input_tokens, output_tokens=part.output_tokens, cost_usd=usd(part.nano_usd),
+        unpriced_calls=part.unpriced, estimated_calls=part.estimated,
+    )  # fmt: skip
+
+
+class Spent:
+    """Reads what was spent while the gateway writes it, or while there is none. One thread uses it at a time.
+
+    Where the file is not there (``.pop`` was deleted) or stays locked, nothing seems spent.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+        self._inode = 0
+
+    def usage_of_run(self, run_id: str) -> dict[str, Usage]:
+        """By step folder; `cached_calls` is not known here."""
+        rows = self._rows(f"SELECT instance, {_SUMS} FROM spent WHERE run_id = ? GROUP BY instance", (run_id,))
+        return {row[0]: _usage(row[1:]) for row in rows}
+
+    def usage_of(self, run_id: str, instance: str) -> Usage:
+        """Of one step folder."""
+        query = f"SELECT {_SUMS} FROM spent WHERE run_id = ? AND instance = ?"
+        rows = self._rows(query, (run_id, instance))
+        return _usage(rows[0] if rows else ())
+
+    def models_of_run(self, run_id: str) -> list[str]:
+        """The names of the models it paid, sorted; ``builtin`` for the embedded engine."""
+        query = "SELECT DISTINCT CASE provider WHEN 'builtin' THEN provider ELSE model END FROM spent WHERE run_id = ?"
+        return sorted(row[0] for row in self._rows(query, (run_id,)))
+
+    def warnings_of_run(self, run_id: str) -> list[dict[str, str]]:
+        """``[{"at", "instance", "text"}, ...]``, oldest first."""
+        query = "SELECT at, instance, text FROM warnings WHERE run_id = ? ORDER BY at, text"
+        return [{"at": at, "instance": instance, "text": text} for at, instance, text in self._rows(query, (run_id,))]
+
+    def _rows(self, query: str, values: Sequence[Any]) -> list[Any]:
+        try:
+            inode = os.stat(self._path).st_ino
+            if self._connection is None or inode != self._inode:
+                self.close()
+                uri = f"{self._path.absolute().as_uri()}?mode=ro"
+                self._connection = sqlite3.connect(uri, uri=True, timeout=2.0, check_same_thread=False)
+                self._inode = inode
+            return self._connection.execute(query, values).fetchall()
+        except (OSError, sqlite3.Error):
+            self.close()
+            return []
 
     def close(self) -> None:
-        self._waiting.put(None)
-        self._thread.join(5.0)
-        self._reader.close()
+        """The next question opens the file again."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
-def _resolve(done: asyncio.Future[None], error: sqlite3.Error | None) -> None:
-    if done.done():
-        return
-    if error is None:
-        done.set_result(None)
-    else:
-        done.set_exception(error)
+def prune(path: Path, older_than_s: float, *, dry_run: bool = False) -> int:
+    """Remove answers that were stored longer ago than that and give their room back; returns how many.
+
+    No gateway may run on the file. Sums stay.
+
+    Raises:
+        NotStored: The file cannot be read or written.
+    """
+    if not path.is_file():
+        return 0
+    before = time.time() - older_than_s
+    try:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=5.0)) as connection:
+            row = connection.execute("SELECT count(*) FROM answers WHERE stored_at < ?", (before,)).fetchone()
+            if row[0] and not dry_run:
+                connection.execute("DELETE FROM answers WHERE stored_at < ?", (before,))
+                connection.execute("VACUUM")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            return int(row[0])
+    except sqlite3.Error as error:
+        raise _not_stored(error) from None
