@@ -1,4 +1,4 @@
-"""Names of models, and what calls cost."""
+"""Names of models."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from typing import Any
 import pytest
 
 from pop.errors import ConfigError
-from pop.models.catalogue import Catalogue, ModelEntry, UnknownModel, describe_default
-from pop.models.prices import cost_usd
-from pop.models.request import Answer
-from pop.settings import Price, Settings
+from pop.models.catalogue import Catalogue, UnknownModel, describe_default
+from pop.settings import Settings
 
 KEYED = {"OPENAI_API_KEY": "sk-1", "OPENAI_BASE_URL": "http://host/v1", "OPENAI_MODEL": "m-env"}
 OWN = {"provider": "openai", "model": "qwen3", "base_url": "http://localhost:1/v1"}
@@ -82,37 +80,3 @@ def test_the_default_is_described_and_the_engine_never_passes_for_a_model() -> N
     assert describe_default(Settings(), KEYED) == "the default model is m-env at http://host/v1"
     broken = Settings.model_validate({"models": {"default": "nowhere"}})
     assert "cannot be used" in describe_default(broken, {})
-
-
-# -- prices --------------------------------------------------------------------------------------------------------
-
-
-def answer(**counts: int) -> Answer:
-    return Answer(text="", model="m", provider="openai", provider_model="gpt-4o-mini", **counts)
-
-
-def entry(price: Price | None = None, base_url: str | None = None, provider: str = "openai") -> ModelEntry:
-    return ModelEntry("m", provider, "gpt-4o-mini", base_url=base_url, price=price)
-
-
-def test_a_price_of_pop_toml_counts() -> None:
-    """USD per million tokens; tokens the server had cached cost their own price, or that of input."""
-    used = answer(input_tokens=1_000_000, cached_input_tokens=400_000, output_tokens=500_000)
-    assert cost_usd(used, entry(Price(input=1.0, output=4.0))) == pytest.approx(3.0)
-    assert cost_usd(used, entry(Price(input=1.0, output=4.0, cached_input=0.5))) == pytest.approx(2.8)
-
-
-def test_more_cached_than_asked_never_makes_a_cost_negative() -> None:
-    """A server may count oddly."""
-    used = answer(input_tokens=10, cached_input_tokens=1000)
-    assert cost_usd(used, entry(Price(input=1.0, output=1.0, cached_input=0.0))) == 0.0
-
-
-def test_the_packaged_table_prices_openais_own_models_alone() -> None:
-    """Somebody else's server is unknown, whatever its models are called; the embedded engine costs nothing."""
-    used = answer(input_tokens=1_000_000, output_tokens=1_000_000)
-    known = cost_usd(used, entry())
-    assert known is not None and known > 0.1
-    assert cost_usd(used, entry(base_url="http://localhost:1/v1")) is None
-    assert cost_usd(used, entry(provider="builtin")) == 0.0
-    assert cost_usd(used.model_copy(update={"provider_model": "nobody-knows"}), entry()) is None

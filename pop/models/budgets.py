@@ -46,10 +46,10 @@ class _Amount:
 
 @dataclass
 class _Account:
-    """What is known of one scope."""
+    """What is known of one scope; `spent` is None until a budget asks for it."""
 
-    spent: _Amount
     used_at: float
+    spent: _Amount | None = None
     reserved: _Amount = _Amount()
     warned: set[str] = field(default_factory=set)
 
@@ -127,14 +127,15 @@ class Budgets:
         for limit in sorted(limits, key=lambda limit: limit.soft):  # who is refused is not warned
             scope, unit = _parts(limit)
             account = self._account(scopes[scope])
+            spent = self._spent(scopes[scope], account)
             if unit == "usd" and cost_usd is None:
                 if not limit.soft:
                     raise _no_price(limit, origin, model)
                 continue
-            if account.spent.of(unit) + account.reserved.of(unit) + asked.of(unit) <= _most(limit, unit):
+            if spent.of(unit) + account.reserved.of(unit) + asked.of(unit) <= _most(limit, unit):
                 continue
             if not limit.soft:
-                raise _refusal(limit, unit, account, asked, origin)
+                raise _refusal(limit, unit, (spent, account.reserved, asked), origin)
             if limit.name not in account.warned:
                 account.warned.add(limit.name)
                 warnings.append(_warning(limit, scope))
@@ -143,37 +144,38 @@ class Budgets:
     def _account(self, scope: Scope) -> _Account:
         account = self._accounts.get(scope)
         if account is None:
-            total = self._totals_of(scope)
-            account = _Account(_Amount(total.calls, total.tokens, total.nano_usd), self._clock())
-            self._accounts[scope] = account
             self._make_room()
+            account = self._accounts[scope] = _Account(self._clock())
         self._accounts.move_to_end(scope)
         account.used_at = self._clock()
         return account
 
+    def _spent(self, scope: Scope, account: _Account) -> _Amount:
+        if account.spent is None:
+            total = self._totals_of(scope)
+            account.spent = _Amount(total.calls, total.tokens, total.nano_usd)
+        return account.spent
+
     def _make_room(self) -> None:
         """Forget the scopes unused for longest; not one with a call under way, or whose sums may not be written yet."""
-        while len(self._accounts) > self._max_scopes:
+        while len(self._accounts) >= self._max_scopes:
             scope, account = next(iter(self._accounts.items()))
-            if account.reserved != _Amount() or self._clock() - account.used_at < _IDLE_S:
+            if account.reserved.calls or self._clock() - account.used_at < _IDLE_S:
                 return
             del self._accounts[scope]
 
     def _hold(self, scopes: Sequence[Scope], asked: _Amount) -> Callable[[_Amount], None]:
-        """Reserve in the accounts there are. A scope without one learns of the call from the ledger, should it get one."""
-        held = [self._accounts[scope] for scope in scopes if scope in self._accounts]
-        for account in held:
+        """Reserve in all four scopes, whether a budget bounds them or not: one may come while the call is under way."""
+        for scope in scopes:
+            account = self._account(scope)
             account.reserved = _sum(account.reserved, asked)
 
         def end(actual: _Amount) -> None:
-            for account in held:
-                account.reserved = _sum(account.reserved, asked, -1)
             for scope in scopes:
-                if scope in self._accounts:
-                    account = self._accounts[scope]
+                account = self._account(scope)
+                account.reserved = _sum(account.reserved, asked, -1)
+                if account.spent is not None:  # else the ledger will tell
                     account.spent = _sum(account.spent, actual)
-                    account.used_at = self._clock()
-                    self._accounts.move_to_end(scope)
 
         return end
 
@@ -207,13 +209,14 @@ def _most(limit: BudgetLimit, unit: Unit) -> int:
     return nano(limit.limit) if unit == "usd" else int(limit.limit)
 
 
-def _refusal(limit: BudgetLimit, unit: Unit, account: _Account, asked: _Amount, origin: Origin) -> ModelError:
-    spent, reserved, want = (_said(amount.of(unit), unit) for amount in (account.spent, account.reserved, asked))
+def _refusal(limit: BudgetLimit, unit: Unit, amounts: tuple[_Amount, _Amount, _Amount], origin: Origin) -> ModelError:
+    is_first = amounts[0].of(unit) == 0 and amounts[2].of(unit) > _most(limit, unit)
+    spent, reserved, asked = (_said(amount.of(unit), unit) for amount in amounts)
     name = f"the budget {limit.name} = {limit.limit:g} ({limit.source})"
-    if account.spent.of(unit) == 0 and asked.of(unit) > _most(limit, unit):
-        message = f"{name} is below one call: about {want} are asked"
+    if is_first:
+        message = f"{name} is below one call: about {asked} are asked"
     else:
-        message = f"{name} does not allow this call: {spent} are spent, {reserved} reserved, about {want} asked"
+        message = f"{name} does not allow this call: {spent} are spent, {reserved} reserved, about {asked} asked"
     return ModelError("budget", message, where=_where(origin), hint=_hint(limit, origin), code="budget")
 
 
