@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
@@ -31,6 +31,7 @@ class FrontMatter(BaseModel):
     max_output_tokens: int | None = Field(default=None, ge=1)
     schema_: dict[str, Any] | str | None = Field(default=None, alias="schema")
     samples: int = Field(default=1, ge=1, le=100)
+    choose: Literal["best", "majority"] = "best"
 
 
 @dataclass

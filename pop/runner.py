@@ -13,8 +13,10 @@ one of them is fatal.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,7 +169,18 @@ class _Loop:
             answers = self._stages.samples(prompt)
             self._keep_answers(answers, fields)
         candidates = [self._judge(answer) for answer in answers]
-        return min(candidates, key=lambda candidate: (candidate.rank, -_votes(candidate, candidates)))
+        if len(candidates) == 1:
+            return candidates[0]
+        return self._choose(candidates)
+
+    def _choose(self, candidates: list[Candidate]) -> Candidate:
+        """One of several samples, as the task's front matter says; the trail says which, and how many gave the same."""
+        how = self._stages.task.front.choose
+        taken, votes = choose(candidates, how)
+        problems = len(candidates[taken].problems)
+        text = f"sample {taken + 1} of {len(candidates)} is taken ({how}): given {votes} times, {problems} problems"
+        self._trail.note("note", text=text)
+        return candidates[taken]
 
     def _keep_answers(self, answers: list[Any], fields: dict[str, Any]) -> None:
         texts = [_answer_text(answer) for answer in answers if isinstance(answer, Reply)]
@@ -263,8 +276,36 @@ class _Loop:
             return self._stages.finalize(output)
 
 
-def _votes(candidate: Candidate, candidates: list[Candidate]) -> int:
-    return sum(1 for other in candidates if other.output == candidate.output)
+def choose(candidates: Sequence[Candidate], how: str) -> tuple[int, int]:
+    """Which candidate is taken, from 0, and how many candidates have its output.
+
+    ``best``: the lowest rank, then the most votes. ``majority``: the most votes among those without structural
+    problems (among all, when each has some), then the lowest rank. The first one goes before its equals.
+    """
+    given = [canonical(candidate.essence) for candidate in candidates]
+    votes = [given.count(one) for one in given]
+    sound = [place for place, candidate in enumerate(candidates) if not candidate.structure]
+    if how == "majority" and sound:
+        taken = min(sound, key=lambda place: (-votes[place], candidates[place].rank))
+    else:
+        taken = min(range(len(given)), key=lambda place: (candidates[place].rank, -votes[place]))
+    return taken, votes[taken]
+
+
+def canonical(value: Any) -> str:
+    """One text for all ways of writing a JSON value: keys in order, 2.0 as 2; for anything else its repr."""
+    try:
+        return json.dumps(_plain_numbers(value), sort_keys=True)
+    except (TypeError, ValueError, RecursionError):
+        return repr(value)
+
+
+def _plain_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain_numbers(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain_numbers(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _answer_text(reply: Reply) -> str:

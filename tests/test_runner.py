@@ -173,6 +173,51 @@ def test_samples_are_several_calls_and_the_best_counts(run: Run) -> None:
     assert run({"t.md": "---\nsamples: 4\n---\nx", "t.schema.json": SCHEMA}, script) == {"n": 7}
 
 
+def notes(tmp_path: Path) -> list[str]:
+    lines = (tmp_path / "attempt" / "trail.jsonl").read_bytes().splitlines()
+    return [row["text"] for row in map(json.loads, lines) if row["event"] == "note"]
+
+
+ODD = "def validate_quality(output, ctx):\n    return ['too few'] if output['n'] < 5 else []\n"
+
+
+@pytest.mark.parametrize(
+    ("choose", "output", "note"),
+    [
+        ("best", {"n": 9}, "sample 4 of 5 is taken (best): given 1 times, 0 problems"),
+        ("majority", {"n": 2}, "sample 2 of 5 is taken (majority): given 2 times, 1 problems"),
+    ],
+)
+def test_samples_are_chosen_as_the_task_says(run: Run, tmp_path: Path, choose: str, output: Any, note: str) -> None:
+    """By rank, or by how many gave the same value, however it was written; the trail says which and how many."""
+    script = Script('{"n": "x"}', '{"n": 2, "a": 1.0}', '{"n": "x"}', '{"n": 9}', ' {"a": 1, "n": 2}', '{"n": "x"}')
+    files = {
+        "t.md": f"---\nsamples: 5\nchoose: {choose}\n---\nx", "t.schema.json": SCHEMA, "t.py": ODD,
+    }  # fmt: skip
+    assert run(files, script, refinements=0)["n"] == output["n"]
+    assert notes(tmp_path) == [note]
+
+
+@pytest.mark.parametrize(
+    ("answers", "rounds", "output"),
+    [
+        (['{"n": 1}', '{"n": 7}', '{"n": 8}'], 0, {"n": 7}),
+        (["no", '{"n": "a"}', "nor that", '{"n": 6}'], 1, {"n": 6}),
+    ],
+)
+def test_a_tied_vote_goes_to_the_better_then_to_the_first(run: Run, answers: Any, rounds: int, output: Any) -> None:
+    """And without any sound sample the least bad is refined, as with one."""
+    files = {"t.md": "---\nsamples: 3\nchoose: majority\n---\nx", "t.schema.json": SCHEMA, "t.py": ODD}
+    assert run(files, Script(*answers), refinements=rounds) == output
+
+
+def test_true_is_no_vote_for_one(run: Run) -> None:
+    """Values are compared as JSON has them."""
+    script = Script("true", "1", "1.0", "true", "true")
+    files = {"t.md": "---\nsamples: 5\nchoose: majority\n---\nx", "t.schema.json": "{}"}
+    assert run(files, script) is True
+
+
 @pytest.mark.parametrize(
     "text",
     ['{"n": 3}', 'Sure:\n```json\n{"n": 3}\n```', 'I think {"n": 3} is right', '{"n": 3,', "{'n': 3}"],

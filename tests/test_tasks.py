@@ -55,6 +55,8 @@ from pop.tasks import hash_task, list_tasks
         ({"t.md": "---\nsytem: x\nsamples: 0\n---\nhi"}, "t.md:2:1  sytem"),
         ({"t.md": "---\nsytem: x\nsamples: 0\n---\nhi"}, "t.md:3:10  samples"),
         ({"t.md": "---\nsytem: x\n---\n{{ itme }}"}, "t.md:4:4"),
+        ({"t.md": "---\nsamples: 3\nchoose: majorty\n---\nx"}, "t.md:3:9  choose"),
+        ({"t.md": "---\nsamples: 3\nchoose: majorty\n---\nx"}, "'best' or 'majority'"),
         ({"t.md": "---\nsytem: x\n---\nx", "t.schema.json": '{"tpye": 1}'}, "t.schema.json:1:2"),
         ({"t.md": "---\nsystem: be {{ itme }}\n---\nhi"}, "t.md:2:15"),
         ({"t.md": "---\nsystem: |\n  be\n  {{ itme }}\n---\nhi"}, "t.md:4:6"),
