@@ -22,9 +22,8 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import orjson
 import structlog
@@ -35,6 +34,7 @@ from pop.confine import protect_keys
 from pop.errors import ConfigError, PopError
 from pop.models.answers import AnswerStore
 from pop.models.catalogue import Catalogue, ModelEntry
+from pop.models.keys import Keys, RedactingStream, find_keys_file, redacting
 from pop.models.prices import cost_usd
 from pop.models.providers import Provider, Setup, open_provider
 from pop.models.request import Answer, ModelError, ModelRequest, Origin, answer_key, request_hash
@@ -50,17 +50,18 @@ NEXT_MODEL = frozenset({"unavailable", "rate_limited", "auth", "budget"})  # wha
 class Gateway:
     """Routes, bounds, retries, stores."""
 
-    def __init__(self, root: Root, environ: Mapping[str, str], store: AnswerStore) -> None:
+    def __init__(self, root: Root, keys: Keys, store: AnswerStore) -> None:
         self._root = root
-        self._environ = environ
+        self._keys = keys
+        self._environ = keys.environ
         self._store = store
         self._providers: dict[str, Provider] = {}
         self._permits: dict[str, asyncio.Semaphore] = {}
         self._under_way: dict[str, asyncio.Task[Answer]] = {}
         self._settings_mtime_ns = -1
-        self._catalogue = Catalogue(load_settings(root), environ)
+        self._keys.learn(load_settings(root))
+        self._catalogue = Catalogue(load_settings(root), self._environ)
         self._rng = random.Random()
-        self._secrets = [value for name, value in environ.items() if _is_secret(name) and len(value) >= 8]
 
     async def ask(self, request: ModelRequest, origin: Origin) -> Answer:
         """The answer to one question, from the store where it is there.
@@ -81,7 +82,7 @@ class Gateway:
         return await asyncio.shield(task)
 
     async def _ask_and_store(self, request: ModelRequest, key: str, asked: str) -> Answer:
-        answer = (await self._route(request)).model_copy(update={"key": key})
+        answer = self._keys.redact_answer(await self._route(request)).model_copy(update={"key": key})
         try:
             await self._store.put(key, asked, answer)
         except sqlite3.Error as error:
@@ -108,12 +109,15 @@ class Gateway:
             raise ModelError("bad_input", error.message, where=error.where, hint=error.hint) from None
 
     def _reload(self) -> None:
-        """Take a changed pop.toml into account; a broken one leaves things as they are."""
+        """Take a changed pop.toml and keys file into account; a broken one leaves things as they are."""
+        self._keys.fresh()
         with contextlib.suppress(OSError, PopError):
             mtime_ns = os.stat(self._root.settings_file).st_mtime_ns
             if mtime_ns != self._settings_mtime_ns:
                 self._settings_mtime_ns = mtime_ns
-                self._catalogue = Catalogue(load_settings(self._root), self._environ)
+                settings = load_settings(self._root)
+                self._keys.learn(settings)
+                self._catalogue = Catalogue(settings, self._environ)
 
     async def _ask_one(self, request: ModelRequest, entry: ModelEntry) -> Answer:
         permits = self._permits.setdefault(entry.name, asyncio.Semaphore(entry.concurrency))
@@ -194,24 +198,15 @@ class Gateway:
             return {"id": number, "error": self._redacted(ModelError("bug", f"{type(error).__name__}: {error}"))}
 
     def _redacted(self, error: ModelError) -> dict[str, Any]:
-        fields = {"message": error.message, "where": error.where, "hint": error.hint}
-        clean = {name: self._redact(text) if text else text for name, text in fields.items()}
-        return {"error_class": error.error_class, **clean}
-
-    def _redact(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "[redacted]")
-        return text
+        clean = self._keys.redact_error(error)
+        fields = {"message": clean.message, "where": clean.where, "hint": clean.hint}
+        return {"error_class": clean.error_class, **fields}
 
 
-def _is_secret(name: str) -> bool:
-    return any(part in name.upper() for part in ("KEY", "TOKEN", "SECRET", "PASSWORD"))
-
-
-async def _serve(root: Root, socket_path: Path) -> None:
+async def _serve(root: Root, socket_path: Path, keys: Keys) -> None:
     durable = load_settings(root).daemon.durability == "safe"
     store = AnswerStore(root.machine_room / "answers.db", durable=durable)
-    gateway = Gateway(root, dict(os.environ), store)
+    gateway = Gateway(root, keys, store)
     server = await asyncio.start_unix_server(
         gateway.serve_worker, path=str(socket_path), limit=MAX_LINE_BYTES, backlog=4096
     )
@@ -236,6 +231,19 @@ async def _parent_gone() -> None:
     loop.remove_reader(0)
 
 
+def _configure_logs(keys: Keys) -> None:
+    sys.stderr = cast(TextIO, RedactingStream(keys, sys.stderr))
+    structlog.configure(
+        processors=[
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            redacting(keys),
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    )
+
+
 def main() -> None:
     """Entry point, started by the supervisor."""
     parser = argparse.ArgumentParser()
@@ -244,17 +252,13 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.umask(0o077)
-    structlog.configure(
-        processors=[
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-    )
+    root = Root(Path(arguments.root))
     try:
-        protect_keys(workers_confined=load_settings(Root(Path(arguments.root))).worker.confine)
-        asyncio.run(_serve(Root(Path(arguments.root)), Path(arguments.socket)))
+        settings = load_settings(root)
+        protect_keys(workers_confined=settings.worker.confine)
+        keys = Keys(os.environ, find_keys_file(settings))
+        _configure_logs(keys)
+        asyncio.run(_serve(root, Path(arguments.socket), keys))
     except PopError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
