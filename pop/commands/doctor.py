@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pop.commands._shared import as_json, chosen_root, print_json, with_root
 from pop.display import next_move
-from pop.errors import EXIT_CONFIG, EXIT_OK, PopError
+from pop.errors import EXIT_CONFIG, EXIT_OK, ConfigError, PopError
 from pop.runs import Run, current_runs, pending, pending_names, rejected, safe, seed_limits
 from pop.settings import Root
+
+if TYPE_CHECKING:
+    from pop.models.keys import Keys
+    from pop.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,6 @@ def examine(root: Root) -> Iterator[Finding]:
 def _settings(root: Root) -> Iterator[Finding]:
     from pop.commands.check import problems_of
     from pop.confine import landlock_version
-    from pop.models.catalogue import describe_default
     from pop.settings import load_settings
 
     problems, _ = problems_of(root)
@@ -60,13 +64,71 @@ def _settings(root: Root) -> Iterator[Finding]:
         settings = load_settings(root)
     except PopError:
         return
-    says = describe_default(settings, os.environ)
-    yield Finding("cannot be used" not in says, "model", says, "mend [models] in pop.toml")
+    yield from _models(root, settings)
     if landlock_version() and settings.worker.confine:
         yield Finding(True, "workers", "write only into their own folders and read no keys (Landlock)")
     else:
         why = "[worker] confine is false" if landlock_version() else "this kernel has no Landlock"
-        yield Finding(True, "workers", f"may write wherever you may: {why}")
+        yield Finding(True, "workers", f"may write wherever you may, and read your keys file: {why}")
+
+
+def _models(root: Root, settings: Settings) -> Iterator[Finding]:
+    """The default model and the API keys: whether they are there, never what they are."""
+    from pop.models.catalogue import describe_default
+    from pop.models.keys import Keys, find_keys_file
+
+    try:
+        keys = Keys(os.environ, find_keys_file(settings))
+        about_file = list(_keys_file(root, settings))
+    except PopError as error:
+        where = f" ({error.where})" if error.where else ""
+        about_file = [Finding(False, "keys", f"{error.message}{where}", error.hint)]
+        keys = Keys(os.environ)
+    yield from about_file
+    says = describe_default(settings, keys.environ)
+    yield Finding("cannot be used" not in says, "model", keys.redact(says), "mend [models] in pop.toml")
+    yield from _keys_of_models(settings, keys)
+
+
+def _keys_of_models(settings: Settings, keys: Keys) -> Iterator[Finding]:
+    from pop.models.catalogue import Catalogue
+    from pop.models.keys import is_redacted
+
+    catalogue = Catalogue(settings, keys.environ)
+    needed: dict[str, list[str]] = {}
+    for name in catalogue:
+        with contextlib.suppress(ConfigError):  # pop check has told it
+            for entry in catalogue.resolve(name):
+                if entry.key_env and entry.name not in needed.setdefault(entry.key_env, []):
+                    needed[entry.key_env].append(entry.name)
+    for variable, models in needed.items():
+        value = keys.environ.get(variable)
+        whom = f"{'model' if len(models) == 1 else 'models'} {', '.join(models)}"
+        if not value:
+            hint = (
+                f"export {variable}=... before pop up, or write {variable}=... into ~/.config/pop/keys.env (mode 0600)"
+            )
+            yield Finding(False, "keys", f"{variable} is not set; {whom}", hint, False)
+        elif is_redacted(value):
+            yield Finding(True, "keys", f"{variable} comes from {keys.source(variable)}; {whom}")
+        else:
+            says = f"{variable} is too short or too plain to be taken out of logs and records; {whom}"
+            yield Finding(False, "keys", says, "a key has 8 characters or more, and is no word, number or path", False)
+
+
+def _keys_file(root: Root, settings: Settings) -> Iterator[Finding]:
+    from pop.executors.local import writable
+    from pop.models.keys import find_keys_file, paths_to_hide
+
+    path = find_keys_file(settings)
+    hidden = paths_to_hide(root, settings, writable(settings))
+    if path and hidden:
+        yield Finding(
+            True, "keys", f"{path}, mode {stat.S_IMODE(path.stat().st_mode):04o}; tasks cannot read it (Landlock)"
+        )
+    elif path:
+        says = f"{path}: tasks run as you and can read it, since workers are not confined here"
+        yield Finding(False, "keys", says, "run only tasks you trust with it", False)
 
 
 def _daemon(root: Root) -> Iterator[Finding]:

@@ -169,6 +169,8 @@ def _is_inside(path: str, folder: str) -> bool:
 class Keys:
     """The gateway's environment with the file's values, and all secrets it ever knew.
 
+    `environ` stays the same dictionary; `fresh` changes what is in it.
+
     Raises:
         ConfigError: The file is wrong (`read_keys_file`).
     """
@@ -188,7 +190,7 @@ class Keys:
             raise self.problem
 
     def fresh(self) -> bool:
-        """Read the file again when it has changed; True when it has, so that `environ` is another.
+        """Read the file again when it has changed; True when it has.
 
         A wrong file leaves everything as it was, and stands in `problem`.
         """
@@ -203,7 +205,8 @@ class Keys:
             except ConfigError as error:
                 self.problem = error
                 return False
-        self.environ = {**self._outer, **self._in_file}
+        self.environ.clear()
+        self.environ.update(self._outer | self._in_file)
         self._collect()
         return True
 
