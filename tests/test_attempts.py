@@ -92,21 +92,16 @@ def test_a_number_found_on_disk_is_not_used_again(tmp_path: Path) -> None:
     assert json.loads(Path(attempt.letter_path).read_bytes())["attempt"] == 2
 
 
-def call(key: str, *, cached: bool = False, tokens: int = 10) -> bytes:
-    row = {"key": key, "model": "m", "cached": cached, "input_tokens": tokens, "output_tokens": 1, "cost_usd": 0.5}
-    return dump_json(row, pretty=False)
-
-
-def test_a_call_is_paid_for_once_over_all_attempts(tmp_path: Path) -> None:
-    """What an earlier attempt wrote down is free from the store; what a dead one could not write down counts here."""
-    _, first, _ = begun(tmp_path)
-    Path(first.attempt_dir, "calls.jsonl").write_bytes(call("a"))
-    _, second, _ = begun(tmp_path)
-    data = call("a", cached=True) + call("b", cached=True) + call("b", cached=True) + call("c") + b'{"torn'
-    Path(second.attempt_dir, "calls.jsonl").write_bytes(data)
-    usage, models = attempts.read_usage(Path(second.attempt_dir))
-    assert (usage.calls, usage.cached_calls, usage.input_tokens, usage.cost_usd) == (2, 2, 20, 1.0)
-    assert models == ["m"]
+def test_what_came_from_the_store_is_told_by_calls_jsonl(tmp_path: Path) -> None:
+    """What was paid is the ledger's to say; a torn line, a failed call and what is no truth value count as nothing."""
+    _, attempt, _ = begun(tmp_path)
+    rows: list[dict[str, Any]] = [
+        {"model": "m", "cached": False}, {"model": "m", "cached": True}, {"model": "x", "provider": "builtin", "cached": 7},
+        {"model": "n", "cached": True, "error_class": "auth"},
+    ]  # fmt: skip
+    data = b"".join(dump_json(row, pretty=False) for row in rows) + b'{"torn'
+    Path(attempt.attempt_dir, "calls.jsonl").write_bytes(data)
+    assert attempts.cached_calls(Path(attempt.attempt_dir)) == (1, ["m", "builtin"])
 
 
 def test_placing_again_after_a_crash_gives_the_same(tmp_path: Path) -> None:

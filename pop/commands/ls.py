@@ -9,8 +9,8 @@ import click
 
 from pop.commands._shared import as_json, chosen_root, print_json, with_root
 from pop.display import MARKS
-from pop.settings import Root
 from pop.runs import Run, current_runs, newest_complete, pending, pending_names, rejected, safe
+from pop.settings import Root
 
 
 @click.command()

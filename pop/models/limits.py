@@ -1,13 +1,15 @@
 """TEMP."""
 
 from __future__ import annotations
+
 import asyncio
 from typing import Any
+
 from pop.models.request import RateNews
 
 
 class Permit:
-    def __init__(self, lane: "Lane") -> None:
+    def __init__(self, lane: Lane) -> None:
         self.lane = lane
         self.done = False
 
