@@ -12,6 +12,7 @@ COMMANDS: dict[str, str] = {
     "watch": "Follow a run, or all of them, live.",
     "logs": "Print what the steps of a run logged and printed.",
     "tail": "Follow the ledger of finished runs.",
+    "cost": "Add up what model calls cost.",
     "graph": "Print a pipeline, or a run, as a Mermaid graph.",
     "cancel": "End a run.",
     "retry": "Let a failed or cancelled run go on from what failed.",

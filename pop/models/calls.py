@@ -84,7 +84,7 @@ def usd(nanos: int) -> float:
     return nanos / 10**9
 
 
-@dataclass
+@dataclass(slots=True)
 class Sum:
     """What some calls came to. `nano_usd` leaves out the `unpriced` ones; `estimated` are those nobody counted for us."""
 
