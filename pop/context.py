@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,6 +12,7 @@ from pop.durations import ANY_AGE_S
 from pop.errors import AttemptFailed
 from pop.inputs import Inputs
 from pop.models.request import Answer, Message, ModelError, ModelRequest
+from pop.models.strict import without_nulls
 from pop.models.tokens import cut_text, estimate_tokens, split_text, weigh
 from pop.parsing import Parsed, Schema, Unparsable, json_schema, model_problems, parse_json, schema_problems
 from pop.records import CallRecord, Letter
@@ -80,12 +81,15 @@ class Reply:
         return self.schema.model_validate(value) if isinstance(self.schema, type) else value
 
     def parsed(self, schema: dict[str, Any]) -> Parsed:
-        """The value that the answer holds, unchecked.
+        """The value that the answer holds, unchecked; without the nulls that strict servers write for what is left out.
 
         Raises:
             Unparsable: It holds none.
         """
-        return parse_json(self.text, schema)
+        found = parse_json(self.text, schema)
+        if self.answer.extra.get("nulls"):
+            return replace(found, value=without_nulls(found.value, schema))
+        return found
 
     def __str__(self) -> str:
         return self.text

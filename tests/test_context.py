@@ -178,6 +178,17 @@ def test_an_answer_that_is_no_such_model_is_invalid_output(make: Make, text: str
     assert caught.value.error_class == "invalid_output" and caught.value.problems
 
 
+def test_nulls_of_a_strict_server_are_what_was_left_out(make: Make) -> None:
+    """For a schema and a pydantic model alike; elsewhere a null is a null."""
+    given = answer('{"name": "Ada", "age": null}', extra={"nulls": True})
+    ctx, _ = make(lambda request: given)
+    assert ctx.model()("who?", schema=Person).data == Person(name="Ada")
+    assert ctx.model()("who?", schema=Person.model_json_schema()).data == {"name": "Ada"}
+    ctx, _ = make(lambda request: given.model_copy(update={"extra": {}}))
+    with pytest.raises(AttemptFailed, match="/age"):
+        _ = ctx.model()("who?", schema=Person).data
+
+
 @pytest.mark.parametrize("schema", ["string", 3, dict, ["a"]])
 def test_a_schema_that_is_none_is_said_so(make: Make, schema: Any) -> None:
     """Before anything is asked."""
