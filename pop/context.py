@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from pop.durations import ANY_AGE_S
 from pop.errors import AttemptFailed
 from pop.inputs import Inputs
 from pop.models.request import Answer, Message, ModelError, ModelRequest
+from pop.models.strict import without_nulls
+from pop.models.tokens import cut_text, estimate_tokens, split_text, weigh
 from pop.parsing import Parsed, Schema, Unparsable, json_schema, model_problems, parse_json, schema_problems
 from pop.records import CallRecord, Letter
 from pop.store import contained
 from pop.trail import Log, Trail
 
-CHARS_PER_TOKEN = 4.0
 Prompt = str | Sequence[Mapping[str, str]]
 
 
@@ -38,6 +40,14 @@ class ModelCaller(Protocol):
         heard: Callable[[int], None] | None = None,
     ) -> list[Answer | ModelError]:
         """Answers in the order of the requests, at most `at_once` open; `heard` is told how many have come."""
+
+
+@runtime_checkable
+class _Counts(Protocol):
+    """A caller that can count tokens."""
+
+    def count(self, text: str, model: str) -> tuple[int, bool] | None:
+        """Tokens, and whether that is exact; None when nobody can say."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +81,15 @@ class Reply:
         return self.schema.model_validate(value) if isinstance(self.schema, type) else value
 
     def parsed(self, schema: dict[str, Any]) -> Parsed:
-        """The value that the answer holds, unchecked.
+        """The value that the answer holds, unchecked; without the nulls that strict servers write for what is left out.
 
         Raises:
             Unparsable: It holds none.
         """
-        return parse_json(self.text, schema)
+        found = parse_json(self.text, schema)
+        if self.answer.extra.get("nulls"):
+            return replace(found, value=without_nulls(found.value, schema))
+        return found
 
     def __str__(self) -> str:
         return self.text
@@ -311,34 +324,39 @@ class Context:
             )
         return Reply(answer.text, answer, call.schema)
 
-    def compress(self, text: str, max_tokens: int, *, model: str | None = None) -> str:
-        """Condense a text to about `max_tokens` tokens: parts side by side, then the parts' digests together.
+    def count_tokens(self, text: str, model: str | None = None) -> int:
+        """How many tokens a text has for a model.
 
-        Tokens are estimated at four characters each. A text that fits comes back as it is.
+        Exact where the gateway has the model's vocabulary at hand; else an estimate, which the usage seen corrects.
         """
-        for _ in range(6):
-            if estimate_tokens(text) <= max_tokens:
-                return text
-            parts = split_text(text, 12_000)
-            share = max(40, int(max_tokens / len(parts)))
-            calls = [Call(_COMPRESS.format(words=int(share * 0.75), text=part), model=model) for part in parts]
-            shorter = "\n\n".join(reply.text.strip() for reply in self.gather(calls))
-            if len(shorter) >= len(text):
-                break
-            text = shorter
-        return text[: int(max_tokens * CHARS_PER_TOKEN)]
+        found = self.caller.count(text, self._meant(model)[1]) if isinstance(self.caller, _Counts) else None
+        return found[0] if found else estimate_tokens(text)
+
+    def compress(self, text: str, max_tokens: int, *, model: str | None = None) -> str:
+        """Condense a text to at most `max_tokens`, as `count_tokens` counts: its parts side by side, then the digests.
+
+        A text that fits comes back as it is. An answer to the same part is used again, whoever asked for it and when.
+
+        Raises:
+            ValueError: `max_tokens` is below 1.
+            AttemptFailed: A call failed; a part too long for the model is halved before.
+        """
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
+        before = self.count_tokens(text, model)
+        if before <= max_tokens:
+            return text
+        work = _Compression(self, max_tokens, model)
+        shorter = work.run(text)
+        after = self.count_tokens(shorter, model)
+        told = f"compressed {before} tokens to {after} (at most {max_tokens}) by {work.calls} calls"
+        self.trail.note("note", text=told)
+        return shorter
 
     @property
     def control(self) -> Any:
         """Orders to the own run (add, skip, pause)."""
         raise AttemptFailed("bug", "ctx.control is not part of this version of POP")
-
-
-_COMPRESS = """Condense the document to at most {words} words. Keep names, numbers and claims; invent nothing.
-
-<document>
-{text}
-</document>"""
 
 
 @dataclass(frozen=True)
@@ -368,23 +386,111 @@ def _as_failure(error: ModelError) -> AttemptFailed:
     return failure
 
 
-def estimate_tokens(text: str) -> int:
-    """About how many tokens a text has: a quarter of its characters."""
-    return int(len(text) / CHARS_PER_TOKEN) + 1
-
-
-def split_text(text: str, size_chars: int) -> list[str]:
-    """Cut a text at blank lines into parts of at most `size_chars` characters; a longer paragraph is cut inside."""
-    parts, current = [], ""
-    for paragraph in text.split("\n\n"):
-        for piece in [paragraph[at : at + size_chars] for at in range(0, len(paragraph), size_chars)] or [""]:
-            if current and len(current) + len(piece) + 2 > size_chars:
-                parts.append(current)
-                current = ""
-            current = f"{current}\n\n{piece}" if current else piece
-    return [*parts, current] if current.strip() else parts
-
-
 def json_text(value: Any) -> str:
     """A value as a person reads it in a prompt."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
+
+
+_COMPRESS = """Condense the document to at most {words} words. Keep names, numbers and claims; invent nothing.
+
+<document>
+{text}
+</document>"""
+_SHORTER = "That has about {found} words. Give it again with at most {words} words."
+PART_TOKENS = 3000
+LEAST_PART_TOKENS = 200  # a part that is too long for a model is halved down to this
+LEAST_DIGEST_TOKENS = 60
+WORDS_PER_TOKEN = 0.75
+
+
+class _Compression:
+    """One text on its way to `max_tokens`. Texts are cut alike whatever was learnt, so that answers are found again."""
+
+    def __init__(self, ctx: Context, max_tokens: int, model: str | None) -> None:
+        self._ctx = ctx
+        self._max_tokens = max_tokens
+        self._model = model
+        self.calls = 0
+
+    def run(self, text: str) -> str:
+        """Round upon round; each but the last at least halves the text, or cuts its digests."""
+        while parts := [part.strip() for part in split_text(text, PART_TOKENS) if part.strip()]:
+            share = max(self._max_tokens // len(parts), LEAST_DIGEST_TOKENS)
+            digests = self._digests(parts, share)
+            shorter = _joined(digests)
+            if self._fits(shorter, self._max_tokens):
+                return shorter
+            last = len(parts) == 1 or share * len(parts) <= self._max_tokens
+            if last or weigh(shorter) > weigh(text) / 2:
+                shorter = _joined(self._shortened(parts, digests, share))
+            if last:
+                return self._cut(shorter, self._max_tokens)
+            text = shorter
+        return ""
+
+    def _fits(self, text: str, most: int) -> bool:
+        return self._ctx.count_tokens(text, self._model) <= most
+
+    def _cut(self, text: str, most: int) -> str:
+        return cut_text(text, lambda part: self._fits(part, most))
+
+    def _gather(self, prompts: Sequence[Prompt], share: int) -> list[Reply | AttemptFailed]:
+        self.calls += len(prompts)
+        limit = self._ctx.max_output_tokens  # of the task, which is about its own answers
+        most = max(limit, 4 * share) if limit else None
+        calls = [Call(prompt, None, self._model, max_output_tokens=most, reuse_s=ANY_AGE_S) for prompt in prompts]
+        return self._ctx.gather_each(calls)
+
+    def _digests(self, parts: Sequence[str], share: int) -> list[str]:
+        """One digest for each part; parts that are too long for the model are halved, all of them at once."""
+        replies = self._gather([_compress_prompt(part, share) for part in parts], share)
+        for reply, part in zip(replies, parts, strict=True):
+            if isinstance(reply, AttemptFailed) and not _can_be_halved(reply, part):
+                raise reply
+        halved = {
+            place: split_text(parts[place], estimate_tokens(parts[place]) // 2 + 1)
+            for place, reply in enumerate(replies)
+            if isinstance(reply, AttemptFailed)
+        }
+        pieces = [piece for halves in halved.values() for piece in halves]
+        below = iter(self._digests(pieces, max(share // 2, LEAST_DIGEST_TOKENS)) if pieces else [])
+        return [
+            reply.text.strip() if isinstance(reply, Reply) else _joined([next(below) for _ in halved[place]])
+            for place, reply in enumerate(replies)
+        ]
+
+    def _shortened(self, parts: Sequence[str], digests: Sequence[str], share: int) -> list[str]:
+        """The digests longer than their share asked for once more, with the number; then cut at a sentence."""
+        found = list(digests)
+        long = [place for place, digest in enumerate(digests) if not self._fits(digest, share)]
+        prompts = [self._once_more(parts[place], digests[place], share) for place in long]
+        for place, reply in zip(long, self._gather(prompts, share), strict=True):
+            if isinstance(reply, Reply):
+                found[place] = reply.text.strip() or found[place]
+            elif reply.error_class not in ("truncated", "refused", "bad_input"):
+                raise reply
+            if not self._fits(found[place], share):
+                tokens = self._ctx.count_tokens(found[place], self._model)
+                self._ctx.log.warning("a digest longer than asked was cut", tokens=tokens, at_most=share)
+                found[place] = self._cut(found[place], share)
+        return found
+
+    def _once_more(self, part: str, digest: str, share: int) -> Prompt:
+        words = int(self._ctx.count_tokens(digest, self._model) * WORDS_PER_TOKEN)
+        return [
+            {"role": "user", "content": _compress_prompt(part, share)},
+            {"role": "assistant", "content": digest},
+            {"role": "user", "content": _SHORTER.format(found=words, words=int(share * WORDS_PER_TOKEN))},
+        ]
+
+
+def _compress_prompt(part: str, share: int) -> str:
+    return _COMPRESS.format(words=int(share * WORDS_PER_TOKEN), text=part)
+
+
+def _can_be_halved(failure: AttemptFailed, part: str) -> bool:
+    return failure.code == "context-length" and estimate_tokens(part) > LEAST_PART_TOKENS
+
+
+def _joined(digests: Sequence[str]) -> str:
+    return "\n\n".join(digest for digest in digests if digest)

@@ -210,6 +210,27 @@ def test_tokens_are_counted_by_the_gateway_when_it_can(tmp_path: Path, answer: A
     thread.join(10)
 
 
+def test_a_prompt_longer_than_the_gateway_reads_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its place among the others; the gateway would hang up, and the attempt would be repeated without end."""
+    monkeypatch.setattr("pop.models.client.MAX_LINE_BYTES", 5000)
+    with gateway(tmp_path / "g", 2, lambda asked: [reply(one) for one in asked]):
+        asker = client(tmp_path / "g")
+        first, failed, last = asker.ask_many([question("a"), question("x" * 6000), question("b")])
+        assert asker.count("x" * 6000, "m") is None
+    assert isinstance(failed, ModelError) and failed.code == "context-length"
+    assert isinstance(first, Answer) and isinstance(last, Answer) and last.text == "b!"
+
+
+def test_a_count_outlives_a_gateway_that_goes_away(tmp_path: Path) -> None:
+    """There is no number, and the next question looks for the new gateway."""
+    with gateway(tmp_path / "g", 1, lambda asked: None):
+        asker = client(tmp_path / "g")
+        assert asker.count("x", "m") is None
+    (tmp_path / "g").unlink()
+    with gateway(tmp_path / "g", 1, lambda asked: [reply(asked[0])]):
+        assert asker.ask(question("x")).text == "x!"
+
+
 def test_a_gateway_that_goes_away_interrupts_the_attempt(tmp_path: Path) -> None:
     """Which uses up none; also in the middle of a line."""
     for number, data in enumerate([None, [b'{"id": 1, "ans']]):

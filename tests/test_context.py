@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from pop.context import Call, Context
+from pop.durations import ANY_AGE_S
 from pop.errors import AttemptFailed
 from pop.inputs import Inputs
 from pop.models.request import Answer, ModelError, ModelRequest, Try, prompt_hash, request_hash
+from pop.models.tokens import estimate_tokens
 from pop.records import CallRecord, FileRef, Letter
 from pop.trail import Trail
 
@@ -173,6 +178,17 @@ def test_an_answer_that_is_no_such_model_is_invalid_output(make: Make, text: str
     assert caught.value.error_class == "invalid_output" and caught.value.problems
 
 
+def test_nulls_of_a_strict_server_are_what_was_left_out(make: Make) -> None:
+    """For a schema and a pydantic model alike; elsewhere a null is a null."""
+    given = answer('{"name": "Ada", "age": null}', extra={"nulls": True})
+    ctx, _ = make(lambda request: given)
+    assert ctx.model()("who?", schema=Person).data == Person(name="Ada")
+    assert ctx.model()("who?", schema=Person.model_json_schema()).data == {"name": "Ada"}
+    ctx, _ = make(lambda request: given.model_copy(update={"extra": {}}))
+    with pytest.raises(AttemptFailed, match="/age"):
+        _ = ctx.model()("who?", schema=Person).data
+
+
 @pytest.mark.parametrize("schema", ["string", 3, dict, ["a"]])
 def test_a_schema_that_is_none_is_said_so(make: Make, schema: Any) -> None:
     """Before anything is asked."""
@@ -216,3 +232,163 @@ def test_a_failure_names_the_next_move(make: Make, given: Any, error_class: str,
     with pytest.raises(AttemptFailed) as caught:
         ctx.ask(Call("x"))
     assert caught.value.error_class == error_class and hint in (caught.value.hint or "")
+
+
+# -- compress ----------------------------------------------------------------------------------------------------------
+
+SENTENCE = "The committee met in the old town hall and decided to build a bridge. "
+LONG = "\n\n".join(SENTENCE * 10 for _ in range(100))  # about 18,000 tokens
+
+
+def document_of(request: ModelRequest) -> str:
+    return request.messages[0].content.partition("<document>\n")[2].rpartition("\n</document>")[0]
+
+
+def words_asked(request: ModelRequest) -> int:
+    return int(re.findall(r"at most (\d+) words", request.messages[-1].content)[0])
+
+
+def obedient(request: ModelRequest) -> str:
+    return " ".join(document_of(request).split()[: int(words_asked(request) * 0.9)])
+
+
+def notes(path: Path) -> list[str]:
+    return [row["text"] for row in rows(path, "trail.jsonl") if row["event"] == "note"]
+
+
+def test_a_text_is_condensed_to_its_budget(make: Make, tmp_path: Path) -> None:
+    """In rounds, its parts side by side; the trail says from how much to how much, and answers may be shared."""
+    ctx, model = make(obedient)
+    shorter = ctx.compress(LONG, 200)
+    assert 80 < ctx.count_tokens(shorter) <= 200
+    assert len(model.windows) == 2 and len(model.requests) > 5  # two rounds, each asked at once
+    assert {request.reuse_s for request in model.requests} == {ANY_AGE_S}
+    (note,) = notes(tmp_path)
+    assert re.fullmatch(r"compressed 1\d{4} tokens to \d{3} \(at most 200\) by \d calls", note)
+
+
+def test_a_text_that_fits_is_left_alone(make: Make, tmp_path: Path) -> None:
+    """No call, no note; a budget of nothing is a mistake."""
+    ctx, model = make()
+    assert ctx.compress("short", 10) == "short" and ctx.compress("", 1) == ""
+    assert not model.requests and not notes(tmp_path)
+    with pytest.raises(ValueError, match="max_tokens"):
+        ctx.compress("text", 0)
+
+
+def test_a_digest_too_long_is_asked_for_once_more_with_the_number(make: Make, tmp_path: Path) -> None:
+    """In the same talk; a model that obeys then is not cut."""
+
+    def react(request: ModelRequest) -> str:
+        return SENTENCE * 30 if len(request.messages) == 1 else SENTENCE * 2
+
+    ctx, model = make(react)
+    assert ctx.compress(SENTENCE * 150, 100) == (SENTENCE * 2).strip()
+    assert [len(request.messages) for request in model.requests] == [1, 3]
+    again = model.requests[1].messages
+    assert again[1].content == (SENTENCE * 30).strip()
+    assert re.match(r"That has about \d{3} words. Give it again with at most 75 words.", again[2].content)
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_a_digest_too_long_twice_is_cut_at_a_sentence(make: Make, tmp_path: Path) -> None:
+    """With a note in the log."""
+    ctx, model = make(lambda request: SENTENCE * 30)
+    shorter = ctx.compress(SENTENCE * 150, 100)
+    assert shorter.endswith("build a bridge.") and 50 < ctx.count_tokens(shorter) <= 100
+    assert len(model.requests) == 2
+    assert "was cut" in rows(tmp_path, "log.jsonl")[0]["text"]
+
+
+def test_a_part_too_long_for_the_model_is_halved(make: Make) -> None:
+    """Until it fits; nothing is lost and nothing is asked twice."""
+
+    def react(request: ModelRequest) -> str | ModelError:
+        if estimate_tokens(document_of(request)) > 1000:
+            return ModelError("bad_input", "too long", code="context-length")
+        return f"digest {document_of(request)[:40]}"
+
+    ctx, model = make(react)
+    text = "\n\n".join(f"{number}. {SENTENCE * 5}" for number in range(60))
+    shorter = ctx.compress(text, 500)
+    assert shorter.startswith("digest 0.") and shorter.count("digest") >= 6
+    asked = [document_of(request) for request in model.requests]
+    assert len(set(asked)) == len(asked)
+
+
+def test_a_model_that_takes_nothing_says_so(make: Make) -> None:
+    """Halving has an end; other failures are told at once."""
+    ctx, model = make(lambda request: ModelError("bad_input", "too long", code="context-length"))
+    with pytest.raises(AttemptFailed) as caught:
+        ctx.compress(LONG, 400)
+    assert caught.value.code == "context-length" and len(model.requests) < 400
+    ctx, model = make(lambda request: ModelError("auth", "no key"))
+    with pytest.raises(AttemptFailed, match="no key"):
+        ctx.compress(LONG, 400)
+
+
+@pytest.mark.parametrize(
+    "failure", [ModelError("bad_input", "long", code="context-length"), answer("x", finish_reason="refusal")]
+)
+def test_a_second_question_that_fails_leaves_the_first_digest_cut(make: Make, failure: Any) -> None:
+    """It is only for the better."""
+    ctx, _ = make(lambda request: SENTENCE * 30 if len(request.messages) == 1 else failure)
+    assert ctx.compress(SENTENCE * 150, 100).startswith(SENTENCE)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    text=st.text(alphabet="ab. \n我é{}", max_size=60).map(lambda text: text * 40),
+    most=st.integers(1, 60),
+    reaction=st.sampled_from(["echo", "short", "nothing", "long", "unbroken"]),
+)
+def test_whatever_a_model_answers_the_budget_holds(tmp_path_factory: Any, text: str, most: int, reaction: str) -> None:
+    """Also one that gives everything back, or nothing."""
+    path = tmp_path_factory.mktemp("c")
+    react: dict[str, Reaction] = {
+        "echo": document_of, "short": lambda _: "Short.", "nothing": lambda _: "",
+        "long": lambda request: document_of(request) * 3, "unbroken": lambda _: "我" * 5000,
+    }  # fmt: skip
+    letter = Letter(
+        run_id="r", run_name="r", instance="t", step="t", task="t", tasks_dir="", run_dir="", attempt=1,
+        attempt_id="a", generation=1, deadline_at=0.0, seed=FileRef(path="seed.json", sha256=""),
+    )  # fmt: skip
+    ctx = Context(letter, {}, Inputs(path, {}), Trail(path), Model(react[reaction]))
+    assert ctx.count_tokens(ctx.compress(text, most)) <= most
+
+
+def test_a_large_text_without_blank_lines_ends(make: Make) -> None:
+    """A model that only repeats cannot keep it going."""
+    ctx, model = make(document_of)
+    shorter = ctx.compress(SENTENCE * 2000, 300)
+    assert 100 < ctx.count_tokens(shorter) <= 300 and len(model.requests) < 100
+
+
+def test_what_is_learnt_of_tokens_does_not_change_what_is_asked(make: Make) -> None:
+    """So an attempt that follows a crash finds its answers, though the estimates have been corrected since."""
+    asked = []
+    for factor in (1.0, 1.1):
+        ctx, model = make(obedient)
+        counting: Any = model
+        counting.count = lambda text, name, factor=factor: (int(estimate_tokens(text) * factor), False)
+        ctx.compress(LONG, 200)
+        asked.append([request.messages[0].content for request in model.requests])
+    assert asked[0] == asked[1] and len(asked[0]) > 5
+
+
+def test_the_tasks_own_output_limit_does_not_cut_digests(make: Make) -> None:
+    """It is about the task's answers; a digest may need more."""
+    ctx, model = make(obedient, max_output_tokens=50)
+    ctx.compress(LONG, 400)
+    assert min(request.max_output_tokens or 0 for request in model.requests) >= 240
+
+
+def test_tokens_are_counted_by_whom_the_run_would_ask(make: Make) -> None:
+    """The gateway's count goes before the estimate, under the model's name as the run has it."""
+    ctx, model = make(models={"large": "big"})
+    assert ctx.count_tokens("word" * 10) == 10
+    counting: Any = model
+    counting.count = lambda text, name: (len(name), True) if name == "big" else None
+    assert ctx.count_tokens("word" * 10, "large") == 3 and ctx.count_tokens("word" * 10) == 10
+    ctx.caller = None
+    assert ctx.count_tokens("word" * 10) == 10

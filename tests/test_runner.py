@@ -235,6 +235,18 @@ def test_a_pydantic_model_is_the_schema(run: Run) -> None:
     assert script.requests[0].schema_ and "n" in script.requests[0].schema_["properties"]
 
 
+def test_a_task_is_not_given_the_nulls_of_a_strict_server(run: Run) -> None:
+    """Its schema says what may be null; what a strict server must write is read as left out."""
+
+    class Strict(Script):
+        def ask(self, request: ModelRequest) -> Answer:
+            return super().ask(request).model_copy(update={"extra": {"nulls": True}})
+
+    schema = {"properties": {"n": {"type": "integer"}, "m": {"type": "integer"}, "k": {"type": ["null", "integer"]}}}
+    files = {"t.md": "x", "t.schema.json": json.dumps({"type": "object", "required": ["n"], **schema})}
+    assert run(files, Strict('{"n": 1, "m": null, "k": null}')) == {"n": 1, "k": None}
+
+
 def test_async_stages_and_generators_are_welcome(run: Run) -> None:
     """Also together."""
     code = (

@@ -20,6 +20,7 @@ from pop.errors import ERROR_CLASSES, AttemptFailed
 from pop.models.request import Answer, ModelError, ModelRequest, Origin, Try, request_hash
 
 CONNECT_PATIENCE_S = 15.0
+MAX_LINE_BYTES = 60 * 2**20  # the gateway hangs up on a longer one
 
 
 class GatewayClient:
@@ -75,7 +76,7 @@ class GatewayClient:
                 for sent, request in enumerate(requests):
                     while sent - len(found) >= window:
                         self._receive(found, heard)
-                    self._send(request)
+                    self._send(request, found)
                 while len(found) < len(requests):
                     self._receive(found, heard)
         except OSError as error:
@@ -84,25 +85,35 @@ class GatewayClient:
 
     def count(self, text: str, model: str) -> tuple[int, bool] | None:
         """Tokens of a text and whether they are exact; None when the gateway cannot say."""
-        try:
-            with self._turn:
-                self._number += 1
-                self._write({"id": self._number, "count": {"model": model, "text": text}})
+        with self._turn:
+            self._number += 1
+            data = _dumped({"id": self._number, "count": {"model": model, "text": text}})
+            try:
+                if len(data) > MAX_LINE_BYTES:
+                    return None
+                self._connection().sendall(data)
                 count = self._line().get("count")
+            except OSError:
+                self._socket = None
+                self._inbox.clear()
+                return None
+        try:
             return int(count["tokens"]), bool(count["exact"])
-        except (OSError, TypeError, KeyError, ValueError):
+        except (TypeError, KeyError, ValueError):
             return None
 
-    def _send(self, request: ModelRequest) -> None:
+    def _send(self, request: ModelRequest, found: dict[int, Answer | ModelError]) -> None:
         asked = request_hash(request)
         origin = self._origin.model_copy(update={"n": self._asked[asked]})
         self._asked[asked] += 1
         self._number += 1
         body = request.model_dump(mode="json", by_alias=True)
-        self._write({"id": self._number, "request": body, "origin": origin.model_dump()})
-
-    def _write(self, line: dict[str, Any]) -> None:
-        self._connection().sendall(orjson.dumps(line) + b"\n")
+        data = _dumped({"id": self._number, "request": body, "origin": origin.model_dump()})
+        if len(data) > MAX_LINE_BYTES:
+            message = f"a prompt of {len(data) / 2**20:.0f} MB is too long for any model"
+            found[self._number] = ModelError("bad_input", message, code="context-length")
+        else:
+            self._connection().sendall(data)
 
     def _receive(self, found: dict[int, Answer | ModelError], heard: Callable[[int], None] | None) -> None:
         reply = self._line()
@@ -125,6 +136,10 @@ class GatewayClient:
         if self._socket is None:
             self._socket = _connect(self._address)
         return self._socket
+
+
+def _dumped(line: dict[str, Any]) -> bytes:
+    return orjson.dumps(line) + b"\n"
 
 
 def _connect(address: str) -> socket.socket:
