@@ -1,12 +1,12 @@
-"""One contract for everything that speaks to models: the same promises, over every row of PROVIDERS."""
+"""One contract for everything that speaks to models: the same promises, over every row of DESKS."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 
 from pop.models.catalogue import ModelEntry
-from pop.models.providers import Provider, Setup, open_provider
+from pop.models.providers import KINDS, Provider, Setup, open_provider
 from pop.models.request import Answer, Message, ModelError, ModelRequest, Origin
 from pop.parsing import schema_problems
 from tests.fake_openai import FakeOpenAI, Fault
 
-PROVIDERS = ("openai", "builtin")
 ORIGIN = Origin(run_id="r", instance="ask", generation=1, attempt=1)
 KEY = "sk-contract-0123456789"
 TEXT = "Summarise.\n\nRivers carry water to the sea. The sea is salt. Many rivers meet it. They are sweet."
@@ -57,29 +56,38 @@ class Desk:
 
 
 @contextmanager
-def desk_of(name: str) -> Iterator[Desk]:
-    """`openai` over a real socket; `builtin` needs nobody. A new provider adds its row here."""
-    if name == "builtin":
-        yield Desk(name, None)
-        return
-    assert name == "openai", f"say in tests/test_providers.py what stands behind {name!r}"
+def openai_desk() -> Iterator[Desk]:
+    """A server of our own behind a real socket."""
     fake = FakeOpenAI()
     try:
-        yield Desk(name, fake)
+        yield Desk("openai", fake)
     finally:
         fake.close()
 
 
+@contextmanager
+def builtin_desk() -> Iterator[Desk]:
+    """Needs nobody."""
+    yield Desk("builtin", None)
+
+
+# What stands behind each kind of provider; a new kind adds its row here.
+DESKS: dict[str, Callable[[], AbstractContextManager[Desk]]] = {"openai": openai_desk, "builtin": builtin_desk}
+UNDER_WORK = {"command", "replay"}
+PROVIDERS = tuple(DESKS)
+WIRED = ("openai",)  # those that ask a `FakeOpenAI` over a wire
+
+
 @pytest.fixture(params=PROVIDERS)
 def desk(request: pytest.FixtureRequest) -> Iterator[Desk]:
-    with desk_of(request.param) as found:
+    with DESKS[request.param]() as found:
         yield found
 
 
-@pytest.fixture(params=[name for name in PROVIDERS if name != "builtin"])
+@pytest.fixture(params=WIRED)
 def wired(request: pytest.FixtureRequest) -> Iterator[Desk]:
     """A provider that asks over a wire."""
-    with desk_of(request.param) as found:
+    with DESKS[request.param]() as found:
         assert found.fake
         yield found
 
@@ -211,6 +219,11 @@ def test_a_server_that_is_not_there_is_unavailable(wired: Desk) -> None:
     with pytest.raises(ModelError) as caught:
         wired.ask(entry=entry)
     assert (caught.value.error_class, caught.value.curable) == ("unavailable", True)
+
+
+def test_every_kind_of_provider_is_held_to_the_contract() -> None:
+    """A row of KINDS has its row here."""
+    assert set(KINDS) - UNDER_WORK == set(DESKS)
 
 
 def test_every_provider_is_documented() -> None:

@@ -234,13 +234,13 @@ def _reset_s(text: str) -> float | None:
         value = max(0.0, (value / 1000 if value > 1e11 else value) - time.time())
     if value is None:
         value = _go_s(text)
-    if value is None:
+    if value is None and text.strip()[4:5] == "-":
         try:
             date = datetime.fromisoformat(text.strip())
             value = max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time())
         except (ValueError, OverflowError):
             return None
-    return value if value <= MAX_WAIT_S else None
+    return value if value is not None and value <= MAX_WAIT_S else None
 
 
 def _go_s(text: str) -> float | None:
