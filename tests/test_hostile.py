@@ -501,6 +501,38 @@ def test_a_worker_does_not_read_the_keys_file(tmp_path: Path) -> None:
         assert f"chmod 600 {home}/keys.env" in living.log() and "sk-secret" not in living.log()
 
 
+PLANTER = """
+import os
+def infer(prompt, ctx):
+    for name in ("stdout.txt", "trail.jsonl", "calls.jsonl", "log.jsonl", "04-infer.md", "05-parse.json", "error.json",
+                 "output.json", "output.txt", "artifacts/report.md"):
+        os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
+        if os.path.lexists(name):
+            os.unlink(name)
+        os.symlink(ctx.config["keys"], name)
+    os._exit(ctx.seed["code"])
+"""
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_nobody_follows_a_link_to_the_keys_file_for_a_worker(tmp_path: Path, code: int) -> None:
+    """Whatever it plants in its folder, no file of the root comes to hold what stands there."""
+    home = tmp_path / "config" / "pop"
+    home.mkdir(parents=True)
+    (tmp_path / "temp").mkdir()
+    (home / "keys.env").write_text("A_KEY=sk-secret-of-the-file\n")
+    (home / "keys.env").chmod(0o600)
+    pipeline = {"name": "t", "tasks": [{"task": "one", "attempts": 1, "with": {"keys": str(home / "keys.env")}}]}
+    env = {"XDG_CONFIG_HOME": str(tmp_path / "config"), "TMPDIR": str(tmp_path / "temp")}
+    with living_root(tmp_path / "root", pipeline=pipeline, tasks={"one.py": PLANTER}) as living:
+        daemon = living.up(env=env)
+        living.drop("a.json", {"code": code})
+        living.wait_state("failed")
+        assert living.stop(daemon) == 0
+        plain = [path for path in living.path.rglob("*") if path.is_file() and not path.is_symlink()]
+        assert plain and not [path for path in plain if b"sk-secret" in path.read_bytes()]
+
+
 def test_a_keys_file_where_tasks_may_write_keeps_the_daemon_from_starting(tmp_path: Path) -> None:
     """In the temporary folder, for one; the error names a better place."""
     (tmp_path / "keys.env").write_text("A_KEY=sk-secret-of-the-file\n")

@@ -336,6 +336,7 @@ class Router:
         permits: list[Permit],
         circuit: Circuit,
     ) -> tuple[Answer, CallLine]:
+        answer = self._clean(answer)  # before the ledger's line is made of it
         if answer.cost_usd is None:
             usd, prices = cost_usd(answer, entry, answer.provider_model)
             answer = answer.model_copy(update={"cost_usd": usd, "prices": prices})
