@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pop.models.catalogue import ModelEntry
 from pop.models.providers import Setup, command
 from pop.models.providers.command import CommandProvider, command_problem, prompt_of
 from pop.models.request import Answer, Message, ModelError, ModelRequest, Origin
+from tests.test_cli import pop
 
 ORIGIN = Origin(run_id="r", instance="ask", generation=1, attempt=1)
 SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}, "n": {"type": "integer"}}}
@@ -337,3 +339,23 @@ def test_fifty_at_once(desk: Desk) -> None:
     assert [answer.text for answer in answers] == [f"CALL {n}" for n in range(50)]
     assert len(os.listdir("/proc/self/fd")) <= before + 3  # the loop's own
     assert not psutil.Process().children()
+
+
+def test_a_program_answers_a_step_through_the_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its script lies in the root; no key of the gateway reaches it, and no folder of it is left."""
+    monkeypatch.setenv("SOME_API_KEY", "sk-some-0123456789")
+    assert pop("init", tmp_path / "root").returncode == 0
+    root = tmp_path / "root"
+    (root / "agent.sh").write_text(
+        "#!/bin/sh\nread line\nkey=${SOME_API_KEY:-no key}\n"
+        'printf \'{"text": "%s in %s", "input_tokens": 7, "output_tokens": 2, "cost_usd": 0.25}\' "$key" "$(pwd)"\n'
+    )
+    (root / "agent.sh").chmod(0o755)
+    (root / "pop.toml").write_text('[models.default]\nprovider = "command"\ncommand = ["./agent.sh"]\n')
+    ran = pop("run", "--json", root / "examples" / "hello.json", root=root)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    status = json.loads(ran.stdout)
+    assert (status["usage"]["cost_usd"], status["usage"]["input_tokens"]) == (0.25, 7)
+    (said,) = Path(status["path"]).glob("tasks/summarise/attempts/1/*-infer.md")
+    words, _, folder = said.read_text().strip().partition(" in ")
+    assert words == "no key" and folder.startswith(tempfile.gettempdir()) and not os.path.exists(folder)
