@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
+import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pop import context, letters
+from pop.errors import UsageError
 from pop.models.catalogue import ModelEntry
 from pop.models.providers import Setup, replay
 from pop.models.providers.replay import Recording, ReplayProvider
 from pop.models.request import Answer, Message, ModelError, ModelRequest, Origin, prompt_hash
+from pop.settings import Root
+from pop.testing import NOTHING, Replayed, replay_run
+from tests.fake_openai import FakeOpenAI
+from tests.test_cli import REPOSITORY, pop
 
 RUN = "20261121-031502-brief-x7k2"
 
@@ -125,12 +135,15 @@ def test_other_models_under_the_same_names_change_nothing(recorded: Recorded) ->
 
 def test_a_call_that_failed_fails_again_unless_it_was_answered_later(recorded: Recorded) -> None:
     """In its class, with its words."""
-    failed = line(None, error_class="rate_limited", tries=[{"message": "slow down"}])
-    recorded.attempt(failed, line(None, "Say bye", error_class="bad_input", note="too long"), number=1)
-    recorded.attempt(line("hi"), line(None, "Say bye", error_class="bad_input", note="too long"), number=2)
+    failed = line(None, error_class="rate_limited", note="rate-limited: slow down")
+    recorded.attempt(failed, line(None, "Say bye", error_class="bad_input", note="context-length: too long"), number=1)
+    recorded.attempt(
+        line("hi"), line(None, "Say bye", error_class="bad_input", note="context-length: too long"), number=2
+    )
     assert recorded.ask().text == "hi"
     error = recorded.fails("Say bye")
-    assert (error.error_class, error.curable) == ("bad_input", False) and "too long" in error.message
+    assert (error.error_class, error.code, error.curable) == ("bad_input", "context-length", False)
+    assert error.message == f"too long (so it was in the run {RUN})"
     recorded.attempt(failed, instance="other")
     error = recorded.fails(instance="other")
     assert error.error_class == "rate_limited" and "slow down" in error.message and RUN in error.message
@@ -250,3 +263,322 @@ def test_a_large_run_takes_little_memory(recorded: Recorded, monkeypatch: pytest
         assert len(recorded.ask("Say 9", instance=f"item.{number}").text) == 10_000
     assert tracemalloc.get_traced_memory()[0] < 3_000_000  # of 30 MB
     tracemalloc.stop()
+
+
+# -- the command line ------------------------------------------------------------------------------------------------
+
+WORKER_RECORDS = '"*"' in inspect.getsource(context) + inspect.getsource(letters)
+whole = pytest.mark.skipif(not WORKER_RECORDS, reason="the worker does not keep answers, and knows no `*`, yet")
+
+TASKS = {
+    "summarise.md": "---\nmodel: fast\n---\nSay it in short: {{ seed.text }}\n",
+    "both.py": (
+        "from pop.context import Call\n"
+        "def infer(prompt, ctx):\n"
+        "    calls = [Call('Who are you?', model=name) for name in ('fast', 'large', 'fast')]\n"
+        "    texts = [reply.text for reply in ctx.gather(calls)]\n"
+        "    files = sorted(path.name for path in ctx.files.iterdir()) if ctx.files else []\n"
+        "    return {'texts': texts, 'file': files, 'again': ctx.model()(ctx.inputs.summarise['text']).text}\n"
+    ),
+    "summarise.py": "def finalize(output, ctx):\n    return {'text': output if isinstance(output, str) else str(output)}\n",
+}
+
+
+class Served:
+    """A root with two models of one pretended server."""
+
+    def __init__(self, path: Path, fake: FakeOpenAI) -> None:
+        self.path, self.fake = path, fake
+        (path / "pipeline-tasks").mkdir(parents=True)
+        for name, text in TASKS.items():
+            (path / "pipeline-tasks" / name).write_text(text)
+        settings = '[models]\ndefault = "fast"\n'
+        for name in ("fast", "large"):
+            settings += (
+                f'[models.{name}]\nprovider = "openai"\nmodel = "m-{name}"\nbase_url = "{fake.base_url}"\ntries = 1\n'
+            )
+        (path / "pop.toml").write_text(settings)
+        self.pipeline("summarise", "both", models={"default": "large"})
+        (path / "note.json").write_text('{"text": "Rivers carry water."}')
+
+    def pipeline(self, *tasks: str, name: str = "default", **more: Any) -> None:
+        file = self.path / ("pipeline.json" if name == "default" else f"pipelines/{name}.json")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"name": name, "tasks": list(tasks), **more}))
+
+    def run(self, *arguments: object) -> dict[str, Any]:
+        ran = pop("run", "--json", *arguments, root=self.path)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        status: dict[str, Any] = json.loads(ran.stdout)
+        return status
+
+    def outputs(self, status: dict[str, Any]) -> dict[str, Any]:
+        paths = Path(status["path"]).glob("tasks/*/output.json")
+        return {path.parent.name: json.loads(path.read_bytes()) for path in paths}
+
+    def asked(self) -> list[str]:
+        """The models the server was asked for since the last look."""
+        found = [json.loads(body)["model"] if isinstance(body, bytes) else body["model"] for body in self.fake.bodies]
+        self.fake.bodies.clear()
+        return found
+
+    def envelope(self, name: str = "note.json") -> dict[str, Any]:
+        value: dict[str, Any] = json.loads((self.path / "pipeline-pending" / name).read_bytes())
+        return value
+
+
+@pytest.fixture
+def served(tmp_path: Path, fake_openai: FakeOpenAI) -> Served:
+    return Served(tmp_path / "served", fake_openai)
+
+
+def finished(
+    root: Path, run_id: str = RUN, *, pipeline: str = "default", state: str = "complete", text: str = "hi"
+) -> Path:
+    """A recorded run that lies in a root, made by hand."""
+    path = root / "pipeline-complete" / run_id
+    folder = path / "tasks" / "summarise" / "attempts" / "1"
+    folder.mkdir(parents=True)
+    (folder / "calls.jsonl").write_text(json.dumps(line(text)) + "\n")
+    (path / "events.jsonl").write_text('{"event": "run.created", "seed_file": "note.0a1b2c3d"}\n')
+    status = {"run_id": run_id, "name": "note", "pipeline": pipeline, "state": state, "tasks": {}}
+    (path / "tasks-status.json").write_text(json.dumps(status))
+    (path / "seed.json").write_text('{"text": "Rivers."}')
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "models"),
+    [
+        (["-m", "large"], {"*": "large", "default": "large"}),
+        (["-m", "fast=large"], {"fast": "large", "default": "local"}),
+        (["-m", "large", "--model", "fast=openai/gpt-5"], {"*": "large", "default": "large", "fast": "openai/gpt-5"}),
+        (["-m", "openai/a=b"], {"*": "openai/a=b", "default": "openai/a=b"}),
+        (["--replay", "last"], {"*": f"replay:{RUN}", "default": f"replay:{RUN}"}),
+        (["--replay", RUN[:12]], {"*": f"replay:{RUN}", "default": f"replay:{RUN}"}),
+        ([], {"default": "local"}),
+    ],
+)
+def test_the_command_line_writes_the_models_of_a_seed(
+    served: Served, options: list[str], models: dict[str, str]
+) -> None:
+    """`*` stands for every name, also for those that seed and pipeline give another meaning; all else stays."""
+    finished(served.path)
+    with open(served.path / "pop.toml", "a") as file:
+        file.write('[models.local]\nprovider = "builtin"\n')
+    text = '{"data": {"n": 12345678901234567890123, "é": [1.50]}, "priority": 3, "models": {"default": "local"}}'
+    (served.path / "note.json").write_text(text)
+    ran = pop("submit", served.path / "note.json", *options, root=served.path)
+    assert ran.returncode == 0, ran.stderr
+    assert served.envelope() == {**json.loads(text), "models": models}
+
+
+def test_a_seed_without_an_envelope_gets_one(served: Served) -> None:
+    """A file, a folder and an archive; what came with it comes along. A replay is no second run of its `id`."""
+    finished(served.path)
+    folder = served.path / "trip"
+    (folder / "more").mkdir(parents=True)
+    (folder / "seed.json").write_text('{"data": {"text": "x"}, "id": "once"}')
+    (folder / "more" / "a.txt").write_text("a")
+    with zipfile.ZipFile(served.path / "packed.zip", "w") as archive:
+        archive.writestr("seed.json", '{"text": "x"}')
+        archive.writestr("a.txt", "a")
+    for name in ("note.json", "trip", "packed.zip"):
+        assert pop("submit", served.path / name, "-m", "fast=large", root=served.path).returncode == 0
+    assert served.envelope() == {"data": {"text": "Rivers carry water."}, "models": {"fast": "large"}}
+    assert served.envelope("trip/seed.json") == {"data": {"text": "x"}, "id": "once", "models": {"fast": "large"}}
+    assert served.envelope("packed/seed.json") == {"data": {"text": "x"}, "models": {"fast": "large"}}
+    assert (served.path / "pipeline-pending" / "trip" / "more" / "a.txt").read_text() == "a"
+    assert (served.path / "pipeline-pending" / "packed" / "a.txt").read_text() == "a"
+    assert pop("submit", folder, "--replay", RUN, root=served.path).returncode == 0
+    assert "id" not in served.envelope("trip-2/seed.json")
+
+
+@pytest.mark.parametrize("command", ["run", "submit"])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["-m", "lrage"], "unknown-model: no model 'lrage'\n  where: -m lrage\n  hint: did you mean 'large'?"),
+        (["-m", "fats=large"], "nothing asks for a model called 'fats'\n  where: -m\n  hint: did you mean 'fast'?"),
+        (["-m", "large", "-m", "fast"], "-m says twice which model to ask for every name"),
+        (["-m", "a=large", "-m", "a=fast"], "-m says twice which model to ask for 'a'"),
+        (["-m", "large", "--replay", RUN], "-m and --replay do not go together"),
+        (["--replay", "20991231"], "no run '20991231'"),
+        (["--replay", "./nowhere"], "no run in the folder './nowhere'"),
+        (["--replay", "20261121-031503-note-fail"], "is not finished: it is failed"),
+        (["--replay", "20261121-031504-note-othr"], "is of the pipeline 'other', not of 'default'"),
+        (["--replay", "20261121-031505-note-gone"], "is of the pipeline 'gone', which is not here"),
+        (["--replay", "20261121-031506-note-oldr"], "keeps no answers: it was made by an older version"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is_spent(
+    served: Served, command: str, options: list[str], words: str
+) -> None:
+    """With exit code 2; nothing enters the queue, and nobody is asked."""
+    served.pipeline("summarise", name="other")
+    finished(served.path)
+    finished(served.path, "20261121-031503-note-fail", state="failed")
+    finished(served.path, "20261121-031504-note-othr", pipeline="other")
+    finished(served.path, "20261121-031505-note-gone", pipeline="gone")
+    older = finished(served.path, "20261121-031506-note-oldr")
+    (older / "tasks/summarise/attempts/1/calls.jsonl").write_text('{"model": "fast", "key": "k"}\n')
+    ran = pop(command, served.path / "note.json", *options, root=served.path)
+    assert ran.returncode == 2 and words in ran.stderr and "hint: " in ran.stderr, ran.stderr
+    assert not [path for path in served.path.glob("pipeline-pending/*") if path.name != "rejected"]
+    assert served.fake.bodies == []
+
+
+def test_a_run_needs_a_seed_or_a_recorded_run(served: Served) -> None:
+    """The usual words."""
+    ran = pop("run", root=served.path)
+    assert ran.returncode == 2 and "Missing argument 'SEED'" in ran.stderr
+
+
+@whole
+def test_a_run_asks_the_models_of_the_command_line(served: Served) -> None:
+    """For every name, or for one."""
+    served.run(served.path / "note.json")
+    assert sorted(served.asked()) == ["m-fast", "m-fast", "m-fast", "m-large", "m-large"]
+    served.run(served.path / "note.json", "-m", "large")
+    assert set(served.asked()) == {"m-large"}
+    served.run(served.path / "note.json", "-m", "fast=large", "-m", "default=fast")
+    assert sorted(served.asked()) == ["m-fast"] + ["m-large"] * 4
+
+
+@whole
+def test_a_finished_run_is_run_again_offline(served: Served) -> None:
+    """From its answers alone, also without naming a seed, and by a replay of the replay; it costs nothing."""
+    (served.path / "with").mkdir()
+    (served.path / "with" / "seed.json").write_text(
+        '{"data": {"text": "Rivers carry water."}, "id": "once", "name": "r"}'
+    )
+    (served.path / "with" / "more.txt").write_text("more")
+    first = served.run(served.path / "with")
+    assert len(served.asked()) == 5
+    served.fake.close()
+    again = served.run("--replay", first["run_id"])
+    assert served.outputs(again) == served.outputs(first) and again["run_id"] != first["run_id"]
+    assert again["usage"]["cost_usd"] == 0 and again["name"] == "r"
+    assert served.outputs(served.run("--replay", again["path"])) == served.outputs(first)
+    given = served.run(served.path / "with", "--replay", first["run_id"])
+    assert served.outputs(given) == served.outputs(first)
+
+
+@whole
+def test_a_replay_fails_at_the_first_request_that_was_not_recorded(served: Served) -> None:
+    """Its step, model and first differing line are told."""
+    first = served.run(served.path / "note.json")
+    served.asked()
+    (served.path / "pipeline-tasks" / "summarise.md").write_text(
+        "---\nmodel: fast\n---\nSay it at length: {{ seed.text }}\n"
+    )
+    ran = pop("run", "--json", "--replay", first["run_id"], root=served.path)
+    assert ran.returncode == 4 and served.asked() == []
+    error = json.loads(ran.stdout)["error"]
+    assert error["error_class"] == "bad_input" and "step 'summarise' asks the model 'fast'" in error["message"]
+    assert "was 'Say it in short: Rivers carry water.', now 'Say it at length: Rivers carry water.'" in error["message"]
+
+
+# -- pop.testing -----------------------------------------------------------------------------------------------------
+
+
+def replayed(recorded: Any, now: Any, state: str = "complete") -> Replayed:
+    return Replayed(Path(), {"state": state, "error": {"message": "why", "hint": "what"}}, now, recorded)
+
+
+def test_differences_are_shown_place_by_place() -> None:
+    """Both sides, cut around the first character that differs."""
+    then = {"a": {"x": [1, 2, {"y": "l" * 500 + "old"}]}, "gone": 1, "t": True, "same": [1]}
+    now = {"a": {"x": [1, 3, {"y": "l" * 500 + "new"}, 4]}, "t": 1, "new": None, "same": [1]}
+    found = replayed(then, now).differences()
+    assert [(one.path, one.now) for one in found[:1]] == [("a/x/1", 3)]
+    assert [one.path for one in found] == ["a/x/1", "a/x/2/y", "a/x/3", "gone", "t", "new"]
+    assert found[3].now is NOTHING and found[5].recorded is NOTHING
+    text = str(found[1])
+    assert "old" in text and "new" in text and len(text) < 500
+    with pytest.raises(AssertionError, match=r"6 place\(s\) differ from the recorded run:\n  a/x/1\n    recorded  2\n"):
+        replayed(then, now).assert_same_outputs()
+
+
+@pytest.mark.parametrize(
+    ("ignore", "left"),
+    [
+        ((), ["draft.0/s", "draft.1/s", "draft.1/t", "end"]),
+        (["draft"], ["end"]),
+        ("draft.1", ["draft.0/s", "end"]),
+        (["draft/s"], ["draft.1/t", "end"]),
+        (["draft.*/s", "end"], ["draft.1/t"]),
+        (["*"], []),
+        (["end/more"], ["draft.0/s", "draft.1/s", "draft.1/t", "end"]),
+    ],
+)
+def test_places_may_be_ignored(ignore: Any, left: list[str]) -> None:
+    """By a step, an item, a place below them, with `*`."""
+    then = {"draft.0": {"s": 1}, "draft.1": {"s": 2, "t": 3}, "end": 1}
+    now = {"draft.0": {"s": 0}, "draft.1": {"s": 0, "t": 0}, "end": 0}
+    assert [one.path for one in replayed(then, now).differences(ignore)] == left
+
+
+def test_a_replay_that_failed_tells_why() -> None:
+    """Before any difference."""
+    with pytest.raises(AssertionError, match="the replay ended as failed\n  why\n  what"):
+        replayed({}, {}, "failed").assert_same_outputs()
+
+
+def test_a_replay_that_cannot_begin_says_so(served: Served, tmp_path: Path) -> None:
+    """A folder that is no run, and a broken pipeline."""
+    with pytest.raises(AssertionError, match="no run in the folder"):
+        replay_run(tmp_path / "none", served.path)
+    (served.path / "pipeline.json").write_text("{")
+    with pytest.raises(AssertionError, match=r"pipeline.json:1:2"):
+        replay_run(finished(served.path), served.path)
+
+
+@whole
+def test_a_finished_run_is_a_test_of_its_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What docs/testing.md says, on the shipped brief: it passes, and tells what a change of a task changed."""
+    for name in ("pipeline.json", "pop.toml"):
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    shutil.copytree(REPOSITORY / "pipeline-tasks", tmp_path / "pipeline-tasks")
+    assert pop("run", "-q", REPOSITORY / "examples" / "brief", root=tmp_path).returncode == 0
+    (tmp_path / "tests" / "recorded").mkdir(parents=True)
+    (run,) = (tmp_path / "pipeline-complete").glob("2*")
+    shutil.move(run, tmp_path / "tests" / "recorded" / "brief")
+    page = (REPOSITORY / "docs" / "testing.md").read_text()
+    example = "\n".join(row[4:] for row in page.splitlines() if row.startswith("    ") or not row).partition(
+        "def test_"
+    )
+    namespace: dict[str, Any] = {"__file__": str(tmp_path / "tests" / "test_brief.py")}
+    exec(example[0][example[0].index("from pathlib") :] + example[1] + example[2].partition("\n\n\n")[0], namespace)
+    test: Callable[[], None] = namespace["test_the_brief_still_comes_out"]
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-never-used-0123456789")
+    test()
+    publish = tmp_path / "pipeline-tasks" / "publish.py"
+    publish.write_text(publish.read_text().replace('"title": brief["title"],', '"title": brief["title"] + "!",'))
+    with pytest.raises(AssertionError, match="publish/title"):
+        test()
+
+
+def test_the_helper_hands_no_key_on(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor a root that somebody exported, nor a keys file."""
+    from pop import testing
+
+    (served.path / "pop.toml").write_text('[gateway]\nkeys_file = "/no/such"\nprocesses = 0\n[models]\n')
+    testing._copy(Root(served.path), Root(served.path / "copy"))
+    assert (served.path / "copy" / "pop.toml").read_text() == "[gateway]\n\nprocesses = 0\n[models]\n"
+
+    for name in ("OPENAI_API_KEY", "HF_TOKEN", "POP_ROOT", "OPENAI_BASE_URL"):
+        monkeypatch.setenv(name, "x")
+    assert not {"OPENAI_API_KEY", "HF_TOKEN", "POP_ROOT", "OPENAI_BASE_URL"} & testing._environment(served.path).keys()
+
+
+def test_a_recorded_run_elsewhere_is_named_by_its_path(served: Served, tmp_path: Path) -> None:
+    """And one of this root by its id."""
+    from pop.commands._shared import recorded_run
+
+    root = Root(served.path)
+    away = finished(tmp_path / "other")
+    assert recorded_run(root, str(away)).model == f"replay:{away}"
+    assert recorded_run(root, str(finished(served.path))).model == f"replay:{RUN}"
+    with pytest.raises(UsageError):
+        recorded_run(root, str(tmp_path))

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -164,7 +165,11 @@ class Recording:
 
     def holds_answers(self) -> bool:
         """Whether it can be replayed: its calls were kept with their texts, or there were none."""
-        return not any(self._index(instance).is_older for instance in self._instances())
+        for instance in self._instances():
+            index = self._index(instance)
+            if index.calls or index.is_older:  # a run is of one version
+                return not index.is_older
+        return True
 
     def _instances(self) -> list[str]:
         try:
@@ -237,13 +242,12 @@ class Recording:
     # -- what goes wrong -----------------------------------------------------------------------------------------
 
     def _failure(self, row: dict[str, Any]) -> ModelError:
-        tries = row.get("tries")
-        last = tries[-1].get("message") if isinstance(tries, list) and tries and isinstance(tries[-1], dict) else None
-        told = safe(row.get("message") or row.get("note") or last or "the call failed", 1000)
+        """Its note is ``code: message``."""
+        told = re.fullmatch(r"(?s)(?:([a-z][a-z0-9-]*): )?(.+)", str(row.get("note") or "the call failed"))
+        code, message = told.groups() if told else (None, "the call failed")
         known = row["error_class"] if row["error_class"] in ERROR_CLASSES else "unavailable"
-        return ModelError(
-            cast(ErrorClass, known), f"{told} (so it was in the run {self.run_id})", where=f"run {self.run_id}"
-        )
+        message = f"{safe(message, 1000)} (so it was in the run {self.run_id})"
+        return ModelError(cast(ErrorClass, known), message, where=f"run {self.run_id}", code=code)
 
     def _not_recorded(self, request: ModelRequest, asked: str, prompt: str, origin: Origin, index: Index) -> ModelError:
         step = origin.step or origin.instance.partition(".")[0]
@@ -387,11 +391,16 @@ def _difference(place: str, recorded: str, now: str) -> str:
     """The first line in which two prompts differ."""
     for number, (then, here) in enumerate(zip_longest(recorded.splitlines(), now.splitlines()), 1):
         if then != here:
-            column = next((at for at, (a, b) in enumerate(zip(then or "", here or "", strict=False)) if a != b), 0)
+            column = _same_up_to(then or "", here or "")
             before = "the prompt ended before it" if then is None else repr(_cut(then, column))
             after = "the prompt ends before it" if here is None else repr(_cut(here, column))
             return f"line {number} of {place} was {before}, now {after}"
     return f"the words are those of {place}, but the schema, the temperature or max_output_tokens changed"
+
+
+def _same_up_to(one: str, other: str) -> int:
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _cut(line: str, column: int) -> str:
