@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from pop.commands._shared import as_json, chosen_root, print_json, with_root
+from pop.commands._shared import Changes, as_json, changes_of, chosen_root, print_json, with_models, with_root
 from pop.errors import (
     EXIT_BUDGET,
     EXIT_CONFIG,
@@ -27,29 +27,54 @@ from pop.errors import (
 from pop.runs import Run
 from pop.settings import Root
 
+NO_MODEL_NEEDED = frozenset({"no-program", "no-key"})
+
 
 @click.command()
-@click.argument("seed", metavar="SEED")
+@click.argument("seed", metavar="SEED", required=False)
 @click.option("--pipeline", "-p", metavar="NAME", help="The pipeline to run (else the seed's own, else pipeline.json).")
+@with_models
 @click.option("--quiet", "-q", is_flag=True, help="Only say where the result lies.")
 @as_json
 @with_root
-def command(seed: str, pipeline: str | None, quiet: bool, as_json: bool, root: str | None) -> int:
+def command(
+    seed: str | None,
+    pipeline: str | None,
+    models: tuple[str, ...],
+    replay: str | None,
+    quiet: bool,
+    as_json: bool,
+    root: str | None,
+) -> int:
     """Run SEED (a file, a folder with seed.json, a .zip, or -) to its end.
 
     Where a daemon serves this folder the seed goes into its queue; otherwise one is started for this seed alone.
+    With --replay and without SEED the recorded run's own seed is taken.
     """
-    from pop.commands.submit import submit_alone
-
+    if seed is None and replay is None:
+        raise click.MissingParameter(param_hint="'SEED'", param_type="argument")
     chosen = chosen_root(root)
-    _refuse_broken(chosen)
+    _refuse_broken(chosen, replay is not None)
     if pipeline is not None and pipeline not in chosen.pipeline_names():
         raise UsageError(f"no pipeline {pipeline!r}", hint=did_you_mean(pipeline, chosen.pipeline_names()))
+    changes = changes_of(chosen, models, replay, pipeline)
     _end_as_by_ctrl_c()
     served = _is_served(chosen)
-    name = submit_alone(chosen, seed, pipeline).name
+    name = _submit(chosen, seed, changes)
     child = None if served else _start(chosen, name)
     return _follow(chosen, name, child, quiet or as_json, as_json)
+
+
+def _submit(root: Root, seed: str | None, changes: Changes) -> str:
+    """The seed's name in the queue."""
+    from pop.commands.submit import seed_of, submit_alone
+
+    if seed is not None:
+        return submit_alone(root, seed, changes).name
+    assert changes.recorded is not None
+    own = Changes(changes.pipeline or changes.recorded.pipeline, changes.models, changes.recorded)
+    with seed_of(changes.recorded) as folder:
+        return submit_alone(root, str(folder), own).name
 
 
 def _end_as_by_ctrl_c() -> None:
@@ -74,12 +99,13 @@ def _is_served(root: Root) -> bool:
     return False
 
 
-def _refuse_broken(root: Root) -> None:
-    """Mistakes are told before anything runs, each once."""
+def _refuse_broken(root: Root, replay: bool) -> None:
+    """Mistakes are told before anything runs, each once; a replay needs no model's program or key."""
     from pop.commands.check import problems_of
     from pop.errors import ConfigError, ConfigErrors
 
-    problems = {str(problem): problem for problem in problems_of(root)[0] if isinstance(problem, ConfigError)}
+    found = [problem for problem in problems_of(root)[0] if isinstance(problem, ConfigError)]
+    problems = {str(problem): problem for problem in found if not (replay and problem.code in NO_MODEL_NEEDED)}
     if problems:
         raise ConfigErrors(problems.values())
 

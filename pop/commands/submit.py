@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from pop.commands._shared import as_json, chosen_root, print_json, with_root
+from pop.commands._shared import Changes, Recorded, as_json, changes_of, chosen_root, print_json, with_models, with_root
 from pop.errors import SeedRejected, UsageError
 from pop.settings import Root, SeedSettings
 
@@ -22,7 +23,7 @@ LONG_AGO_S = 60.0
 WHAT_FITS = "a seed is a .json file, a .zip, or a folder with seed.json"
 
 
-def submit(root: Root, asked: str) -> Path:
+def submit(root: Root, asked: str, changes: Changes | None = None) -> Path:
     """Put a file, a folder or ``-`` (standard input) into pipeline-pending/; it appears there whole.
 
     Raises:
@@ -31,9 +32,12 @@ def submit(root: Root, asked: str) -> Path:
     """
     source = _existing(asked)
     with _draft(root) as draft:
-        if source.is_dir():
-            _copy_folder(source, draft, asked, _limits(root))
-            return _appear(draft, root.pending, source.name)
+        if source.is_dir() or (_is_zip(source) and changes):
+            _lay_out(root, source, draft, asked)
+            if changes:
+                changes.write(root, draft / "seed.json")
+                _make_old(draft)
+            return _appear(draft, root.pending, source.name if source.is_dir() else _stem(source))
         if _is_zip(source):
             _check(source, asked, _limits(root))
             shutil.copyfile(source, draft)
@@ -41,33 +45,56 @@ def submit(root: Root, asked: str) -> Path:
         _copy_json(source, draft, asked, _limits(root))
         if asked != "-":
             _check_envelope(root, source)
+        if changes:
+            changes.write(root, draft)
         return _appear(draft, root.pending, f"{_stem(source)}.json")
 
 
-def submit_alone(root: Root, asked: str, pipeline: str | None = None) -> Path:
+def submit_alone(root: Root, asked: str, changes: Changes | None = None) -> Path:
     """The same under a name that no other seed has, had or will have: a folder ``<stem>.<token>``.
 
     The run is called after the stem all the same.
 
     Args:
-        pipeline: Which pipeline the seed is to ask for, whatever it asks for itself.
+        changes: Which pipeline and models the seed is to ask for, whatever it asks for itself.
     """
     source = _existing(asked)
     with _draft(root) as draft:
-        if source.is_dir():
-            _copy_folder(source, draft, asked, _limits(root))
-        elif _is_zip(source):
-            _check(source, asked, _limits(root))
-            _unpack(source, draft, asked)
-        else:
-            draft.mkdir()
-            _copy_json(source, draft / "seed.json", asked, _limits(root))
-            if pipeline is None and asked != "-":
-                _check_envelope(root, source)
-        if pipeline is not None:
-            _address(draft / "seed.json", pipeline)
+        _lay_out(root, source, draft, asked, check=not (changes and changes.pipeline))
+        if changes:
+            changes.write(root, draft / "seed.json")
         _make_old(draft)
         return _appear(draft, root.pending, f"{_stem(source)}.{secrets.token_hex(4)}")
+
+
+def _lay_out(root: Root, source: Path, draft: Path, asked: str, *, check: bool = True) -> None:
+    """Any kind of seed as a folder.
+
+    Args:
+        check: Whether what the envelope names must be there.
+    """
+    if source.is_dir():
+        _copy_folder(source, draft, asked, _limits(root))
+    elif _is_zip(source):
+        _check(source, asked, _limits(root))
+        _unpack(source, draft, asked)
+    else:
+        draft.mkdir()
+        _copy_json(source, draft / "seed.json", asked, _limits(root))
+        if check and asked != "-":
+            _check_envelope(root, source)
+
+
+@contextmanager
+def seed_of(recorded: Recorded) -> Iterator[Path]:
+    """The seed of a recorded run as it was dropped: a folder with seed.json and what came with it."""
+    with tempfile.TemporaryDirectory(prefix="pop-replay-") as around:
+        folder = Path(around, recorded.stem)
+        if (recorded.path / "files").is_dir():
+            shutil.copytree(recorded.path / "files", folder, copy_function=shutil.copyfile)
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(recorded.path / "seed.json", folder / "seed.json")
+        yield folder
 
 
 @contextmanager
@@ -177,15 +204,6 @@ def _check(source: Path, asked: str, limits: SeedSettings) -> None:
         raise SeedRejected(f"not yet a seed: {found.reason}", where=asked, hint=WHAT_FITS)
 
 
-def _address(seed: Path, pipeline: str) -> None:
-    """Put the seed into an envelope that names the pipeline that was asked for."""
-    from pop.records import dump_json, read_json
-
-    value = read_json(seed.read_bytes())
-    envelope = value if "data" in value else {"data": value}
-    seed.write_bytes(dump_json({**envelope, "pipeline": pipeline}))
-
-
 def _copy_folder(source: Path, draft: Path, asked: str, limits: SeedSettings) -> None:
     inner = source / "seed.json"
     if inner.is_file():
@@ -228,12 +246,13 @@ def _appear(draft: Path, folder: Path, name: str) -> Path:
 
 @click.command()
 @click.argument("seed", metavar="FILE|-")
+@with_models
 @as_json
 @with_root
-def command(seed: str, as_json: bool, root: str | None) -> None:
+def command(seed: str, models: tuple[str, ...], replay: str | None, as_json: bool, root: str | None) -> None:
     """Put FILE (a .json, a .zip, or a folder with seed.json; - for standard input) into the queue."""
     chosen = chosen_root(root)
-    path = submit(chosen, seed)
+    path = submit(chosen, seed, changes_of(chosen, models, replay))
     if as_json:
         print_json({"path": str(path)})
     else:

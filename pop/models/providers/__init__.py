@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from pop.errors import ConfigError, safe
 from pop.models.request import Answer, Form, ModelRequest, Origin
 
 if TYPE_CHECKING:
     from pop.models.catalogue import ModelEntry
+
+GROUP = "pop.providers"
 
 
 @dataclass(frozen=True)
@@ -60,15 +62,61 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
+class BrokenProvider(ConfigError):
+    """What an installed package calls a provider is none."""
+
+    code = "broken-provider"
+
+
 @cache
 def kinds() -> Mapping[str, Kind]:
     """The rows above and those of installed packages, which cannot take a row's name."""
-    found = {point.name: Kind(point.value) for point in entry_points(group="pop.providers")}
+    found = {point.name: Kind(point.value) for point in _installed()}
     return {**found, **KINDS}
 
 
+def _installed() -> list[EntryPoint]:
+    try:
+        return list(entry_points(group=GROUP))
+    except Exception:  # one damaged package among all that are installed: the others count
+        return [point for package in distributions() for point in _points_of(package)]
+
+
+def _points_of(package: Distribution) -> list[EntryPoint]:
+    try:
+        return [point for point in package.entry_points if point.group == GROUP]
+    except Exception:
+        return []
+
+
+def load_provider(kind: str) -> Callable[[Setup], Provider]:
+    """The class of this kind, imported; nothing is made of it.
+
+    Raises:
+        BrokenProvider: An installed package names what cannot be imported, or what is no provider.
+    """
+    target = kinds()[kind].target
+    try:
+        found: Callable[[Setup], Provider] = EntryPoint(kind, target, GROUP).load()
+    except (Exception, SystemExit) as error:
+        raise _broken(kind, f"{type(error).__name__}: {error}") from error
+    if not callable(getattr(found, "answer", None)):
+        raise _broken(kind, f"{target} has no method `answer`")
+    return found
+
+
 def open_provider(kind: str, setup: Setup) -> Provider:
-    """The provider of this kind."""
-    module, _, attribute = kinds()[kind].target.partition(":")
-    provider: Provider = getattr(import_module(module), attribute)(setup)
-    return provider
+    """The provider of this kind; raises as `load_provider`, also when it cannot be made."""
+    made = load_provider(kind)
+    try:
+        return made(setup)
+    except (Exception, SystemExit) as error:
+        if kind in KINDS:
+            raise
+        raise _broken(kind, f"{type(error).__name__}: {error}") from error
+
+
+def _broken(kind: str, why: str) -> BrokenProvider:
+    where = f"entry point {GROUP}: {kind} = {kinds()[kind].target}"
+    hint = "mend or remove the package that brings it"
+    return BrokenProvider(f"the provider {kind!r} cannot be used: {safe(why, 500)}", where=where, hint=hint)
