@@ -18,6 +18,7 @@ from pathlib import Path
 import structlog
 
 from pop.models.catalogue import describe_default
+from pop.models.keys import keys_of
 from pop.settings import Root, Settings
 
 log = structlog.get_logger()
@@ -61,7 +62,7 @@ class GatewayProcess:
 
     def notes(self) -> list[str]:
         """Sentences for the status and the start message: which model answers when a task asks for none."""
-        return [describe_default(self._settings, os.environ)]
+        return [describe_default(self._settings, keys_of(self._settings))]
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the process and do not wait for it: workers wait at its door."""

@@ -18,8 +18,9 @@ from pydantic import ValidationError
 from pop.errors import ConfigError, ConfigErrors, PopError, SeedRejected, did_you_mean
 from pop.expressions import Expression, ExpressionError
 from pop.models.catalogue import Catalogue, ModelEntry
-from pop.models.keys import Keys, find_keys_file
+from pop.models.keys import keys_of
 from pop.models.prices import price_of
+from pop.models.providers.command import command_problem
 from pop.pipeline import Each, Pipeline, Task, read_pipeline
 from pop.places import Places, find_places
 from pop.queue import BROKEN_ZIP, Incomplete, ignore_lease_breaks, parse_seed, peek
@@ -59,10 +60,7 @@ class RootCheck:
     @cached_property
     def keys(self) -> Mapping[str, str]:
         """The environment with the keys of the keys file, as far as it can be read."""
-        try:
-            return Keys(os.environ, find_keys_file(self.settings) if self.settings else None).environ
-        except ConfigError:
-            return os.environ
+        return keys_of(self.settings) if self.settings else os.environ
 
     @cached_property
     def catalogue(self) -> Catalogue | None:
@@ -103,11 +101,18 @@ class RootCheck:
         return [*found, *self._of_idle_tasks()]
 
     def _of_models(self) -> Iterator[PopError]:
-        for name in self.settings.models if self.settings else ():
+        if self.settings is None or self.catalogue is None:
+            return
+        for name in self.settings.models:
             try:
-                self.catalogue and self.catalogue.resolve(name)
+                entries = self.catalogue.resolve(name)
             except ConfigError as error:
                 yield from _each_of(error)
+                continue
+            for entry in entries:
+                problem = command_problem(entry, self.keys, self.root.path) if entry.name == name else None
+                if problem:
+                    yield ConfigError(problem, where=self.settings.place("models", name, "command"), code="no-program")
 
     def asked_by(self, pipeline: Pipeline, models: Mapping[str, str]) -> Iterator[tuple[Task, str, list[ModelEntry]]]:
         """The models that the prompts of a pipeline ask for: step, name and entries. What code asks for is not known.
@@ -147,7 +152,13 @@ class RootCheck:
                 if entry.key_env and not self.keys.get(entry.key_env):
                     message = f"{entry.key_env} is not set, and model {entry.name!r} of step {step.name!r} needs it"
                     hint = f"export {entry.key_env}=..., or choose another model in pop.toml"
-                    found.setdefault(entry.key_env, ConfigError(message, hint=hint, code="missing-key"))
+                    found.setdefault(entry.key_env, ConfigError(message, hint=hint, code="no-key"))
+        return list(found.values())
+
+    def all_missing_keys(self) -> list[PopError]:
+        """The same for all pipelines. Not a mistake: the daemon may have them in its own environment."""
+        pipelines = [read.pipeline for read in self.pipelines.values() if read.pipeline]
+        found = {str(one): one for pipeline in pipelines for one in self.missing_keys(pipeline, {})}
         return list(found.values())
 
     def _of_names(self) -> Iterator[PopError]:

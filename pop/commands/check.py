@@ -37,6 +37,8 @@ def command(seed: Path | None, as_json: bool, root: str | None) -> int:
     else:
         for problem in unique:
             click.echo(str(problem))
+        for missing in look.all_missing_keys():
+            click.echo(f"note: {missing.message}", err=True)
         click.echo(
             f"{len(unique)} problem(s)" if unique else f"all is well: {count} files and folders checked", err=True
         )

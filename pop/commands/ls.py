@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
@@ -21,6 +20,7 @@ from pop.settings import Root
 def command(count: int, models: bool, as_json: bool, root: str | None) -> None:
     """List what is pending, rejected, current and complete."""
     from pop.models.catalogue import describe_default
+    from pop.models.keys import keys_of
     from pop.queue import ignore_lease_breaks
     from pop.settings import load_settings
     from pop.store import lock_holder
@@ -33,7 +33,7 @@ def command(count: int, models: bool, as_json: bool, root: str | None) -> None:
     value: dict[str, Any] = {
         "root": str(chosen.path),
         "daemon": lock_holder(chosen.machine_room),
-        "model": describe_default(settings, os.environ),
+        "model": describe_default(settings, keys_of(settings)),
         "pending_count": len(pending_names(chosen)),
         "pending": pending(chosen, settings.seeds),
         "rejected": rejected(chosen),

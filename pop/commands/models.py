@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import subprocess
 import sys
@@ -45,12 +44,12 @@ def command(names: tuple[str, ...], test: bool, as_json: bool, root: str | None)
     With --test each is asked one tiny question, through the gateway of the daemon where one serves this folder.
     """
     from pop.models.catalogue import Catalogue
-    from pop.models.keys import Keys, find_keys_file
+    from pop.models.keys import keys_of
     from pop.settings import load_settings
 
     chosen = chosen_root(root)
     settings = load_settings(chosen)
-    environ = Keys(os.environ, find_keys_file(settings)).environ
+    environ = keys_of(settings)
     catalogue = Catalogue(settings, environ)
     for name in names:
         if name not in catalogue:
@@ -85,6 +84,7 @@ def _row(catalogue: Catalogue, name: str, environ: Any) -> dict[str, Any]:
 
 
 def _about(entry: ModelEntry, environ: Any) -> dict[str, Any]:
+    from pop.models.catalogue import without_password
     from pop.models.prices import price_of
 
     price = price_of(entry)
@@ -94,7 +94,7 @@ def _about(entry: ModelEntry, environ: Any) -> dict[str, Any]:
     return {
         "provider": entry.provider,
         "model": entry.model,
-        "at": " ".join(entry.command) or entry.base_url,
+        "at": " ".join(entry.command) or without_password(entry.base_url or "") or None,
         "key": key,
         "concurrency": entry.concurrency,
         "requests_per_minute": entry.requests_per_minute,

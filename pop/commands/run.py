@@ -60,9 +60,23 @@ def command(
     changes = changes_of(chosen, models, replay, pipeline)
     _end_as_by_ctrl_c()
     served = _is_served(chosen)
+    if not served and replay is None:
+        _refuse_without_keys(chosen, changes)
     name = _submit(chosen, seed, changes)
     child = None if served else _start(chosen, name)
     return _follow(chosen, name, child, quiet or as_json, as_json)
+
+
+def _refuse_without_keys(root: Root, changes: Changes) -> None:
+    """A daemon of our own has our environment: a key that is missing here is missing there."""
+    from pop.errors import ConfigError, ConfigErrors
+    from pop.rootcheck import RootCheck
+
+    look = RootCheck(root)
+    read = look.pipelines.get(changes.pipeline or "default")
+    missing = look.missing_keys(read.pipeline, changes.models) if read and read.pipeline else []
+    if missing:
+        raise ConfigErrors(problem for problem in missing if isinstance(problem, ConfigError))
 
 
 def _submit(root: Root, seed: str | None, changes: Changes) -> str:

@@ -21,16 +21,17 @@ import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import orjson
 import structlog
 
 from pop.confine import protect_keys
 from pop.models.catalogue import ModelEntry, Shared
+from pop.models.keys import Keys, RedactingStream
 from pop.models.providers import Provider, Setup, open_provider
 from pop.models.request import Answer, Form, ModelError, ModelRequest, Origin, RateNews, Tokens
-from pop.settings import Price
+from pop.settings import Price, Root, load_settings
 
 log = structlog.get_logger()
 
@@ -252,6 +253,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.umask(0o077)
     protect_keys(workers_confined=True)
+    keys = Keys(os.environ)
+    keys.learn(load_settings(Root(arguments.root)))
+    sys.stderr = cast(TextIO, RedactingStream(keys, sys.stderr))
     asyncio.run(_serve(arguments.root, arguments.fd))
     os._exit(0)
 

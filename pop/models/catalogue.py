@@ -59,7 +59,7 @@ class ModelEntry:
     @property
     def identity(self) -> str:
         """What answers: the same identity under two names is the same model."""
-        return "\0".join((self.provider, self.base_url or "", self.model, *self.command))
+        return "\0".join((self.provider, without_password(self.base_url or ""), self.model, *self.command))
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,11 @@ class Route:
     def entries(self) -> list[ModelEntry]:
         """All models, in the order in which they may be asked."""
         return [entry for rung in self.rungs for entry in rung]
+
+
+def without_password(url: str) -> str:
+    """A URL as it may be shown: without a user's name and password in it."""
+    return re.sub(r"(?<=//)[^/?#@]*@", "", url, count=1)
 
 
 class UnknownModel(ConfigError):
@@ -226,7 +231,7 @@ class Catalogue:
             requests_per_minute=settings.requests_per_minute,
             tokens_per_minute=settings.tokens_per_minute,
             shared=Shared(
-                name=settings.provider if base_url is None else f"{settings.provider} {base_url}",
+                name=settings.provider if base_url is None else f"{settings.provider} {without_password(base_url)}",
                 concurrency=shared.concurrency,
                 requests_per_minute=shared.requests_per_minute,
                 tokens_per_minute=shared.tokens_per_minute,
@@ -288,5 +293,6 @@ def describe_default(settings: Settings, environ: Mapping[str, str]) -> str:
         why = "" if settings.models.get("default") == "builtin" else "; set OPENAI_API_KEY, or name a model in pop.toml"
         return f"the default model is the embedded engine ({EMBEDDED_NOTE}){why}"
     behind = f", then {', '.join(entry.name for entry in more)}" if more else ""
-    at = " ".join(first.command) if first.provider == "command" else first.base_url or "the OpenAI API"
+    url = without_password(first.base_url) if first.base_url else "the OpenAI API"
+    at = " ".join(first.command) if first.provider == "command" else url
     return f"the default model is {first.model} at {at}{behind}"

@@ -56,7 +56,7 @@ class Gateway:
     def __init__(self, root: Root, keys: Keys, store: AnswerStore) -> None:
         self._root = root
         self._keys = keys
-        self._providers: dict[str, Provider] = {}
+        self._providers: dict[str, asyncio.Future[Provider]] = {}
         self._settings_mtime_ns = -1
         self._take(load_settings(root))
         self._callers: Callers | None = None
@@ -94,15 +94,19 @@ class Gateway:
                 self._take(load_settings(self._root))
         return self._catalogue
 
-    def _provider(self, kind: str) -> Provider:
+    async def _provider(self, kind: str) -> Provider:
+        """The provider of a kind; its module is loaded in a thread, because an SDK takes most of a second."""
         if self._callers and not kinds()[kind].local:
             return self._callers.provider(kind)
-        if kind not in self._providers:
-            try:
-                self._providers[kind] = open_provider(kind, Setup(self._keys.environ, self._root.path))
-            except ConfigError as error:
-                raise ModelError("bad_input", error.message, where=error.where, hint=error.hint) from None
-        return self._providers[kind]
+        opening = self._providers.get(kind)
+        if opening is None:
+            setup = Setup(self._keys.environ, self._root.path)
+            opening = self._providers[kind] = asyncio.ensure_future(asyncio.to_thread(open_provider, kind, setup))
+        try:
+            return await asyncio.shield(opening)
+        except ConfigError as error:
+            self._providers.pop(kind, None)
+            raise ModelError("bad_input", error.message, where=error.where, hint=error.hint) from None
 
     # -- the socket --------------------------------------------------------------------------------------------
 

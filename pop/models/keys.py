@@ -288,6 +288,14 @@ class Keys:
         return error
 
 
+def keys_of(settings: Settings) -> Mapping[str, str]:
+    """This process's environment with the values of the keys file, as far as that can be read."""
+    try:
+        return Keys(os.environ, find_keys_file(settings)).environ
+    except ConfigError:
+        return os.environ
+
+
 def is_secret_name(name: str) -> bool:
     """Whether a variable is taken for a secret by its name."""
     return any(part in name.upper() for part in _SECRET_NAMES)

@@ -20,7 +20,7 @@ import hashlib
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -115,7 +115,7 @@ class Router:
         *,
         catalogue: Callable[[], Catalogue],
         budget: Callable[[], BudgetSettings],
-        provider: Callable[[str], Provider],
+        provider: Callable[[str], Awaitable[Provider]],
         clean: Callable[[Answer], Answer],
     ) -> None:
         self._store = store
@@ -244,9 +244,10 @@ class Router:
 
     async def _before_its_deadline(self, flight: Flight, entry: ModelEntry, last: bool) -> tuple[Answer, CallLine]:
         """All tries of one model, within `timeout_s` without the time that permits were waited for."""
+        provider = await self._provider(entry.provider)  # loading an SDK is nobody's lost time
         try:
             async with asyncio.timeout(entry.timeout_s) as deadline:
-                return await self._with_retries(flight, entry, deadline, last)
+                return await self._with_retries(flight, entry, provider, deadline, last)
         except TimeoutError:
             message = f"no answer within {entry.timeout_s:g} s, all tries together"
             hint = f"raise `timeout_s` of {entry.name!r} in pop.toml, or ask for less"
@@ -255,7 +256,7 @@ class Router:
             ) from None
 
     async def _with_retries(
-        self, flight: Flight, entry: ModelEntry, deadline: asyncio.Timeout, last: bool
+        self, flight: Flight, entry: ModelEntry, provider: Provider, deadline: asyncio.Timeout, last: bool
     ) -> tuple[Answer, CallLine]:
         def is_over(state: tenacity.RetryCallState) -> bool:
             return not flight.askers or state.upcoming_sleep > _left_s(deadline)
@@ -266,7 +267,7 @@ class Router:
             retry=tenacity.retry_if_exception(lambda error: isinstance(error, ModelError) and error.curable),
             reraise=True,
         )
-        found: tuple[Answer, CallLine] = await retrying(self._try, flight, entry, deadline, last)
+        found: tuple[Answer, CallLine] = await retrying(self._try, flight, entry, provider, deadline, last)
         return found
 
     def _wait_s(self, state: tenacity.RetryCallState) -> float:
@@ -279,7 +280,7 @@ class Router:
     # -- one try -----------------------------------------------------------------------------------------------
 
     async def _try(
-        self, flight: Flight, entry: ModelEntry, deadline: asyncio.Timeout, last: bool
+        self, flight: Flight, entry: ModelEntry, provider: Provider, deadline: asyncio.Timeout, last: bool
     ) -> tuple[Answer, CallLine]:
         """One request to one model, with all that bounds it."""
         estimate = self._estimate(flight.request, entry)
@@ -288,7 +289,7 @@ class Router:
             await circuit.before(_left_s(deadline) if last else 0.0)
             try:
                 reservation = self._reserve(flight, entry, estimate)
-                return await self._send(flight, entry, estimate, reservation, permits, circuit)
+                return await self._send(flight, entry, provider, estimate, reservation, permits, circuit)
             except BaseException:
                 circuit.left()
                 raise
@@ -297,6 +298,7 @@ class Router:
         self,
         flight: Flight,
         entry: ModelEntry,
+        provider: Provider,
         estimate: Tokens,
         reservation: Reservation,
         permits: list[Permit],
@@ -310,7 +312,7 @@ class Router:
             raise _not_stored(error) from None
         began, flight.sent = time.perf_counter(), True
         try:
-            answer = await forms.ask(self._provider(entry.provider), flight.request, entry, flight.origin, self._store)
+            answer = await forms.ask(provider, flight.request, entry, flight.origin, self._store)
         except ModelError as error:
             self._failed(flight, entry, line, error, _ms(began), reservation, permits, circuit)
             raise
