@@ -263,3 +263,129 @@ def test_an_open_model_call_is_no_stall(bench: Bench) -> None:
 
     result = drive(bench, work)
     assert (result.how, result.code) == ("exited", 0) and result.seconds > 4.5
+
+
+class Lines:
+    """Stands for the gateway: says how long an attempt has waited, by the seconds since it was first asked."""
+
+    def __init__(self, bench: Bench, says: Callable[[float], Any]) -> None:
+        self.address = str(bench.root.path / "w.sock")
+        self.says = says
+        self.asked: list[dict[str, Any]] = []
+        self.began = 0.0
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line = json.loads(await reader.readline())
+        self.asked.append(line)
+        self.began = self.began or time.monotonic()
+        said = self.says(time.monotonic() - self.began)
+        if said == "nothing":
+            await reader.read()  # until the other side gives up
+        elif said != "gone":
+            writer.write(
+                said if isinstance(said, bytes) else json.dumps({"id": line["id"], "waited": said}).encode() + b"\n"
+            )
+        writer.close()
+
+    def run(self, bench: Bench, attempt: Attempt) -> Result:
+        async def work() -> Result:
+            async with await asyncio.start_unix_server(self.answer, self.address):
+                result: Result = await bench.executor.run(replace(attempt, gateway=self.address))
+                return result
+
+        result: Result = drive(bench, work)
+        return result
+
+
+def waited(seconds: float, *, waiting: bool = False, since_s: float | None = None) -> dict[str, Any]:
+    return {"seconds": seconds, "waiting": waiting, "since_s": since_s}
+
+
+def test_waiting_for_a_permit_does_not_count_against_the_timeout(bench: Bench) -> None:
+    """The attempt gets what it waited on top, and not more."""
+    gateway = Lines(bench, lambda _: waited(1.5, since_s=0.3))
+    result = gateway.run(bench, bench.attempt("t", "import time; time.sleep(60)", timeout_s=2.0))
+    assert result.how == "timeout" and 3.4 < result.seconds < 5.0
+    assert [line["waited"] for line in gateway.asked] == [{"run_id": "r", "instance": "t", "attempt": 1}] * 2
+
+
+def test_whoever_waits_now_is_not_ended(bench: Bench) -> None:
+    """However long; asked about once a second, and the work's own time is bounded as before."""
+    gateway = Lines(bench, lambda at: waited(min(at, 4.0), waiting=at < 4.0, since_s=max(at - 4.0, 0.0)))
+    result = gateway.run(bench, bench.attempt("t", "import time; time.sleep(60)", timeout_s=0.5))
+    assert result.how == "timeout" and 4.4 < result.seconds < 6.5 and len(gateway.asked) < 9
+
+
+def test_work_that_ends_while_the_deadline_is_asked_about_is_done(bench: Bench) -> None:
+    """The question ends nothing any more."""
+    gateway = Lines(bench, lambda _: "nothing")
+    result = gateway.run(bench, bench.attempt("t", "import time; time.sleep(1.5); return 1", timeout_s=0.5))
+    assert (result.how, result.code) == ("exited", 0) and len(gateway.asked) == 1
+
+
+SILENT = ["nothing", "gone", b"rubbish\n", b"[]\n", b"{}\n", b'{"id": 1, "error": {}}\n', {"seconds": -1, "waiting": False},
+          {"seconds": "x"}, {"seconds": None, "waiting": 1}, {"seconds": 1e999, "waiting": False}, b"x" * 200_000]  # fmt: skip
+
+
+@pytest.mark.parametrize("says", SILENT, ids=lambda says: str(says)[:30])
+def test_a_gateway_that_says_nothing_sound_changes_nothing(bench: Bench, says: Any) -> None:
+    """Within the two seconds of patience; and no attempt waits longer than it lives."""
+    gateway = Lines(bench, lambda _: says)
+    result = gateway.run(bench, bench.attempt("t", "import time; time.sleep(60)", timeout_s=0.5))
+    assert result.how == "timeout" and result.seconds < 4.5
+
+
+def test_without_a_gateway_at_the_socket_the_deadline_holds(bench: Bench) -> None:
+    """It may have died."""
+    attempt = replace(bench.attempt("t", "import time; time.sleep(60)", timeout_s=0.5), gateway="/nowhere/g.sock")
+    assert drive(bench, lambda: bench.executor.run(attempt)).how == "timeout"
+
+
+def test_waiting_for_a_permit_is_a_sign_of_life(bench: Bench) -> None:
+    """Now, or within the stall time; after that silence is a stall again."""
+    gateway = Lines(bench, lambda at: waited(min(at, 3.5), waiting=at < 3.5, since_s=max(at - 3.5, 0.0)))
+    result = gateway.run(bench, bench.attempt("t", "import time; time.sleep(60)", stall_s=1.2))
+    assert result.how == "stalled" and 5.7 < result.seconds < 10
+
+
+def test_silence_of_a_worker_that_never_waited_is_a_stall(bench: Bench) -> None:
+    """A gateway that knows nothing of it says 0."""
+    gateway = Lines(bench, lambda _: waited(0.0, since_s=0.0))
+    result = gateway.run(bench, bench.attempt("t", "import time; time.sleep(60)", stall_s=1.2))
+    assert result.how == "stalled" and result.seconds < 5
+
+
+def test_no_question_outlives_the_executor(bench: Bench) -> None:
+    """A stop in the middle of one ends it, and the attempt is interrupted."""
+    attempt = bench.attempt("t", "import time; time.sleep(60)", timeout_s=0.3)
+    gateway = Lines(bench, lambda _: "nothing")
+
+    async def whole() -> tuple[Result, list[str]]:
+        await bench.executor.start()
+        async with await asyncio.start_unix_server(gateway.answer, gateway.address):
+            running = asyncio.create_task(bench.executor.run(replace(attempt, gateway=gateway.address)))
+            while not gateway.asked:
+                await asyncio.sleep(0.02)
+            await bench.executor.stop()
+            left = [task.get_name() for task in asyncio.all_tasks() if "_end_or" in repr(task)]
+            return await running, left
+
+    result, left = asyncio.run(whole())
+    assert result.how == "interrupted" and left == []
+
+
+def test_a_cancel_while_the_deadline_is_asked_about_is_a_cancel(bench: Bench) -> None:
+    """Whoever came first says how it ended."""
+    attempt = bench.attempt("t", "import time; time.sleep(60)", timeout_s=0.3)
+    gateway = Lines(bench, lambda _: "nothing")
+
+    async def work() -> Result:
+        async with await asyncio.start_unix_server(gateway.answer, gateway.address):
+            running = asyncio.create_task(bench.executor.run(replace(attempt, gateway=gateway.address)))
+            while not gateway.asked:
+                await asyncio.sleep(0.02)
+            bench.executor.cancel(attempt.attempt_id, "cancelled")
+            result: Result = await running
+            return result
+
+    assert drive(bench, work).how == "cancelled"

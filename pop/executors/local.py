@@ -10,7 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -29,6 +31,7 @@ log = structlog.get_logger()
 ALLOWED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "USER", "LOGNAME")
 GRACE_S = 2.0
 DEAF_S = 8.0
+WAITED_PATIENCE_S = 2.0
 WATCHED = ("trail.jsonl", "calls.jsonl", "log.jsonl", "stdout.txt")
 
 
@@ -41,6 +44,17 @@ class _Running:
     how: How | None = None
     signs: tuple[tuple[int, int], ...] = ()
     alive_at: float = 0.0
+    extended_s: float = 0.0
+    questions: set[asyncio.Task[None]] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Waited:
+    """How long an attempt has waited for permits of the gateway so far; `since_s`: since it last did (None: never)."""
+
+    seconds: float = 0.0
+    waiting: bool = False
+    since_s: float | None = None
 
 
 class LocalExecutor:
@@ -181,11 +195,39 @@ class LocalExecutor:
         """The worker's time counts from its fork, not from the order."""
         attempt, loop = running.attempt, asyncio.get_running_loop()
         running.began = time.monotonic()
-        running.timer = loop.call_later(attempt.limits.timeout_s, self.cancel, attempt.attempt_id, "timeout")
+        running.timer = loop.call_later(attempt.limits.timeout_s, self._due, running)
+
+    def _due(self, running: _Running) -> None:
+        """The deadline; what the attempt waited for permits does not count against it."""
+        if running.attempt.gateway is None:
+            return self.cancel(running.attempt.attempt_id, "timeout")
+        self._question(running, self._end_or_extend(running))
+
+    async def _end_or_extend(self, running: _Running) -> None:
+        waited = await waited_for_permits(running.attempt)
+        if running.how is not None:  # ended meanwhile
+            return
+        lived_s = time.monotonic() - running.began
+        more_s = min(waited.seconds, lived_s) - running.extended_s
+        if waited.waiting:
+            more_s = max(more_s, 1.0)  # it waits now: look again, but not all the time
+        if more_s < 0.01:
+            return self.cancel(running.attempt.attempt_id, "timeout")
+        running.extended_s += more_s
+        due_s = running.attempt.limits.timeout_s + running.extended_s - lived_s
+        running.timer = asyncio.get_running_loop().call_later(max(due_s, 0.0), self._due, running)
+
+    def _question(self, running: _Running, question: Coroutine[Any, Any, None]) -> None:
+        """Ask the gateway about an attempt; the question ends with the attempt."""
+        task = asyncio.create_task(question)
+        running.questions.add(task)
+        task.add_done_callback(running.questions.discard)
 
     def _end(self, running: _Running, result: Result) -> None:
         if running.timer:
             running.timer.cancel()
+        for question in running.questions:
+            question.cancel()
         self._running.pop(running.attempt.attempt_id, None)
         if not running.ended.done():
             running.ended.set_result(result)
@@ -224,10 +266,22 @@ class LocalExecutor:
             if signs != running.signs:
                 running.signs, running.alive_at = signs, now
             quiet_s = now - max(running.alive_at, running.began)
-            if quiet_s > running.attempt.limits.stall_s and not waits(running.attempt):
-                self.cancel(running.attempt.attempt_id, "stalled")
+            if quiet_s > running.attempt.limits.stall_s and not running.questions and not waits(running.attempt):
+                self._question(running, self._end_or_spare(running))
         if self._running:
             self._stall_timer = asyncio.get_running_loop().call_later(1.0, self._end_stalled)
+
+    async def _end_or_spare(self, running: _Running) -> None:
+        """Waiting for a permit now, or within the stall time, is a sign of life."""
+        waited = await waited_for_permits(running.attempt)
+        now = time.monotonic()
+        if waited.waiting:
+            running.alive_at = now
+        elif waited.since_s is not None:
+            running.alive_at = max(running.alive_at, now - waited.since_s)
+        signs = signs_of_life(running.attempt)
+        if now - running.alive_at > running.attempt.limits.stall_s and signs == running.signs:
+            self.cancel(running.attempt.attempt_id, "stalled")
 
     async def stop(self) -> None:
         self._stopping = True
@@ -241,8 +295,39 @@ class LocalExecutor:
                 self._server.kill()
                 self._server.wait()
         end_orphans(self._root.path)  # what left its worker's session outlives the fork server's last look
+        questions = [question for running in self._running.values() for question in running.questions]
         for running in list(self._running.values()):
             self._end(running, Result(running.attempt.attempt_id, "interrupted"))
+        await asyncio.gather(*questions, return_exceptions=True)
+
+
+async def waited_for_permits(attempt: Attempt) -> Waited:
+    """What the gateway says about an attempt; without a gateway, or a sound answer in time, it has not waited."""
+    if attempt.gateway is None:
+        return Waited()
+    writer = None
+    try:
+        number = int(Path(attempt.attempt_dir).name)
+        who = {"run_id": attempt.run_id, "instance": attempt.instance, "attempt": number}
+        async with asyncio.timeout(WAITED_PATIENCE_S):
+            reader, writer = await asyncio.open_unix_connection(attempt.gateway)
+            writer.write(orjson.dumps({"id": 1, "waited": who}) + b"\n")
+            return _waited(orjson.loads(await reader.readline())["waited"])
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:  # a TimeoutError is an OSError
+        log.info("gateway.silent", attempt=attempt.attempt_id, error=str(error))
+        return Waited()
+    finally:
+        if writer:
+            writer.close()
+
+
+def _waited(told: dict[str, Any]) -> Waited:
+    """Never waited says ``since_s`` null, or 0 with 0 seconds."""
+    seconds, waiting, since = float(told["seconds"]), bool(told["waiting"]), told.get("since_s")
+    if not seconds >= 0:
+        raise ValueError(f"waited {seconds} s")
+    since_s = None if since is None or (not since and not seconds) else max(float(since), 0.0)
+    return Waited(seconds, waiting, since_s)
 
 
 def _result(running: _Running, report: dict[str, Any]) -> Result:
