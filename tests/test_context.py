@@ -21,6 +21,8 @@ from pop.models.request import Answer, ModelError, ModelRequest, Try, prompt_has
 from pop.models.tokens import estimate_tokens
 from pop.records import CallRecord, FileRef, Letter
 from pop.trail import Trail
+from tests.fake_openai import FakeOpenAI, Fault
+from tests.living import LivingRoot
 
 Reaction = Callable[[ModelRequest], str | Answer | ModelError]
 
@@ -392,3 +394,49 @@ def test_tokens_are_counted_by_whom_the_run_would_ask(make: Make) -> None:
     assert ctx.count_tokens("word" * 10, "large") == 3 and ctx.count_tokens("word" * 10) == 10
     ctx.caller = None
     assert ctx.count_tokens("word" * 10) == 10
+
+
+# -- with the real gateway -----------------------------------------------------------------------------------------------
+
+
+def up(make_living: Callable[..., LivingRoot], fake: FakeOpenAI, code: str) -> LivingRoot:
+    settings = f'[models.default]\nprovider = "openai"\nmodel = "fake-1"\nbase_url = "{fake.base_url}"\nreuse = false\n'
+    steps = [{"task": "t", "attempts": 1}]
+    living = make_living(pipeline={"name": "p", "tasks": steps}, tasks={"t.py": code}, settings=settings)
+    living.up()
+    return living
+
+
+def test_the_gateways_code_reaches_the_status(make_living: Callable[..., LivingRoot], fake_openai: FakeOpenAI) -> None:
+    """With the next move, and calls.jsonl holds the call that failed."""
+    body = json.dumps({"error": {"message": "too many tokens", "code": "context_length_exceeded"}}).encode()
+    fake_openai.faults = [Fault(status=400, body=body)]
+    living = up(make_living, fake_openai, "def infer(prompt, ctx):\n    return ctx.model()('long').text\n")
+    living.drop("a.json", {})
+    error = living.wait_state("failed")["error"]
+    assert (error["error_class"], error["code"]) == ("bad_input", "context-length") and "ctx.compress" in error["hint"]
+    (path,) = living.path.glob("pipeline-current/*/tasks/t/attempts/1")
+    record = CallRecord.model_validate(rows(path)[0])
+    assert (record.error_class, record.text) == ("bad_input", None)
+
+
+def test_a_text_is_compressed_once_for_all_runs(
+    make_living: Callable[..., LivingRoot], fake_openai: FakeOpenAI
+) -> None:
+    """The second run condenses the same text from the store; so many calls at once as the task allows."""
+    code = (
+        f"TEXT = {LONG!r}\n"
+        "def infer(prompt, ctx):\n"
+        "    short = ctx.compress(TEXT, 200)\n"
+        "    ctx.gather([ctx.run_id + str(n) for n in range(20)], at_once=3, progress=True)\n"
+        "    return [ctx.count_tokens(short), sum(call.cached for call in ctx.calls), len(ctx.calls)]\n"
+    )
+    living = up(make_living, fake_openai, code)
+    living.drop("a.json", {})
+    (first,) = living.wait_complete(1)
+    living.drop("b.json", {})
+    second = living.wait_complete(2)[-1]
+    tokens, cached, calls = living.output(first, "t")
+    assert tokens <= 200 and cached == 0 and calls >= 27
+    assert living.output(second, "t")[1:] == [calls - 20, calls]
+    assert fake_openai.total == calls + 20
