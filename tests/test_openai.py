@@ -485,6 +485,13 @@ STATUSES: list[tuple[int, bytes, str, str, bool]] = [
     (429, body_of("Rate limit reached for requests", "rate_limit_exceeded"), "rate_limited", "rate-limited", True),
     (429, body_of("You exceeded your current quota", "insufficient_quota"), "budget", "insufficient-quota", False),
     (429, body_of("Request too large for gpt-x on tokens per min"), "bad_input", "context-length", False),
+    (
+        429,
+        b'[{"error": {"code": 429, "message": "You exceeded your current quota.", "status": "RESOURCE_EXHAUSTED"}}]',
+        "rate_limited",
+        "rate-limited",
+        True,
+    ),  # Gemini's words for a limit by the minute
     (429, b"[" * 5000, "rate_limited", "rate-limited", True),
     (500, b"\xff\xfe", "unavailable", "server-error", True),
     (502, b"<html>Bad Gateway</html>", "unavailable", "unavailable", True),

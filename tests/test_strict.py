@@ -333,3 +333,11 @@ def test_a_choice_is_read_back_by_the_branch_that_fits() -> None:
     reduced(schema)
     for kind, back in (("one", {"kind": "one", "n": None}), ("other", {"kind": "other"})):
         assert without_nulls({"a": {"kind": kind, "n": None}}, schema) == {"a": back}
+
+
+@pytest.mark.parametrize("odd", [{"$ref": "http://127.0.0.1:9/x.json"}, {"type": "string", "pattern": "("}])
+def test_the_way_back_fetches_nothing_and_breaks_on_nothing(odd: dict[str, Any]) -> None:
+    """A part that cannot be read leaves the value as it is; the local check tells what is wrong with it."""
+    schema = {"type": "object", "properties": {"n": {"not": odd, "type": ["null", "string"]}, "m": {"anyOf": [odd]}}}
+    value = {"n": None, "m": {"k": "x"}}
+    assert without_nulls(value, schema) == value

@@ -348,18 +348,21 @@ def without_nulls(value: Any, schema: dict[str, Any]) -> Any:
     Args:
         schema: The whole schema, not the reduced one.
     """
+    from referencing.exceptions import Unresolvable
+
     try:
         return _Return(schema).value(value, schema, 0)
-    except (_Inexpressible, RecursionError):
+    except (_Inexpressible, RecursionError, Unresolvable, re.error):
         return value
 
 
 class _Return:
     def __init__(self, root: dict[str, Any]) -> None:
         from jsonschema import Draft202012Validator  # in workers, which check the answer; the gateway goes without it
+        from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]  # nothing is fetched
 
         self._reduction = _Reduction(root)
-        self._validator = Draft202012Validator(root)
+        self._validator = Draft202012Validator(root, registry=REGISTRY)
 
     def fits(self, value: Any, part: Any) -> bool:
         return bool(self._validator.evolve(schema=part).is_valid(value))
