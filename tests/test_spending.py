@@ -138,18 +138,20 @@ def test_a_gateway_that_is_killed_loses_no_call(make_living: Make, fake_openai: 
 
 def test_a_call_that_outlives_its_worker_is_counted(make_living: Make, fake_openai: FakeOpenAI) -> None:
     """The attempt's time is over, the request is not; its answer is stored and is the next attempt's."""
-    fake_openai.delay_s = 2.0
     steps = [{"task": "ask", "timeout": "1s", "attempts": 1}]
-    living = up(make_living, fake_openai, {"ask.md": "Hello there?"}, steps=steps, more=USD)
-    living.drop("a.json", {})
+    living = up(make_living, fake_openai, {"ask.md": "Hello {{ seed.n }}?"}, steps=steps, more=USD)
+    living.drop("warm.json", {"n": 0})
+    living.wait_complete(1)
+    fake_openai.delay_s = 3.0
+    living.drop("a.json", {"n": 1})
     status = living.wait_state("failed")
-    assert status["error"]["error_class"] == "timeout" and fake_openai.total == 1
+    assert status["error"]["error_class"] == "timeout" and fake_openai.total == 2
     assert living.status()["usage"]["calls"] == 1
-    assert billed(living)["calls"] == 1
+    assert billed(living)["calls"] == 2
     fake_openai.delay_s = 0.0
-    pop(living, "retry", "last")
-    (row,) = living.wait_complete(1)
-    assert fake_openai.total == 1 and row["usage"]["calls"] == 1 and row["usage"]["cached_calls"] == 1
+    pop(living, "retry", living.current()[0].name)
+    row = living.wait_complete(2)[-1]
+    assert fake_openai.total == 2 and row["usage"]["calls"] == 1 and row["usage"]["cached_calls"] == 1
 
 
 def test_the_ledger_outlives_the_machine_room(make_living: Make, fake_openai: FakeOpenAI) -> None:
@@ -328,6 +330,15 @@ def test_two_who_ask_the_same_at_once_cause_one_call(make_living: Make, fake_ope
     assert (row["usage"]["calls"], row["usage"]["cached_calls"]) == (1, 3)
 
 
+def test_an_answer_that_was_no_good_is_not_used_again(make_living: Make, fake_openai: FakeOpenAI) -> None:
+    """Neither one that was cut off, by anybody; nor a bad one by the attempt that follows it."""
+    fake_openai.faults = [Fault(finish_reason="length")]
+    living = up(make_living, fake_openai, {"ask.md": "Hello?"}, more="reuse = true\n")
+    living.drop("a.json", {})
+    (row,) = living.wait_complete(1)
+    assert row["attempts"] == 2 and fake_openai.total == 2
+
+
 # -- limits ----------------------------------------------------------------------------------------------------
 
 
@@ -384,7 +395,7 @@ def test_a_call_that_nobody_waits_for_is_not_made(make_living: Make, fake_openai
 
 def test_what_models_do_now_can_be_seen(make_living: Make, fake_openai: FakeOpenAI) -> None:
     """`pop ls --models`: in flight, waiting."""
-    fake_openai.delay_s = 2.0
+    fake_openai.delay_s = 8.0
     living = up(make_living, fake_openai, {"ask.py": GATHER.format(count=5)}, more="concurrency = 2\n")
     living.drop("a.json", {})
     living.wait(lambda: len(fake_openai.bodies) >= 2, "two calls")

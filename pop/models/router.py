@@ -20,7 +20,7 @@ import hashlib
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -152,7 +152,7 @@ class Router:
             rung = self._rung(request, origin)
             shared_key = _shared_key(rung, asked, origin.n)
             age_s = request.reuse_s if request.reuse_s is not None else rung[0].reuse_s
-            if age_s is not None:
+            if age_s is not None and origin.generation == 1:  # a later one was begun because the answers were bad
                 shared = self._store.reusable(shared_key, age_s)
                 if shared:
                     return shared.model_copy(update={"cached": True, "warnings": [], "tries": []})
@@ -202,12 +202,13 @@ class Router:
                     update={
                         "key": flight.key,
                         "request_sha256": flight.asked_sha256,
-                        "tries": flight.tries,
+                        "tries": [*flight.tries, *answer.tries],
                         "warnings": flight.warnings,
                     }
                 )
             )
-            await self._store.put(flight.key, flight.asked_sha256, flight.shared_key, answer, lines)
+            shared_key = flight.shared_key if answer.finish_reason == "stop" else None
+            await self._store.put(flight.key, flight.asked_sha256, shared_key, answer, lines)
             return answer
         except NotStored as error:
             raise self._with_tries(_not_stored(error), flight) from None
@@ -244,7 +245,8 @@ class Router:
 
     async def _before_its_deadline(self, flight: Flight, entry: ModelEntry, last: bool) -> tuple[Answer, CallLine]:
         """All tries of one model, within `timeout_s` without the time that permits were waited for."""
-        provider = await self._provider(entry.provider)  # loading an SDK is nobody's lost time
+        with self._waiting(flight.origin):  # loading an SDK is nobody's lost time
+            provider = await self._provider(entry.provider)
         try:
             async with asyncio.timeout(entry.timeout_s) as deadline:
                 return await self._with_retries(flight, entry, provider, deadline, last)
@@ -442,17 +444,25 @@ class Router:
                 permit.release()
 
     @contextlib.contextmanager
-    def _standing_still(self, flight: Flight, deadline: asyncio.Timeout) -> Any:
-        loop, origin = asyncio.get_running_loop(), flight.origin
-        waited = self._waited.setdefault((origin.run_id, origin.instance, origin.attempt), Waited())
+    def _standing_still(self, flight: Flight, deadline: asyncio.Timeout) -> Iterator[None]:
         left_s = _left_s(deadline)
         deadline.reschedule(None)
+        try:
+            with self._waiting(flight.origin):
+                yield
+        finally:
+            deadline.reschedule(asyncio.get_running_loop().time() + left_s)
+
+    @contextlib.contextmanager
+    def _waiting(self, origin: Origin) -> Iterator[None]:
+        """What happens meanwhile does not count against the attempt's time."""
+        loop = asyncio.get_running_loop()
+        waited = self._waited.setdefault((origin.run_id, origin.instance, origin.attempt), Waited())
         waited.begin(loop.time())
         try:
             yield
         finally:
             waited.end(loop.time())
-            deadline.reschedule(loop.time() + left_s)
 
     def _lanes_of(self, entry: ModelEntry) -> list[Lane]:
         self._entries[entry.name] = entry
