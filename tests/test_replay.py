@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import os
 import shutil
@@ -14,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from pop import context, letters
 from pop.errors import UsageError
 from pop.models.catalogue import ModelEntry
 from pop.models.providers import Setup, replay
@@ -267,9 +265,6 @@ def test_a_large_run_takes_little_memory(recorded: Recorded, monkeypatch: pytest
 
 # -- the command line ------------------------------------------------------------------------------------------------
 
-WORKER_RECORDS = '"*"' in inspect.getsource(context) + inspect.getsource(letters)
-whole = pytest.mark.skipif(not WORKER_RECORDS, reason="the worker does not keep answers, and knows no `*`, yet")
-
 TASKS = {
     "summarise.md": "---\nmodel: fast\n---\nSay it in short: {{ seed.text }}\n",
     "both.py": (
@@ -434,7 +429,6 @@ def test_a_run_needs_a_seed_or_a_recorded_run(served: Served) -> None:
     assert ran.returncode == 2 and "Missing argument 'SEED'" in ran.stderr
 
 
-@whole
 def test_a_run_asks_the_models_of_the_command_line(served: Served) -> None:
     """For every name, or for one."""
     served.run(served.path / "note.json")
@@ -445,7 +439,6 @@ def test_a_run_asks_the_models_of_the_command_line(served: Served) -> None:
     assert sorted(served.asked()) == ["m-fast"] + ["m-large"] * 4
 
 
-@whole
 def test_a_finished_run_is_run_again_offline(served: Served) -> None:
     """From its answers alone, also without naming a seed, and by a replay of the replay; it costs nothing."""
     (served.path / "with").mkdir()
@@ -464,7 +457,6 @@ def test_a_finished_run_is_run_again_offline(served: Served) -> None:
     assert served.outputs(given) == served.outputs(first)
 
 
-@whole
 def test_a_replay_fails_at_the_first_request_that_was_not_recorded(served: Served) -> None:
     """Its step, model and first differing line are told."""
     first = served.run(served.path / "note.json")
@@ -534,7 +526,6 @@ def test_a_replay_that_cannot_begin_says_so(served: Served, tmp_path: Path) -> N
         replay_run(finished(served.path), served.path)
 
 
-@whole
 def test_a_finished_run_is_a_test_of_its_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What docs/testing.md says, on the shipped brief: it passes, and tells what a change of a task changed."""
     for name in ("pipeline.json", "pop.toml"):
