@@ -296,7 +296,7 @@ class Served:
         self.pipeline("summarise", "both", models={"default": "large"})
         (path / "note.json").write_text('{"text": "Rivers carry water."}')
 
-    def pipeline(self, *tasks: str, name: str = "default", **more: Any) -> None:
+    def pipeline(self, *tasks: Any, name: str = "default", **more: Any) -> None:
         file = self.path / ("pipeline.json" if name == "default" else f"pipelines/{name}.json")
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps({"name": name, "tasks": list(tasks), **more}))
@@ -469,6 +469,28 @@ def test_a_replay_fails_at_the_first_request_that_was_not_recorded(served: Serve
     error = json.loads(ran.stdout)["error"]
     assert error["error_class"] == "bad_input" and "step 'summarise' asks the model 'fast'" in error["message"]
     assert "was 'Say it in short: Rivers carry water.', now 'Say it at length: Rivers carry water.'" in error["message"]
+
+
+def test_what_went_wrong_goes_wrong_again(served: Served) -> None:
+    """A bad answer in the first generation, a better one after it, and a refinement: each in its turn, calls counted."""
+    served.pipeline({"task": "count", "attempts": 3})
+    (served.path / "pipeline-tasks" / "count.md").write_text("---\nmodel: fast\n---\nCount: {{ seed.text }}\n")
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    (served.path / "pipeline-tasks" / "count.schema.json").write_text(json.dumps(schema))
+    (served.path / "pipeline-tasks" / "count.py").write_text(
+        "def validate_quality(output, ctx):\n    if output['n'] < 3:\n        yield 'too few'\n"
+    )
+    served.fake.answers = ["no number", "still none", "nor here", '{"n": 1}', "ask for more", '{"n": 3}']
+    first = served.run(served.path / "note.json")
+    assert served.outputs(first) == {"count": {"n": 3}}, first
+    asked = len(served.asked())
+    assert first["tasks"]["count"]["attempt"] == 2 and asked > 4
+    served.fake.close()
+    again = served.run("--replay", first["run_id"])
+    assert served.outputs(again) == {"count": {"n": 3}}
+    assert again["tasks"]["count"]["attempt"] == first["tasks"]["count"]["attempt"]
+    calls = [path.read_text().count("\n") for path in Path(again["path"]).glob("tasks/count/attempts/*/calls.jsonl")]
+    assert sum(calls) == asked
 
 
 # -- pop.testing -----------------------------------------------------------------------------------------------------
