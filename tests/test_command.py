@@ -359,3 +359,18 @@ def test_a_program_answers_a_step_through_the_daemon(tmp_path: Path, monkeypatch
     (said,) = Path(status["path"]).glob("tasks/summarise/attempts/1/*-infer.md")
     words, _, folder = said.read_text().strip().partition(" in ")
     assert words == "no key" and folder.startswith(tempfile.gettempdir()) and not os.path.exists(folder)
+
+
+def test_a_program_that_hangs_is_ended_at_the_models_timeout(tmp_path: Path) -> None:
+    """With what it started; the run says so."""
+    root = tmp_path / "root"
+    assert pop("init", root).returncode == 0
+    code = GRANDCHILD.format(code="import time; mark = 'late-4719'; time.sleep(600)") + "time.sleep(600)"
+    argv = json.dumps([sys.executable, "-c", f"import sys, time\n{code}"])
+    model = f'provider = "command"\ncommand = {argv}\ntimeout_s = 2\ntries = 1\n'
+    (root / "pop.toml").write_text(f"[models.default]\n{model}[worker]\nattempts = 1\n")
+    ran = pop("run", "--json", root / "examples" / "hello.json", root=root)
+    assert ran.returncode == 4, ran.stdout + ran.stderr
+    error = json.loads(ran.stdout)["error"]
+    assert error["error_class"] == "unavailable" and "2 s" in error["message"]
+    assert gone("late-4719", 0.5)

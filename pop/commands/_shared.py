@@ -54,9 +54,12 @@ class Recorded:
     @property
     def stem(self) -> str:
         """What its seed was called."""
-        with open(self.path / "events.jsonl", "rb") as file:
-            name = str(json.loads(file.readline()).get("seed_file") or "seed")
-        return Path(name).stem
+        try:
+            with open(self.path / "events.jsonl", "rb") as file:
+                name = str(json.loads(file.readline())["seed_file"])
+        except (OSError, ValueError, LookupError, TypeError):
+            name = ""
+        return Path(name).stem or "seed"
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ def recorded_run(root: Root, asked: str) -> Recorded:
     if not Recording(run.path).holds_answers():
         message = f"the run {run.run_id} keeps no answers: it was made by an older version of POP"
         raise UsageError(message, where="--replay", hint="run its seed once more to record it", code="not-recorded")
-    ours = run.path.parent == root.complete.resolve()
+    ours = run.path.resolve().parent in (root.complete.resolve(), root.current.resolve())
     return Recorded(run.path, str(status.get("pipeline") or "default"), f"replay:{run.run_id if ours else run.path}")
 
 

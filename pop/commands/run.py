@@ -27,7 +27,7 @@ from pop.errors import (
 from pop.runs import Run
 from pop.settings import Root
 
-NO_MODEL_NEEDED = frozenset({"no-program", "no-key"})
+NO_MODEL_NEEDED = frozenset({"no-program", "missing-key", "no-price"})  # what a replay can do without
 
 
 @click.command()
@@ -114,7 +114,7 @@ def _is_served(root: Root) -> bool:
 
 
 def _refuse_broken(root: Root, replay: bool) -> None:
-    """Mistakes are told before anything runs, each once; a replay needs no model's program or key."""
+    """Mistakes are told before anything runs, each once; a replay needs no model's program, key or price."""
     from pop.commands.check import problems_of
     from pop.errors import ConfigError, ConfigErrors
 
