@@ -212,7 +212,8 @@ def test_each_mistake_is_named(entry: Any, said: str) -> None:
         (b" " * 5_000_000, "too many"),
         (b'{"tasks": ["a"], "models": {"x": 1}}', "`models` must be an object of names of models"),
         (b'{"tasks": ["a"], "concurrency": 0}', "`concurrency` must be a whole number"),
-        (b'{"tasks": ["a"], "budget": {"run_usd": 1}}', "`budget` comes with a later version"),
+        (b'{"tasks": ["a"], "budget": {"run_euro": 1}}', "knows no 'run_euro'"),
+        (b'{"tasks": [{"task": "a", "budget": {"run_usd": 1}}]}', "knows no 'run_usd'"),
     ],
 )
 def test_a_broken_file_is_one_clear_error(data: bytes, said: str) -> None:
