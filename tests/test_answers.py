@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 import subprocess
 import sys
@@ -19,7 +20,9 @@ from pop.models.answers import AnswerStore, NotStored, Spent, prune
 from pop.models.calls import LOST, CallLine, Sum, calls_in, day_files
 from pop.models.request import Answer, ModelError
 from pop.records import Usage
+from pop.store import hold_root
 from tests.test_calls import line
+from tests.test_cli import pop
 
 FULL, OFF = 2, 0
 
@@ -417,3 +420,24 @@ def test_old_answers_are_pruned_and_sums_stay(
         prune(path.with_name("bad.db"), 500)
     store = open_store()
     assert store.get("old") is None and store.get("new") and store.totals(("run", "r")).calls == 1
+
+
+def test_gc_removes_old_answers_while_no_daemon_runs(open_store: Open, tmp_path: Path) -> None:
+    """It says how many; with a daemon at work it is refused, since its gateway may be reading them."""
+    (tmp_path / "pipeline.json").write_text("{}")
+    store = open_store()
+    asyncio.run(store.put("k", "q", None, answer("x"), [line(1)]))
+    store.close()
+    path = tmp_path / ".pop" / "answers.db"
+    with sqlite3.connect(path) as other:
+        other.execute("UPDATE answers SET stored_at = stored_at - 86400")
+    assert pop("gc", root=tmp_path).returncode == 2
+    assert "removed 0 stored" in pop("gc", "--answers-older-than", "2d", root=tmp_path).stderr
+    dry = json.loads(pop("gc", "--answers-older-than", "12h", "--dry-run", "--json", root=tmp_path).stdout)
+    assert (dry["answers"], dry["dry_run"], dry["runs"]) == (1, True, [])
+    with hold_root(tmp_path / ".pop", "pop up"):
+        refused = pop("gc", "--answers-older-than", "12h", root=tmp_path)
+    assert refused.returncode == 3 and "another daemon" in refused.stderr
+    assert pop("gc", "--answers-older-than", "12h", root=tmp_path).stderr == "removed 1 stored answers\n"
+    store = open_store()
+    assert store.get("k") is None and store.totals(("run", "r")).calls == 1
