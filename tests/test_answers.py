@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import json
+import os
+import random
 import sqlite3
 import subprocess
 import sys
@@ -19,7 +23,9 @@ from pop.models.answers import AnswerStore, NotStored, Spent, prune
 from pop.models.calls import LOST, CallLine, Sum, calls_in, day_files
 from pop.models.request import Answer, ModelError
 from pop.records import Usage
+from pop.store import hold_root
 from tests.test_calls import line
+from tests.test_cli import pop
 
 FULL, OFF = 2, 0
 
@@ -53,21 +59,23 @@ def ledger(root: Path) -> list[CallLine]:
     return [call for path in day_files(root / "calls") for _, call in calls_in(path) if call]
 
 
+HERE = Path(__file__).parent.parent
+BEGIN = (
+    "import asyncio, os, signal, sys; from pathlib import Path\n"
+    "from pop.models.answers import AnswerStore; from pop.models.request import Answer\n"
+    "from pop.models import answers, calls\n"
+    "from tests.test_calls import line\n"
+    "root = Path(sys.argv[1]); (root / '.pop').mkdir(exist_ok=True)\n"
+    "a = Answer(text='kept', model='m', provider='p', provider_model='m')\n"
+    "def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
+    "def open_store(): return AnswerStore(root / '.pop' / 'answers.db', calls=root / 'calls')\n"
+)
+
+
 def run(script: str, root: Path) -> subprocess.CompletedProcess[bytes]:
-    """A process with an open `store` of a root."""
-    begin = (
-        "import asyncio, os, signal, sys; from pathlib import Path\n"
-        "from pop.models.answers import AnswerStore; from pop.models.request import Answer\n"
-        "from pop.models import answers, calls\n"
-        "from tests.test_calls import line\n"
-        "root = Path(sys.argv[1]); (root / '.pop').mkdir(exist_ok=True)\n"
-        "a = Answer(text='kept', model='m', provider='p', provider_model='m')\n"
-        "def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "def open_store(): return AnswerStore(root / '.pop' / 'answers.db', calls=root / 'calls')\n"
-    )
-    here = Path(__file__).parent.parent
-    command = [sys.executable, "-c", begin + script, str(root)]
-    return subprocess.run(command, cwd=here, timeout=60, capture_output=True, check=False)
+    """A process that may open the store of a root."""
+    command = [sys.executable, "-c", BEGIN + script, str(root)]
+    return subprocess.run(command, cwd=HERE, timeout=60, capture_output=True, check=False)
 
 
 # -- answers -------------------------------------------------------------------------------------------------------
@@ -147,21 +155,99 @@ def test_a_store_that_cannot_write_says_so_to_everybody_who_waits(open_store: Op
     assert store.totals(("run", "r")).calls == 4
 
 
-def test_a_full_disk_is_told_and_when_there_is_room_the_store_works(open_store: Open, tmp_path: Path) -> None:
+def test_a_full_disk_is_told_and_when_there_is_room_the_store_works(
+    open_store: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing is half done: neither an answer nor a line stands."""
     store = open_store(durable=True)
     asyncio.run(store.put("a", "q", None, answer("x"), [line("a")]))
-    real = (tmp_path / "calls").rename(tmp_path / "away")
-    (tmp_path / "calls").mkdir()
-    (tmp_path / "calls" / "2026-11-21.jsonl").symlink_to("/dev/full")  # refuses each byte, as a full disk does
-    with pytest.raises(NotStored):
+
+    def full(fd: int, data: bytes) -> None:
+        os.write(fd, data[:20])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pop.store.write_all", full)
+    with pytest.raises(NotStored, match="No space left"):
         asyncio.run(store.put("b", "q", None, answer("x"), [line("b")]))
-    assert store.get("b") is None
-    (tmp_path / "calls" / "2026-11-21.jsonl").unlink()
-    (tmp_path / "calls").rmdir()
-    real.rename(tmp_path / "calls")
+    assert store.get("b") is None and [call.id for call in ledger(tmp_path)] == ["ca"]
+    monkeypatch.undo()
     asyncio.run(store.put("b", "q", None, answer("x"), [line("b")]))
     assert [call.id for call in ledger(tmp_path)] == ["ca", "cb"] and store.totals(("run", "r")).calls == 2
+
+
+def test_the_store_works_again_after_the_kernel_took_no_more_bytes(tmp_path: Path, open_store: Open) -> None:
+    """With a limit on the size of files, at whatever write it strikes: SQLite's, the ledger's, the intents'."""
+    script = (
+        "import resource\n"
+        "from pop.models.answers import NotStored\n"
+        "big = a.model_copy(update={'text': 'x' * 20000}); told = []\n"
+        "store = open_store(); failed = 0\n"
+        "async def work():\n"
+        "    global failed\n"
+        "    for n in range(600):\n"
+        "        room = 2**30 if n % 100 > 80 else 40_000 + 3_000 * n\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))\n"
+        "        try:\n"
+        "            store.begin(line(n))\n"
+        "            await store.put(str(n), 'q', None, big, [line(n)])\n"
+        "            told.append(n)\n"
+        "        except NotStored: failed += 1\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
+        "    await store.put('last', 'q', None, big, [line('last')])\n"
+        "asyncio.run(work())\n"
+        "assert all(store.get(str(n)) for n in told) and failed > 50 and len(told) > 50, (failed, len(told))\n"
+        "print(len(told), failed); store.close()\n"
+    )
+    result = run(script, tmp_path)
+    assert result.returncode == 0, result.stderr.decode()
+    store = open_store()
+    agree(store, tmp_path)
+    assert store.get("last") is not None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_kill_at_any_instant_leaves_store_and_ledger_agreed(tmp_path: Path, open_store: Open, seed: int) -> None:
+    """What was told as stored is there, each call is counted once, what was under way is counted as lost."""
+    script = (
+        "store = open_store()\n"
+        "async def one(n):\n"
+        "    store.begin(line(n)); os.write(1, b'b%d\\n' % n)\n"
+        "    if n % 5 == 0: store.forget(f'c{n}'); os.write(1, b'f%d\\n' % n); return\n"
+        "    await store.put(str(n), 'q', None, a, [line(n)]); os.write(1, b'd%d\\n' % n)\n"
+        "async def lane(first):\n"
+        "    for n in range(first, 10**9, 30): await one(n)\n"
+        "async def work(): await asyncio.gather(*(lane(base + n) for n in range(30)))\n"
+        "base = int(sys.argv[2]); os.write(1, b'go\\n')\n"
+        "asyncio.run(work())\n"
+    )
+    rng = random.Random(seed)
+    said: set[str] = set()
+    for life in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", BEGIN + script, str(tmp_path), str(life * 10**6)],
+            cwd=HERE, stdout=(tmp_path / "said").open("wb"),
+        )  # fmt: skip
+        while (tmp_path / "said").stat().st_size == 0:
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.2)
+        process.kill()
+        process.wait()
+        said.update((tmp_path / "said").read_text().split()[1:])
+    store = open_store()
+    agree(store, tmp_path)
+    calls = {call.id: call for call in ledger(tmp_path)}
+    assert all(store.get(word[1:]) for word in said if word[0] == "d") and len(said) > 100
+    assert not {f"c{word[1:]}" for word in said if word[0] == "f"} & calls.keys()
+    assert {f"c{word[1:]}" for word in said if word[0] == "b" and int(word[1:]) % 5} <= calls.keys()
+
+
+def agree(store: AnswerStore, root: Path) -> None:
+    """Each call stands once in the ledger, and the sums are those of its lines."""
+    total = Sum()
+    calls = ledger(root)
+    for call in calls:
+        total.add(call)
+    assert len({call.id for call in calls}) == len(calls) and store.totals(("run", "r")) == total
 
 
 @pytest.mark.parametrize("text", ["x" * (answers.MAX_ANSWER_BYTES + 1), "half \ud800 a pair"])
@@ -417,3 +503,24 @@ def test_old_answers_are_pruned_and_sums_stay(
         prune(path.with_name("bad.db"), 500)
     store = open_store()
     assert store.get("old") is None and store.get("new") and store.totals(("run", "r")).calls == 1
+
+
+def test_gc_removes_old_answers_while_no_daemon_runs(open_store: Open, tmp_path: Path) -> None:
+    """It says how many; with a daemon at work it is refused, since its gateway may be reading them."""
+    (tmp_path / "pipeline.json").write_text("{}")
+    store = open_store()
+    asyncio.run(store.put("k", "q", None, answer("x"), [line(1)]))
+    store.close()
+    path = tmp_path / ".pop" / "answers.db"
+    with sqlite3.connect(path) as other:
+        other.execute("UPDATE answers SET stored_at = stored_at - 86400")
+    assert pop("gc", root=tmp_path).returncode == 2
+    assert "removed 0 stored" in pop("gc", "--answers-older-than", "2d", root=tmp_path).stderr
+    dry = json.loads(pop("gc", "--answers-older-than", "12h", "--dry-run", "--json", root=tmp_path).stdout)
+    assert (dry["answers"], dry["dry_run"], dry["runs"]) == (1, True, [])
+    with hold_root(tmp_path / ".pop", "pop up"):
+        refused = pop("gc", "--answers-older-than", "12h", root=tmp_path)
+    assert refused.returncode == 3 and "another daemon" in refused.stderr
+    assert pop("gc", "--answers-older-than", "12h", root=tmp_path).stderr == "removed 1 stored answers\n"
+    store = open_store()
+    assert store.get("k") is None and store.totals(("run", "r")).calls == 1

@@ -121,6 +121,6 @@ def test_looking_changes_nothing(hello: Path) -> None:
         return {str(p): (p.stat().st_mtime_ns, p.stat().st_size) for p in [hello, *hello.rglob("*")]}
 
     before = seen()
-    for name in ("ls", "show", "tail", "doctor", "graph"):  # doctor checks as check does
+    for name in ("ls", "show", "tail", "cost", "doctor", "graph"):  # doctor checks as check does
         pop(name, root=hello)
         assert seen() == before, name

@@ -66,7 +66,7 @@ class Calls:
     def __init__(self, root: Root, since: str | None, until: str | None, asked: str | None) -> None:
         if since and until and since > until:
             raise UsageError(f"--since {since} is after --until {until}")
-        self._files = day_files(root.complete / "calls", since=since or "", until=until or "9")
+        self._files = day_files(root.calls, since=since or "", until=until or "9")
         self._unknown: UsageError | None = None
         self._asked = asked
         self._run_ids: set[str] = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ from pop.errors import UsageError
 from pop.events import RUN_CANCELLED, RUN_COMPLETE, RUN_FAILED
 from pop.runs import Run, runs_in
 from pop.settings import Root
-from pop.store import Disk
+from pop.store import Disk, hold_root
 
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -38,33 +39,77 @@ def seconds_of(text: str) -> float:
 
 
 @click.command()
-@click.option("--older-than", "age", required=True, metavar="AGE", help="30d, 12h, 2w: counted from the run's end.")
+@click.option("--older-than", "age", metavar="AGE", help="Runs; 30d, 12h, 2w: counted from the run's end.")
+@click.option("--answers-older-than", "answers_age", metavar="AGE", help="Stored answers, while no daemon runs.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @click.option("--archive", is_flag=True, help="Keep each run as pipeline-complete/archive/<run>.tar.gz.")
 @click.option("--failed", is_flag=True, help="Also failed and cancelled runs in pipeline-current/.")
 @as_json
 @with_root
-def command(age: str, dry_run: bool, archive: bool, failed: bool, as_json: bool, root: str | None) -> None:
-    """Remove finished runs that ended longer than AGE ago. The ledger keeps their lines."""
-    chosen, least_s = chosen_root(root), seconds_of(age)
-    found = [run for run in _candidates(chosen, failed) if time.time() - _ended_at(run) > least_s]
-    old = [run for run in found if _is_at_rest(run)]
+def command(
+    age: str | None,
+    answers_age: str | None,
+    dry_run: bool,
+    archive: bool,
+    failed: bool,
+    as_json: bool,
+    root: str | None,
+) -> None:
+    """Remove finished runs that ended longer than AGE ago, or stored answers of that age. Both ledgers keep their lines."""
+    if age is None and answers_age is None:
+        raise UsageError("nothing to remove", hint="say how old: --older-than 30d, or --answers-older-than 30d")
+    chosen = chosen_root(root)
+    least_s = seconds_of(age) if age is not None else math.inf
+    answers = _prune(chosen, seconds_of(answers_age), dry_run) if answers_age is not None else None
+    old = _old_runs(chosen, least_s, failed)
     freed = sum(_size_bytes(run.path) for run in old)
-    if not dry_run:
-        with _alone(chosen):
-            _clean_up(chosen)
-            for run in old:
-                if not _is_at_rest(run):  # somebody gave it an order meanwhile, or removed it
-                    continue
-                if archive:
-                    _archive(chosen, run)
-                _remove(run.path)
+    if age is not None and not dry_run:
+        _remove_all(chosen, old, archive=archive)
     if as_json:
-        print_json({"runs": [run.run_id for run in old], "freed_bytes": freed, "dry_run": dry_run})
+        value = {"runs": [run.run_id for run in old], "freed_bytes": freed, "dry_run": dry_run}
+        print_json(value if answers is None else {**value, "answers": answers})
         return
-    for run in old:
-        click.echo(run.run_id)
-    click.echo(f"{'would free' if dry_run else 'freed'} {freed / 2**20:.1f} MB in {len(old)} runs", err=True)
+    if answers is not None:
+        click.echo(f"{'would remove' if dry_run else 'removed'} {answers} stored answers", err=True)
+    if age is not None:
+        for run in old:
+            click.echo(run.run_id)
+        click.echo(f"{'would free' if dry_run else 'freed'} {freed / 2**20:.1f} MB in {len(old)} runs", err=True)
+
+
+def _old_runs(root: Root, least_s: float, failed: bool) -> list[Run]:
+    if least_s == math.inf:
+        return []
+    found = [run for run in _candidates(root, failed) if time.time() - _ended_at(run) > least_s]
+    return [run for run in found if _is_at_rest(run)]
+
+
+def _remove_all(root: Root, runs: list[Run], *, archive: bool) -> None:
+    with _alone(root):
+        _clean_up(root)
+        for run in runs:
+            if not _is_at_rest(run):  # somebody gave it an order meanwhile, or removed it
+                continue
+            if archive:
+                _archive(root, run)
+            _remove(run.path)
+
+
+def _prune(root: Root, age_s: float, dry_run: bool) -> int:
+    """Remove old answers; returns how many. A run that asks for one of them again pays again.
+
+    Raises:
+        RootHeld: A daemon works here, so its gateway may be reading them.
+    """
+    from pop.models.answers import prune
+
+    path = root.machine_room / "answers.db"
+    if not path.is_file():
+        return 0
+    if dry_run:
+        return prune(path, age_s, dry_run=True)
+    with hold_root(root.machine_room, "pop gc", patience_s=0.0):
+        return prune(path, age_s)
 
 
 @contextmanager

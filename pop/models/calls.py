@@ -31,7 +31,9 @@ _DAY_FILE = re.compile(r"(\d{4}-\d\d-\d\d)\.jsonl")
 
 def _plain(value: Any) -> Any:
     """A server may say anything: clipped, and without what no UTF-8 has."""
-    return value[:200].encode("utf-8", "replace").decode() if isinstance(value, str) else value
+    if not isinstance(value, str) or (len(value) <= 200 and value.isascii()):
+        return value
+    return value[:200].encode("utf-8", "replace").decode()
 
 
 Text = Annotated[str, BeforeValidator(_plain)]
