@@ -25,6 +25,7 @@ from typing import Any
 
 import psutil
 
+from bench import gateway
 from tests.fake_openai import FakeOpenAI
 from tests.living import LivingRoot, living_root
 
@@ -189,6 +190,7 @@ def crowd(living: LivingRoot) -> None:
 
 BENCHES: dict[str, Callable[[], list[Row]]] = {
     "latency": latency, "burst": burst, "waiting": waiting, "idle": idle, "disk": disk, "crowded": crowded,
+    "gateway": gateway.figures,
 }  # fmt: skip
 
 
