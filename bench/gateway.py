@@ -90,8 +90,9 @@ class _Asker(asyncio.Protocol):
 
     def __init__(self, run_id: str, left: Iterator[int], latencies_s: list[float], done: asyncio.Event) -> None:
         request = REQUEST.model_dump_json(by_alias=True)
-        origin = Origin(run_id=run_id, instance="@", generation=1, attempt=1, step="ask", pipeline="bench")
-        line = f'{{"id":1,"request":{request},"origin":{origin.model_dump_json()}}}\n'.encode()
+        origin = Origin(run_id=run_id, instance="ask", generation=1, attempt=1, step="ask", pipeline="bench")
+        about = origin.model_dump_json().replace('"n":0', '"n":@')  # as one worker that asks again and again
+        line = f'{{"id":1,"request":{request},"origin":{about}}}\n'.encode()
         self._before, self._after = line.split(b"@")
         self._left, self._latencies_s, self._done = left, latencies_s, done
         self._inbox = bytearray()
