@@ -275,7 +275,7 @@ def _checked(result: int) -> int:
     return result
 
 
-def protect_keys(*, workers_confined: bool) -> None:
-    """Keep tasks from reading this process's environment. Confined ones cannot; others only when they run as root."""
-    if _libc is not None and not (workers_confined and landlock_version()):
+def protect_keys() -> None:
+    """Keep tasks and programs of the same user from reading this process's environment; root's they cannot be kept."""
+    if _libc is not None:
         _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -27,6 +27,7 @@ from pop.confine import landlock_version, protect_keys
 from pop.diskwork import MIN_FREE_BYTES, DiskWork
 from pop.errors import RootError
 from pop.executors import open_executor
+from pop.executors.process import reap_orphans
 from pop.gatekeeper import GatewayProcess
 from pop.intake import Intake
 from pop.ledger import Ledger
@@ -196,6 +197,7 @@ class Daemon:
         if self.only is None and not self._stopping and self.work.is_well:
             await self.intake.scan()
         self.orchestrator.look_at_trails()
+        reap_orphans(keep={self.gateway.pid, self.executor.pid})
         return max(self.settings.daemon.scan_s, 20 * (time.monotonic() - began))
 
     # -- filling the places ------------------------------------------------------------------------------------
@@ -425,7 +427,7 @@ def run_daemon(root: Root, *, only: Only | None = None, command: str = "pop up")
     os.umask(0o077)
     prepare_root(root)
     settings = load_settings(root)
-    protect_keys(workers_confined=settings.worker.confine)
+    protect_keys()
     _raise_file_limit()
     patience_s = 3.0 if only is None else ONLY_PATIENCE_S  # of several `pop run` one comes after the other
     with hold_root(root.machine_room, command, patience_s=patience_s):

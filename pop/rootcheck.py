@@ -20,6 +20,7 @@ from pop.expressions import Expression, ExpressionError
 from pop.models.catalogue import Catalogue, ModelEntry
 from pop.models.keys import keys_of
 from pop.models.prices import price_of
+from pop.models.providers import KINDS, load_provider
 from pop.models.providers.command import command_problem
 from pop.pipeline import Each, Pipeline, Task, read_pipeline
 from pop.places import Places, find_places
@@ -110,6 +111,11 @@ class RootCheck:
                 yield from _each_of(error)
                 continue
             for entry in entries:
+                if entry.provider not in KINDS:  # an installed package's
+                    try:
+                        load_provider(entry.provider)
+                    except ConfigError as error:
+                        yield error
                 problem = command_problem(entry, self.keys, self.root.path) if entry.name == name else None
                 if problem:
                     yield ConfigError(problem, where=self.settings.place("models", name, "command"), code="no-program")
@@ -139,7 +145,7 @@ class RootCheck:
             given = {"pop.toml": of_settings, read.file: read.pipeline.budget, f"step {step.name!r}": step.budget}
             sources = [source for source, budget in given.items() if any(key.endswith("_usd") for key in budget)]
             for entry in entries:
-                if sources and entry.provider != "command" and price_of(entry) is None:
+                if sources and price_of(entry) is None:
                     message = f"there is a budget in USD ({sources[0]}), and nobody knows what {entry.name!r} costs"
                     hint = "give it a `price` in pop.toml, or a budget in tokens or calls"
                     yield ConfigError(message, where=self.settings.place("models", name), hint=hint, code="no-price")

@@ -202,7 +202,7 @@ def seed(tmp_path: Path) -> Path:
 
 def test_a_budget_that_is_used_up_exits_with_6(make_living: Make, seed: Path, fake_openai: FakeOpenAI) -> None:
     """The seed's own, and the provider's account."""
-    living = make_living(pipeline={"name": "p", "tasks": ["one"]}, tasks=TASKS)
+    living = make_living(pipeline={"name": "p", "tasks": ["ask"]}, tasks={"ask.md": "?"})
     seed.write_text('{"data": {}, "budget": {"run_tokens": 0}}')
     assert pop(living, "run", seed).returncode == 6
     fake_openai.faults = [Fault(status=429, body=b'{"error": {"message": "pay", "code": "insufficient_quota"}}')]

@@ -58,6 +58,10 @@ class Executor(Protocol):
     async def stop(self) -> None:
         """End everything."""
 
+    @property
+    def pid(self) -> int | None:
+        """The process that the executor started and waits for itself, if any."""
+
 
 EXECUTORS = {"local": "pop.executors.local:LocalExecutor"}
 

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 LINUX = sys.platform == "linux"
@@ -97,3 +98,12 @@ def end_orphans(root: Path) -> int:
         if not found:
             break
     return count
+
+
+def reap_orphans(keep: Collection[int | None]) -> None:
+    """Bury adopted children that have ended; those in `keep` are waited for by whoever started them."""
+    with contextlib.suppress(ChildProcessError):
+        while info := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if info.si_pid in keep:
+                return
+            os.waitpid(info.si_pid, os.WNOHANG)

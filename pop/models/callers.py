@@ -252,7 +252,7 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.umask(0o077)
-    protect_keys(workers_confined=True)
+    protect_keys()
     keys = Keys(os.environ)
     keys.learn(load_settings(Root(arguments.root)))
     sys.stderr = cast(TextIO, RedactingStream(keys, sys.stderr))

@@ -96,7 +96,7 @@ class Gateway:
 
     async def _provider(self, kind: str) -> Provider:
         """The provider of a kind; its module is loaded in a thread, because an SDK takes most of a second."""
-        if self._callers and not kinds()[kind].local:
+        if self._callers and not kinds()[kind].local and kind != "command":  # its programs need no second process
             return self._callers.provider(kind)
         opening = self._providers.get(kind)
         if opening is None:
@@ -229,7 +229,7 @@ def main() -> None:
     root = Root(Path(arguments.root))
     try:
         settings = load_settings(root)
-        protect_keys(workers_confined=settings.worker.confine)
+        protect_keys()
         keys = Keys(os.environ, find_keys_file(settings))
         _log_without(keys)
         asyncio.run(_serve(root, Path(arguments.socket), keys))
