@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -56,7 +57,7 @@ class ModelEntry:
     structured: str | None = None
     reuse_s: float | None = None
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """What answers: the same identity under two names is the same model."""
         return "\0".join((self.provider, without_password(self.base_url or ""), self.model, *self.command))
