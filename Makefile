@@ -5,7 +5,7 @@ POP := .venv/bin/pop
 STAMP := .venv/.installed
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: install demo test lint bench clean lock
+.PHONY: install demo test test-peer lint bench clean lock
 
 install: $(STAMP)
 
@@ -32,6 +32,13 @@ demo: $(STAMP)
 test: $(STAMP)
 	@.venv/bin/python -m pytest -n 4 --dist worksteal
 
+# The tests against llama-cpp-python's server, which `make test` skips where it is not installed; it is built for about 5 minutes.
+test-peer: $(STAMP)
+	@[ -x .peer/bin/python ] || $(PYTHON) -m venv .peer
+	@.peer/bin/python -c 'import llama_cpp, gguf' 2>/dev/null || \
+	  .peer/bin/python -m pip install -q --disable-pip-version-check "llama-cpp-python[server]>=0.3" gguf
+	@POP_TEST_LLAMA=.peer/bin/python .venv/bin/python -m pytest tests/test_real_server.py
+
 lint: $(STAMP)
 	@.venv/bin/ruff check pop tests bench
 	@.venv/bin/mypy
@@ -46,4 +53,4 @@ lock:  # write the locks anew; they hold hashes, and no addresses
 	  --group dev --constraint requirements.lock -o requirements-dev.lock
 
 clean:
-	rm -rf .venv .pop .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .peer .pop .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,7 +1,7 @@
 """A server that nobody here wrote: llama-cpp-python's, with a tiny model of random weights that the test writes itself.
 
-    python -m venv VENV && VENV/bin/pip install "llama-cpp-python[server]" gguf     # builds for about 5 minutes
-    POP_TEST_LLAMA=VENV/bin/python pytest tests/test_real_server.py
+    make test-peer                                              # builds it once, for about 5 minutes
+    POP_TEST_LLAMA=VENV/bin/python pytest tests/test_real_server.py       # with one of your own
 
 The answers are gibberish: shapes are tested, never quality.
 """
