@@ -37,7 +37,7 @@ test-peer: $(STAMP)
 	@[ -x .peer/bin/python ] || $(PYTHON) -m venv .peer
 	@.peer/bin/python -c 'import llama_cpp, gguf' 2>/dev/null || \
 	  .peer/bin/python -m pip install -q --disable-pip-version-check "llama-cpp-python[server]>=0.3" gguf
-	@POP_TEST_LLAMA=.peer/bin/python .venv/bin/python -m pytest tests/test_real_server.py
+	@POP_TEST_LLAMA=$(CURDIR)/.peer/bin/python .venv/bin/python -m pytest tests/test_real_server.py
 
 lint: $(STAMP)
 	@.venv/bin/ruff check pop tests bench
