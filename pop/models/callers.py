@@ -169,7 +169,8 @@ def _entry_json(entry: ModelEntry) -> bytes:
     if known is None or known[0] is not entry:
         if len(_ENTRIES) >= 1000:
             _ENTRIES.clear()
-        known = _ENTRIES[id(entry)] = (entry, orjson.dumps(entry, default=_plain))
+        plain = {field.name: getattr(entry, field.name) for field in dataclasses.fields(entry)}
+        known = _ENTRIES[id(entry)] = (entry, orjson.dumps(plain, default=_plain))
     return known[1]
 
 
