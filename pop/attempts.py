@@ -12,6 +12,7 @@ import hashlib
 import os
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,11 @@ from pop.store import (
 )
 
 MAX_OUTPUT_BYTES = 64 * 2**20
-MAX_TRAIL_BYTES = 64 * 2**20
+MAX_CALLS_BYTES = 16 * 2**30  # of calls.jsonl, which holds whole answers; a larger one counts as none
+MAX_LINE_BYTES = 64 * 2**20
+MAX_MODELS = 1_000
 SMALL_OUTPUT_BYTES = 2**18
+SMALL_CALLS_BYTES = 2**21
 
 # How an attempt ended when the supervisor ended it, or nobody did.
 _ENDED: dict[str, tuple[ErrorClass, str]] = {
@@ -129,11 +133,16 @@ def begin(disk: Disk, run_dir: Path, letter: Letter) -> tuple[Letter, Attempt, d
 
 def is_small(attempt: Attempt) -> bool:
     """Whether what the attempt left can be read and placed in less time than a thread takes to begin."""
+    size_bytes = _size_bytes(attempt, "output.json")
+    small = size_bytes <= SMALL_OUTPUT_BYTES and _size_bytes(attempt, "calls.jsonl") <= SMALL_CALLS_BYTES
+    return small and not os.path.lexists(os.path.join(attempt.attempt_dir, "artifacts"))
+
+
+def _size_bytes(attempt: Attempt, name: str) -> int:
     try:
-        size_bytes = os.stat(os.path.join(attempt.attempt_dir, "output.json")).st_size
+        return os.stat(os.path.join(attempt.attempt_dir, name)).st_size
     except OSError:
-        return True
-    return size_bytes <= SMALL_OUTPUT_BYTES and not os.path.lexists(os.path.join(attempt.attempt_dir, "artifacts"))
+        return 0
 
 
 def judge_and_place(files: Later, run_dir: Path, attempt: Attempt, letter: Letter, result: Result) -> Outcome:
@@ -263,25 +272,29 @@ def done_event(letter: Letter, outcome: Outcome, seconds: float) -> dict[str, An
 
 def cached_calls(attempt_dir: Path) -> tuple[int, list[str]]:
     """How many answers of an attempt came from the store, as it wrote down, and the models that gave its answers."""
-    rows = [row for row in _calls(attempt_dir) if not row.get("error_class")]
-    models = {"builtin" if row.get("provider") == "builtin" else str(row.get("model")): None for row in rows}
-    return sum(1 for row in rows if row.get("cached") is True), list(models)
+    cached, models = 0, dict[str, None]()
+    for row in _calls(attempt_dir):
+        if not row.get("error_class"):
+            cached += row.get("cached") is True
+            if len(models) < MAX_MODELS:
+                models["builtin" if row.get("provider") == "builtin" else str(row.get("model"))[:200]] = None
+    return cached, list(models)
 
 
-def _calls(attempt_dir: Path) -> list[dict[str, Any]]:
+def _calls(attempt_dir: Path) -> Iterator[dict[str, Any]]:
+    """The rows of calls.jsonl, one in memory at a time; a torn or overlong line is passed over."""
     try:
-        data = read_regular(attempt_dir / "calls.jsonl", max_bytes=MAX_TRAIL_BYTES)
+        file = os.fdopen(open_regular(attempt_dir / "calls.jsonl", max_bytes=MAX_CALLS_BYTES), "rb")
     except (OSError, NotAFile):
-        return []
-    rows = []
-    for line in data.splitlines():
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
+        return
+    with file:
+        while line := file.readline(MAX_LINE_BYTES):
+            try:
+                row = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                continue
+            if isinstance(row, dict):
+                yield row
 
 
 def last_trail_line(attempt_dir: Path) -> dict[str, Any] | None:

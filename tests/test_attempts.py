@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,20 @@ def test_what_came_from_the_store_is_told_by_calls_jsonl(tmp_path: Path) -> None
     data = b"".join(dump_json(row, pretty=False) for row in rows) + b'{"torn'
     Path(attempt.attempt_dir, "calls.jsonl").write_bytes(data)
     assert attempts.cached_calls(Path(attempt.attempt_dir)) == (1, ["m", "builtin"])
+
+
+def test_calls_of_any_size_are_counted_line_by_line(tmp_path: Path) -> None:
+    """Rows hold whole answers: 100 MB of them are counted in the memory of one."""
+    _, attempt, _ = begun(tmp_path)
+    row = dump_json({"model": "m", "cached": True, "text": "t" * 2**18}, pretty=False)
+    with open(Path(attempt.attempt_dir, "calls.jsonl"), "wb") as file:
+        for _ in range(400):
+            file.write(row)
+    assert not attempts.is_small(attempt)
+    tracemalloc.start()
+    assert attempts.cached_calls(Path(attempt.attempt_dir)) == (400, ["m"])
+    assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    tracemalloc.stop()
 
 
 def test_placing_again_after_a_crash_gives_the_same(tmp_path: Path) -> None:
