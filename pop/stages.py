@@ -19,7 +19,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -209,7 +211,9 @@ class Stages:
             return output
         try:
             return orjson.loads(orjson.dumps(output))
-        except TypeError:
+        except TypeError:  # an integer beyond 64 bits, a key that is no text, or nothing that JSON knows
+            with suppress(TypeError, ValueError, RecursionError):
+                return json.loads(json.dumps(output))
             return output
 
     def validate_structure(self, output: Any) -> list[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -20,7 +21,13 @@ from pop.places import shown
 
 def _json(value: Any, indent: int = 2) -> str:
     options = orjson.OPT_INDENT_2 if indent else 0
-    return orjson.dumps(value, option=options, default=_plain).decode()
+    try:
+        return orjson.dumps(value, option=options, default=_plain).decode()
+    except TypeError:  # an integer beyond 64 bits
+        separators = None if indent else (",", ":")
+        return json.dumps(
+            value, ensure_ascii=False, indent=2 if indent else None, separators=separators, default=_plain
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,18 @@ def test_what_is_missing_is_named_as_the_template_names_it(text: str, says: str)
         Prompt(text, Path("t.md")).render(NAMES)
     assert caught.value.error_class == "bad_input"
     assert f"{caught.value.message} ({caught.value.where}): {caught.value.hint}".startswith(says)
+
+
+def test_a_value_as_json_keeps_its_integers() -> None:
+    """Of any length, whole and in one line."""
+    value = {"n": 10**30 + 1, "é": [1, {"a": 0.5}]}
+    for indent in ("", "(indent=0)"):
+        text = Prompt("{{ v | json" + indent + " }}", Path("t.md")).render({"v": value})
+        assert json.loads(text) == value and "é" in text
+        small = Prompt("{{ v | json" + indent + " }}", Path("t.md")).render({"v": {**value, "n": 1}})
+        assert text.replace(str(10**30 + 1), "1") == small
+    with pytest.raises(AttemptFailed, match="has no JSON form|not JSON"):
+        Prompt("{{ v | json }}", Path("t.md")).render({"v": object()})
 
 
 @pytest.mark.parametrize(

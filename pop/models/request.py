@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -169,13 +170,21 @@ class ModelError(PopError):
 def request_hash(request: ModelRequest) -> str:
     """The sha256 of everything that shapes the answer."""
     value = request.model_dump(mode="json", by_alias=True, exclude={"asked", "reuse_s", "round"})
-    return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return _sha256(value)
 
 
 def prompt_hash(request: ModelRequest) -> str:
     """The same without the model's name: what a replay looks for."""
     value = request.model_dump(mode="json", by_alias=True, exclude={"model", "asked", "reuse_s", "round"})
-    return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return _sha256(value)
+
+
+def _sha256(value: Any) -> str:
+    try:
+        data = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # an integer beyond 64 bits, in a schema
+        data = json.dumps(value, sort_keys=True).encode()
+    return hashlib.sha256(data).hexdigest()
 
 
 def answer_key(origin: Origin, request_sha256: str) -> str:
