@@ -2,8 +2,6 @@
 
 from evidence import makers
 
-from pop.context import estimate_tokens
-
 BUDGET_TOKENS = 6_000
 
 
@@ -16,7 +14,7 @@ def infer(prompt, ctx):
     left, waiting, fitting = ctx.config.get("budget_tokens", BUDGET_TOKENS), len(texts), {}
     for name in sorted(texts, key=lambda name: (len(texts[name]), name)):  # what short ones leave is shared by the tall
         fitting[name] = ctx.compress(texts[name], max(1, left // waiting))
-        left -= estimate_tokens(fitting[name])
+        left -= ctx.count_tokens(fitting[name])
         waiting -= 1
         ctx.progress(len(fitting), len(texts))
     return {

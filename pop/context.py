@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from pop.durations import ANY_AGE_S
+from pop.compression import Compression
 from pop.errors import AttemptFailed
 from pop.inputs import Inputs
-from pop.models.request import Answer, Message, ModelError, ModelRequest
-from pop.models.strict import without_nulls
-from pop.models.tokens import cut_text, estimate_tokens, split_text, weigh
-from pop.parsing import Parsed, Schema, Unparsable, json_schema, model_problems, parse_json, schema_problems
+from pop.models.counts import MOST_COUNTS, Counts
+from pop.models.request import Answer, Message, ModelError, ModelRequest, prompt_hash
+from pop.parsing import Schema, json_schema
 from pop.records import CallRecord, Letter
+from pop.replies import Call as Call
+from pop.replies import Prompt
+from pop.replies import Reply as Reply
 from pop.store import contained
 from pop.trail import Log, Trail
-
-Prompt = str | Sequence[Mapping[str, str]]
 
 
 class ModelCaller(Protocol):
@@ -37,79 +39,17 @@ class ModelCaller(Protocol):
         requests: Sequence[ModelRequest],
         *,
         at_once: int | None = None,
-        heard: Callable[[int], None] | None = None,
+        heard: Callable[[int, Answer | ModelError], None] | None = None,
     ) -> list[Answer | ModelError]:
-        """Answers in the order of the requests, at most `at_once` open; `heard` is told how many have come."""
+        """Answers in the order of the requests, at most `at_once` open; `heard` is told of each when it comes."""
 
 
 @runtime_checkable
-class _Counts(Protocol):
+class _CanCount(Protocol):
     """A caller that can count tokens."""
 
-    def count(self, text: str, model: str) -> tuple[int, bool] | None:
+    def count(self, text: str, model: str, asked: str) -> tuple[int, bool] | None:
         """Tokens, and whether that is exact; None when nobody can say."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A model's answer."""
-
-    text: str
-    answer: Answer
-    schema: Schema | None = None
-
-    @property
-    def data(self) -> Any:
-        """The answer's JSON where a schema was asked for (an instance, where that was a pydantic model), else None.
-
-        Raises:
-            AttemptFailed: ``invalid_output`` when the answer holds no JSON or does not fit the schema.
-        """
-        if self.schema is None:
-            return None
-        form = json_schema(self.schema)
-        try:
-            value = self.parsed(form).value
-            problems = schema_problems(value, form)
-        except Unparsable as error:
-            problems = [str(error)]
-        if not problems and isinstance(self.schema, type):
-            problems = model_problems(value, self.schema)
-        if problems:
-            asked = f"the answer of {self.answer.model!r} does not have the asked form: {problems[0][:500]}"
-            raise AttemptFailed("invalid_output", asked, problems=problems)
-        return self.schema.model_validate(value) if isinstance(self.schema, type) else value
-
-    def parsed(self, schema: dict[str, Any]) -> Parsed:
-        """The value that the answer holds, unchecked; without the nulls that strict servers write for what is left out.
-
-        Raises:
-            Unparsable: It holds none.
-        """
-        found = parse_json(self.text, schema)
-        if self.answer.extra.get("nulls"):
-            return replace(found, value=without_nulls(found.value, schema))
-        return found
-
-    def __str__(self) -> str:
-        return self.text
-
-
-@dataclass(frozen=True)
-class Call:
-    """A model call that has not been made yet, for `Context.gather`.
-
-    Args:
-        schema: A JSON Schema, or a pydantic model.
-        reuse_s: An answer to the same question may be so many seconds old, whoever asked; None: as the run says.
-    """
-
-    prompt: Prompt
-    schema: Schema | None = None
-    model: str | None = None
-    temperature: float | None = None
-    max_output_tokens: int | None = None
-    reuse_s: float | None = None
 
 
 @dataclass
@@ -129,6 +69,11 @@ class Context:
 
     def __post_init__(self) -> None:
         self.log = Log(self.trail)
+
+    @cached_property
+    def _counts(self) -> Counts:
+        told = f"after {MOST_COUNTS} counts of tokens, further ones are plain estimates"
+        return Counts(self.trail.folder, self.trail.append, lambda: self.trail.note("note", text=told))
 
     @property
     def item(self) -> Any:
@@ -227,24 +172,22 @@ class Context:
             raise ValueError(f"at_once must be at least 1, not {at_once}")
         asked = [call if isinstance(call, Call) else Call(call, schema, model) for call in calls]
         requests = [self._request(call) for call in asked]
-        heard = self._in_hundredths(len(requests)) if progress else None
+        diary = _InTurn(requests, self._record)
+        done = 0
+
+        def heard(place: int, outcome: Answer | ModelError) -> None:
+            nonlocal done
+            done += 1
+            diary.heard(place, outcome)
+            if progress and done * 100 // len(requests) > (done - 1) * 100 // len(requests):
+                self.progress(done, len(requests))
+
         self.trail.note("call.begin", text=f"{len(requests)} calls")
         try:
             answers = self._caller().ask_many(requests, at_once=at_once, heard=heard) if requests else []
         finally:
             self.trail.note("call.end")
-        for request, answer in zip(requests, answers, strict=True):
-            self._record(request, answer)
         return [self._reply_or_failure(answer, call) for answer, call in zip(answers, asked, strict=True)]
-
-    def _in_hundredths(self, total: int) -> Callable[[int], None]:
-        """Progress that is told a hundred times at most."""
-
-        def heard(done: int) -> None:
-            if done * 100 // total > (done - 1) * 100 // total:
-                self.progress(done, total)
-
-        return heard
 
     def _reply_or_failure(self, answer: Answer | ModelError, call: Call) -> Reply | AttemptFailed:
         if isinstance(answer, ModelError):
@@ -327,10 +270,11 @@ class Context:
     def count_tokens(self, text: str, model: str | None = None) -> int:
         """How many tokens a text has for a model.
 
-        Exact where the gateway has the model's vocabulary at hand; else an estimate, which the usage seen corrects.
+        Exact where the gateway has the model's vocabulary at hand; else an estimate, which the usage seen corrects. What
+        this instance has counted once, it counts alike in each of its attempts and in a replay.
         """
-        found = self.caller.count(text, self._meant(model)[1]) if isinstance(self.caller, _Counts) else None
-        return found[0] if found else estimate_tokens(text)
+        ask = self.caller.count if isinstance(self.caller, _CanCount) else None
+        return self._counts.count(text, *self._meant(model), ask)
 
     def compress(self, text: str, max_tokens: int, *, model: str | None = None) -> str:
         """Condense a text to at most `max_tokens`, as `count_tokens` counts: its parts side by side, then the digests.
@@ -346,7 +290,7 @@ class Context:
         before = self.count_tokens(text, model)
         if before <= max_tokens:
             return text
-        work = _Compression(self, max_tokens, model)
+        work = Compression(self, max_tokens, model)
         shorter = work.run(text)
         after = self.count_tokens(shorter, model)
         told = f"compressed {before} tokens to {after} (at most {max_tokens}) by {work.calls} calls"
@@ -357,6 +301,28 @@ class Context:
     def control(self) -> Any:
         """Orders to the own run (add, skip, pause)."""
         raise AttemptFailed("bug", "ctx.control is not part of this version of POP")
+
+
+class _InTurn:
+    """Writes answers down as they come; of equal prompts in the order in which they were asked, by which they are known."""
+
+    def __init__(
+        self, requests: Sequence[ModelRequest], write: Callable[[ModelRequest, Answer | ModelError], None]
+    ) -> None:
+        self._requests = requests
+        self._write = write
+        self._prompts = [prompt_hash(request) for request in requests]
+        self._open: dict[str, deque[int]] = {}
+        for place, prompt in enumerate(self._prompts):
+            self._open.setdefault(prompt, deque()).append(place)
+        self._held: dict[int, Answer | ModelError] = {}
+
+    def heard(self, place: int, outcome: Answer | ModelError) -> None:
+        self._held[place] = outcome
+        line = self._open[self._prompts[place]]
+        while line and line[0] in self._held:
+            first = line.popleft()
+            self._write(self._requests[first], self._held.pop(first))
 
 
 @dataclass(frozen=True)
@@ -389,108 +355,3 @@ def _as_failure(error: ModelError) -> AttemptFailed:
 def json_text(value: Any) -> str:
     """A value as a person reads it in a prompt."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
-
-
-_COMPRESS = """Condense the document to at most {words} words. Keep names, numbers and claims; invent nothing.
-
-<document>
-{text}
-</document>"""
-_SHORTER = "That has about {found} words. Give it again with at most {words} words."
-PART_TOKENS = 3000
-LEAST_PART_TOKENS = 200  # a part that is too long for a model is halved down to this
-LEAST_DIGEST_TOKENS = 60
-WORDS_PER_TOKEN = 0.75
-
-
-class _Compression:
-    """One text on its way to `max_tokens`. Texts are cut alike whatever was learnt, so that answers are found again."""
-
-    def __init__(self, ctx: Context, max_tokens: int, model: str | None) -> None:
-        self._ctx = ctx
-        self._max_tokens = max_tokens
-        self._model = model
-        self.calls = 0
-
-    def run(self, text: str) -> str:
-        """Round upon round; each but the last at least halves the text, or cuts its digests."""
-        while parts := [part.strip() for part in split_text(text, PART_TOKENS) if part.strip()]:
-            share = max(self._max_tokens // len(parts), LEAST_DIGEST_TOKENS)
-            digests = self._digests(parts, share)
-            shorter = _joined(digests)
-            if self._fits(shorter, self._max_tokens):
-                return shorter
-            last = len(parts) == 1 or share * len(parts) <= self._max_tokens
-            if last or weigh(shorter) > weigh(text) / 2:
-                shorter = _joined(self._shortened(parts, digests, share))
-            if last:
-                return self._cut(shorter, self._max_tokens)
-            text = shorter
-        return ""
-
-    def _fits(self, text: str, most: int) -> bool:
-        return self._ctx.count_tokens(text, self._model) <= most
-
-    def _cut(self, text: str, most: int) -> str:
-        return cut_text(text, lambda part: self._fits(part, most))
-
-    def _gather(self, prompts: Sequence[Prompt], share: int) -> list[Reply | AttemptFailed]:
-        self.calls += len(prompts)
-        limit = self._ctx.max_output_tokens  # of the task, which is about its own answers
-        most = max(limit, 4 * share) if limit else None
-        calls = [Call(prompt, None, self._model, max_output_tokens=most, reuse_s=ANY_AGE_S) for prompt in prompts]
-        return self._ctx.gather_each(calls)
-
-    def _digests(self, parts: Sequence[str], share: int) -> list[str]:
-        """One digest for each part; parts that are too long for the model are halved, all of them at once."""
-        replies = self._gather([_compress_prompt(part, share) for part in parts], share)
-        for reply, part in zip(replies, parts, strict=True):
-            if isinstance(reply, AttemptFailed) and not _can_be_halved(reply, part):
-                raise reply
-        halved = {
-            place: split_text(parts[place], estimate_tokens(parts[place]) // 2 + 1)
-            for place, reply in enumerate(replies)
-            if isinstance(reply, AttemptFailed)
-        }
-        pieces = [piece for halves in halved.values() for piece in halves]
-        below = iter(self._digests(pieces, max(share // 2, LEAST_DIGEST_TOKENS)) if pieces else [])
-        return [
-            reply.text.strip() if isinstance(reply, Reply) else _joined([next(below) for _ in halved[place]])
-            for place, reply in enumerate(replies)
-        ]
-
-    def _shortened(self, parts: Sequence[str], digests: Sequence[str], share: int) -> list[str]:
-        """The digests longer than their share asked for once more, with the number; then cut at a sentence."""
-        found = list(digests)
-        long = [place for place, digest in enumerate(digests) if not self._fits(digest, share)]
-        prompts = [self._once_more(parts[place], digests[place], share) for place in long]
-        for place, reply in zip(long, self._gather(prompts, share), strict=True):
-            if isinstance(reply, Reply):
-                found[place] = reply.text.strip() or found[place]
-            elif reply.error_class not in ("truncated", "refused", "bad_input"):
-                raise reply
-            if not self._fits(found[place], share):
-                tokens = self._ctx.count_tokens(found[place], self._model)
-                self._ctx.log.warning("a digest longer than asked was cut", tokens=tokens, at_most=share)
-                found[place] = self._cut(found[place], share)
-        return found
-
-    def _once_more(self, part: str, digest: str, share: int) -> Prompt:
-        words = int(self._ctx.count_tokens(digest, self._model) * WORDS_PER_TOKEN)
-        return [
-            {"role": "user", "content": _compress_prompt(part, share)},
-            {"role": "assistant", "content": digest},
-            {"role": "user", "content": _SHORTER.format(found=words, words=int(share * WORDS_PER_TOKEN))},
-        ]
-
-
-def _compress_prompt(part: str, share: int) -> str:
-    return _COMPRESS.format(words=int(share * WORDS_PER_TOKEN), text=part)
-
-
-def _can_be_halved(failure: AttemptFailed, part: str) -> bool:
-    return failure.code == "context-length" and estimate_tokens(part) > LEAST_PART_TOKENS
-
-
-def _joined(digests: Sequence[str]) -> str:
-    return "\n\n".join(digest for digest in digests if digest)

@@ -15,7 +15,7 @@ import pytest
 
 from pop.errors import AttemptFailed
 from pop.models.client import GatewayClient
-from pop.models.request import Answer, Message, ModelError, ModelRequest, Origin
+from pop.models.request import Answer, Message, ModelError, ModelRequest, Origin, prompt_hash, request_hash
 
 Served = Callable[[list[dict[str, Any]]], list[bytes] | None]
 
@@ -153,10 +153,10 @@ def test_no_more_than_the_window_is_open(tmp_path: Path) -> None:
     thread = threading.Thread(target=serve, args=[tmp_path / "g"])
     thread.start()
     asked = [question(str(number)) for number in range(20)]
-    answers = client(tmp_path / "g").ask_many(asked, at_once=3, heard=heard.append)
+    answers = client(tmp_path / "g").ask_many(asked, at_once=3, heard=lambda place, _: heard.append(place))
     thread.join(30)
     assert [answer.text for answer in answers if isinstance(answer, Answer)] == [f"{number}!" for number in range(20)]
-    assert max(open_at_once) <= 3 and heard == list(range(1, 21))
+    assert max(open_at_once) <= 3 and sorted(heard) == list(range(20)) and heard[0] == 2
 
 
 def test_a_thousand_questions_hold_no_thread(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_thousand_questions_hold_no_thread(tmp_path: Path) -> None:
     before, during = threading.active_count(), list[int]()
     with gateway(tmp_path / "g", 1000, lambda asked: [b"".join(reply(one) for one in reversed(asked))]):
         asked = [question(str(number)) for number in range(1000)]
-        answers = client(tmp_path / "g").ask_many(asked, heard=lambda _: during.append(threading.active_count()))
+        answers = client(tmp_path / "g").ask_many(asked, heard=lambda *_: during.append(threading.active_count()))
     assert len(answers) == 1000 and max(during) <= before + 1  # the server of this test is the one
 
 
@@ -199,13 +199,13 @@ def test_tokens_are_counted_by_the_gateway_when_it_can(tmp_path: Path, answer: A
     def serve(asked: dict[str, Any]) -> bytes:
         if "request" in asked:
             return reply(asked)
-        assert asked["count"] == {"model": "m", "text": "some text"}
+        assert asked["count"] == {"model": "m", "asked": "large", "instance": "step.0", "text": "some text"}
         return json.dumps({"id": asked["id"], **answer}).encode() + b"\n"
 
     thread = threading.Thread(target=in_turn, args=[tmp_path / "g", 2, serve])
     thread.start()
     asker = client(tmp_path / "g")
-    assert asker.count("some text", "m") == count
+    assert asker.count("some text", "m", "large") == count
     assert asker.ask(question("x")).text == "x!"
     thread.join(10)
 
@@ -216,7 +216,7 @@ def test_a_prompt_longer_than_the_gateway_reads_is_told(tmp_path: Path, monkeypa
     with gateway(tmp_path / "g", 2, lambda asked: [reply(one) for one in asked]):
         asker = client(tmp_path / "g")
         first, failed, last = asker.ask_many([question("a"), question("x" * 6000), question("b")])
-        assert asker.count("x" * 6000, "m") is None
+        assert asker.count("x" * 6000, "m") is None and asker.count("half a pair \ud800", "m") is None
     assert isinstance(failed, ModelError) and failed.code == "context-length"
     assert isinstance(first, Answer) and isinstance(last, Answer) and last.text == "b!"
 
@@ -244,3 +244,27 @@ def test_a_gateway_that_is_just_starting_is_waited_for(tmp_path: Path) -> None:
     """The worker waits at its door."""
     with gateway(tmp_path / "g", 1, lambda asked: [reply(asked[0])], late_s=0.6):
         assert client(tmp_path / "g").ask(question("x")).text == "x!"
+
+
+def test_what_a_listener_raises_is_no_gateway_that_went_away(tmp_path: Path) -> None:
+    """A full disk, say, when the answer is written down."""
+
+    def full(place: int, outcome: Answer | ModelError) -> None:
+        raise OSError("no space left")
+
+    with gateway(tmp_path / "g", 1, lambda asked: [reply(asked[0])]), pytest.raises(OSError, match="no space"):
+        client(tmp_path / "g").ask_many([question("x")], heard=full)
+
+
+def test_integers_of_any_length_in_a_schema_are_hashed_and_sent(tmp_path: Path) -> None:
+    """Exactly; other requests have the hashes they always had."""
+
+    def about(most: int) -> ModelRequest:
+        return question("x").model_copy(update={"schema_": {"type": "integer", "maximum": most}})
+
+    hashes = {made(about(10**30 + more)) for more in (0, 1) for made in (request_hash, prompt_hash)}
+    assert len(hashes) == 4 and prompt_hash(about(10**30)) == prompt_hash(about(10**30))
+    assert prompt_hash(question("x")) == "42d62df06c076929e9089b87e8d6de6b86e32085251087669058fe5bde95b9a4"
+    with gateway(tmp_path / "g", 1, lambda asked: [reply(asked[0])]) as asked:
+        client(tmp_path / "g").ask(about(10**30 + 1))
+    assert asked[0]["request"]["schema"]["maximum"] == 10**30 + 1

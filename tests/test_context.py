@@ -38,6 +38,7 @@ class Model:
         self.react = react
         self.requests: list[ModelRequest] = []
         self.windows: list[int | None] = []
+        self.order: Callable[[Sequence[int]], Sequence[int]] = lambda places: places  # in which answers come
 
     def _one(self, request: ModelRequest) -> Answer | ModelError:
         self.requests.append(request)
@@ -55,15 +56,15 @@ class Model:
         requests: Sequence[ModelRequest],
         *,
         at_once: int | None = None,
-        heard: Callable[[int], None] | None = None,
+        heard: Callable[[int, Answer | ModelError], None] | None = None,
     ) -> list[Answer | ModelError]:
         self.windows.append(at_once)
-        found = []
-        for number, request in enumerate(requests, 1):
-            found.append(self._one(request))
+        found = {}
+        for place in self.order(range(len(requests))):
+            found[place] = self._one(requests[place])
             if heard:
-                heard(number)
-        return found
+                heard(place, found[place])
+        return [found[place] for place in range(len(requests))]
 
 
 Make = Callable[..., tuple[Context, Model]]
@@ -220,6 +221,24 @@ def test_a_gather_is_bounded_and_tells_its_progress_when_asked(make: Make, tmp_p
         ctx.gather(["x"], at_once=0)
 
 
+def test_a_call_of_a_gather_is_written_down_when_its_answer_comes(make: Make, tmp_path: Path) -> None:
+    """Equal prompts in the order in which they were asked, by which a replay knows them, whoever they go to."""
+    seen = list[list[str]]()
+
+    def react(request: ModelRequest) -> str:
+        path = tmp_path / "calls.jsonl"
+        seen.append([row["text"] for row in rows(tmp_path)] if path.exists() else [])
+        return f"{request.asked} {request.text} {len(seen)}"
+
+    ctx, model = make(react)
+    model.order = lambda places: [3, 4, 1, 0, 2]
+    replies = ctx.gather([Call("x"), "y", Call("x", model="large"), "z", "x"])
+    told = ["default z 1", "default y 3", "default x 4", "large x 5", "default x 2"]
+    assert [row["text"] for row in rows(tmp_path)] == told
+    assert seen[-1] == told[:3]
+    assert [reply.text for reply in replies] == [told[place] for place in (2, 1, 3, 0, 4)]
+
+
 @pytest.mark.parametrize(
     ("given", "error_class", "hint"),
     [
@@ -372,10 +391,87 @@ def test_what_is_learnt_of_tokens_does_not_change_what_is_asked(make: Make) -> N
     for factor in (1.0, 1.1):
         ctx, model = make(obedient)
         counting: Any = model
-        counting.count = lambda text, name, factor=factor: (int(estimate_tokens(text) * factor), False)
+        counting.count = lambda text, name, asked, factor=factor: (int(estimate_tokens(text) * factor), False)
         ctx.compress(LONG, 200)
         asked.append([request.messages[0].content for request in model.requests])
     assert asked[0] == asked[1] and len(asked[0]) > 5
+
+
+def test_a_model_that_needs_more_tokens_than_estimated_gets_fewer_words(make: Make, tmp_path: Path) -> None:
+    """The first questions are those of any other model; what is too long by its count is asked for once more."""
+    ctx, model = make(obedient)
+    counting: Any = model
+    counting.count = lambda text, name, asked: (estimate_tokens(text) * 2, False)
+    shorter = ctx.compress(LONG, 400)
+    assert 150 < ctx.count_tokens(shorter) <= 400
+    first = [request for request in model.requests if len(request.messages) == 1]
+    again = [request for request in model.requests if len(request.messages) == 3]
+    assert again and max(map(words_asked, again)) < max(map(words_asked, first))
+
+
+# -- counts ------------------------------------------------------------------------------------------------------------
+
+
+class Counting(Model):
+    """A caller whose count of everything grows with every question."""
+
+    def __init__(self, number: int, *, exact: bool = False) -> None:
+        super().__init__(obedient)
+        self.number, self.exact, self.counted = number, exact, 0
+
+    def count(self, text: str, model: str, asked: str) -> tuple[int, bool] | None:
+        self.counted += 1
+        return self.number + self.counted, self.exact
+
+
+def attempt_of(path: Path, number: int, caller: Any, **about: Any) -> Context:
+    """A context in the folder of an attempt."""
+    folder = path / "attempts" / str(number)
+    folder.mkdir(parents=True, exist_ok=True)
+    letter = Letter(
+        run_id="r", run_name="r", instance="t", step="t", task="t", tasks_dir="", run_dir=str(path), attempt=number,
+        attempt_id="a", generation=1, deadline_at=0.0, seed=FileRef(path="seed.json", sha256=""), **about,
+    )  # fmt: skip
+    return Context(letter, {}, Inputs(path, {}), Trail(folder), caller)
+
+
+def test_a_count_stays_what_it_was(tmp_path: Path) -> None:
+    """In the attempt and in those after it, model by model and text by text; only what is new is asked and written."""
+    ctx = attempt_of(tmp_path, 1, Counting(100), models={"large": "big"})
+    assert [ctx.count_tokens("a"), ctx.count_tokens("a"), ctx.count_tokens("a", "large")] == [101, 101, 102]
+    kept = tmp_path / "attempts" / "1" / "counts.jsonl"
+    assert [(row["asked"], row["model"], row["tokens"]) for row in rows(kept.parent, kept.name)] == [
+        ("default", "default", 101), ("large", "big", 102),
+    ]  # fmt: skip
+    with open(kept, "ab") as file:
+        file.write(b'5\n{"tokens": -1}\n\xff\n{"asked": "default", "model": "default", "sha')
+    (tmp_path / "attempts" / "2").mkdir()
+    (tmp_path / "attempts" / "2" / "counts.jsonl").symlink_to("/dev/zero")
+    again = attempt_of(tmp_path, 10, caller := Counting(500))
+    assert (again.count_tokens("a"), caller.counted) == (101, 0)
+    assert (again.count_tokens("a", "large"), again.count_tokens("b \ud800")) == (501, 502)
+    assert len(rows(tmp_path / "attempts" / "10", "counts.jsonl")) == 2
+
+
+def test_counts_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes after so many is not written down; then only a count that no usage changes is taken. The trail says so."""
+    monkeypatch.setattr("pop.models.counts.MOST_COUNTS", 3)
+    for number, exact in ((1, False), (2, True)):
+        ctx = attempt_of(tmp_path / str(number), 1, Counting(100, exact=exact))
+        found = [ctx.count_tokens("word" * count) for count in range(1, 6)]
+        assert found == ([101, 102, 103, 104, 105] if exact else [101, 102, 103, 4, 5])
+        assert len(rows(tmp_path / str(number) / "attempts" / "1", "counts.jsonl")) == 3
+        assert len(notes(tmp_path / str(number) / "attempts" / "1")) == 1
+
+
+def test_an_attempt_after_a_crash_asks_what_the_first_asked(tmp_path: Path) -> None:
+    """Though the gateway has learnt meanwhile that the model needs half as many tokens again."""
+    asked = []
+    for number, factor in ((1, 1.0), (2, 1.5)):
+        model: Any = Model(obedient)
+        model.count = lambda text, name, asked, factor=factor: (int(estimate_tokens(text) * factor), False)
+        asked.append((attempt_of(tmp_path, number, model).compress(LONG, 190), model.requests))
+    assert asked[0] == asked[1]
 
 
 def test_the_tasks_own_output_limit_does_not_cut_digests(make: Make) -> None:
@@ -390,8 +486,8 @@ def test_tokens_are_counted_by_whom_the_run_would_ask(make: Make) -> None:
     ctx, model = make(models={"large": "big"})
     assert ctx.count_tokens("word" * 10) == 10
     counting: Any = model
-    counting.count = lambda text, name: (len(name), True) if name == "big" else None
-    assert ctx.count_tokens("word" * 10, "large") == 3 and ctx.count_tokens("word" * 10) == 10
+    counting.count = lambda text, name, asked: (len(name + asked), True) if name == "big" else None
+    assert ctx.count_tokens("word" * 10, "large") == 8 and ctx.count_tokens("word" * 10) == 10
     ctx.caller = None
     assert ctx.count_tokens("word" * 10) == 10
 

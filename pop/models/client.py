@@ -5,6 +5,7 @@ It imports no SDK and starts no thread, so that a thousand workers can wait at o
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -57,38 +58,48 @@ class GatewayClient:
         requests: Sequence[ModelRequest],
         *,
         at_once: int | None = None,
-        heard: Callable[[int], None] | None = None,
+        heard: Callable[[int, Answer | ModelError], None] | None = None,
     ) -> list[Answer | ModelError]:
         """Answers in the order of the requests.
 
         Args:
             at_once: So many are open at a time; None: all, and the gateway bounds them.
-            heard: Told after each answer how many have come.
+            heard: Told of each answer when it comes, with the place of its question.
 
         Raises:
             AttemptFailed: ``interrupted``: the gateway went away.
         """
         found: dict[int, Answer | ModelError] = {}
         window = at_once or len(requests)
-        try:
-            with self._turn:
-                first = self._number + 1
-                for sent, request in enumerate(requests):
-                    while sent - len(found) >= window:
-                        self._receive(found, heard)
-                    self._send(request, found)
-                while len(found) < len(requests):
-                    self._receive(found, heard)
-        except OSError as error:
-            raise AttemptFailed("interrupted", f"the gateway went away: {error}") from None
+        with self._turn:
+            first = self._number + 1
+
+            def take(number: int, outcome: Answer | ModelError) -> None:
+                found[number] = outcome
+                if heard:
+                    heard(number - first, outcome)
+
+            for sent, request in enumerate(requests):
+                while sent - len(found) >= window:
+                    take(*self._receive())
+                refused = self._send(request)
+                if refused:
+                    take(self._number, refused)
+            while len(found) < len(requests):
+                take(*self._receive())
         return [found[number] for number in range(first, first + len(requests))]
 
-    def count(self, text: str, model: str) -> tuple[int, bool] | None:
-        """Tokens of a text and whether they are exact; None when the gateway cannot say."""
+    def count(self, text: str, model: str, asked: str = "") -> tuple[int, bool] | None:
+        """Tokens of a text and whether they are exact; None when the gateway cannot say.
+
+        Args:
+            asked: The model's name as the task said it, by which a replay knows it.
+        """
+        about = {"model": model, "asked": asked, "instance": self._origin.instance, "text": text}
         with self._turn:
             self._number += 1
-            data = _dumped({"id": self._number, "count": {"model": model, "text": text}})
             try:
+                data = _dumped({"id": self._number, "count": about})
                 if len(data) > MAX_LINE_BYTES:
                     return None
                 self._connection().sendall(data)
@@ -97,12 +108,15 @@ class GatewayClient:
                 self._socket = None
                 self._inbox.clear()
                 return None
+            except UnicodeEncodeError:  # half a surrogate pair
+                return None
         try:
             return int(count["tokens"]), bool(count["exact"])
         except (TypeError, KeyError, ValueError):
             return None
 
-    def _send(self, request: ModelRequest, found: dict[int, Answer | ModelError]) -> None:
+    def _send(self, request: ModelRequest) -> ModelError | None:
+        """Send a question; the error of one that no gateway would read."""
         asked = request_hash(request)
         origin = self._origin.model_copy(update={"n": self._asked[asked]})
         self._asked[asked] += 1
@@ -111,15 +125,19 @@ class GatewayClient:
         data = _dumped({"id": self._number, "request": body, "origin": origin.model_dump()})
         if len(data) > MAX_LINE_BYTES:
             message = f"a prompt of {len(data) / 2**20:.0f} MB is too long for any model"
-            found[self._number] = ModelError("bad_input", message, code="context-length")
-        else:
+            return ModelError("bad_input", message, code="context-length")
+        try:
             self._connection().sendall(data)
+        except OSError as error:
+            raise _gone(error) from None
+        return None
 
-    def _receive(self, found: dict[int, Answer | ModelError], heard: Callable[[int], None] | None) -> None:
-        reply = self._line()
-        found[reply["id"]] = _outcome(reply)
-        if heard:
-            heard(len(found))
+    def _receive(self) -> tuple[int, Answer | ModelError]:
+        try:
+            reply = self._line()
+        except OSError as error:
+            raise _gone(error) from None
+        return reply["id"], _outcome(reply)
 
     def _line(self) -> Any:
         connection = self._connection()
@@ -138,8 +156,15 @@ class GatewayClient:
         return self._socket
 
 
+def _gone(error: OSError) -> AttemptFailed:
+    return AttemptFailed("interrupted", f"the gateway went away: {error}")
+
+
 def _dumped(line: dict[str, Any]) -> bytes:
-    return orjson.dumps(line) + b"\n"
+    try:
+        return orjson.dumps(line) + b"\n"
+    except TypeError:  # an integer beyond 64 bits, in a schema
+        return json.dumps(line, ensure_ascii=False).encode() + b"\n"
 
 
 def _connect(address: str) -> socket.socket:

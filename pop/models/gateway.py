@@ -9,7 +9,7 @@ Workers connect to the Unix socket and send JSON lines; answers come back in any
 
 | further questions                                       | answers                                                 |
 |---------------------------------------------------------|---------------------------------------------------------|
-| {"id", "count": {"model", "text"}}                      | {"id", "count": {"tokens", "exact"}}                    |
+| {"id", "count": {"model", "asked", "instance", "text"}} | {"id", "count": {"tokens", "exact"}}                    |
 | {"id", "waited": {"run_id", "instance", "attempt"}}     | {"id", "waited": {"seconds", "waiting", "since_s"}}     |
 | {"id", "open": run_id}                                  | {"id", "open": requests of the run that are under way}  |
 | {"id", "figures": true}                                 | {"id", "figures": `Router.figures`}                     |
@@ -40,8 +40,10 @@ from pop.models.callers import Callers
 from pop.models.catalogue import Catalogue
 from pop.models.keys import Keys, RedactingStream, find_keys_file, redacting
 from pop.models.providers import Provider, Setup, kinds, open_provider
+from pop.models.providers.replay import ReplayProvider
 from pop.models.request import ModelError, ModelRequest, Origin
 from pop.models.router import Router
+from pop.models.tokens import estimate_tokens
 from pop.settings import Root, Settings, load_settings
 
 log = structlog.get_logger()
@@ -137,7 +139,7 @@ class Gateway:
             value = orjson.loads(line)
             number = value["id"]
             if "request" not in value:
-                return {"id": number, **self._tell(value)}
+                return {"id": number, **await self._tell(value)}
             request, origin = ModelRequest.model_validate(value["request"]), Origin.model_validate(value["origin"])
             origins[origin.run_id, origin.instance, origin.attempt] = origin
             answer = await self.router.ask(request, origin)
@@ -150,10 +152,10 @@ class Gateway:
             log.exception("gateway.bug")
             return {"id": number, "error": self._redacted(ModelError("bug", f"{type(error).__name__}: {error}"))}
 
-    def _tell(self, value: dict[str, Any]) -> dict[str, Any]:
+    async def _tell(self, value: dict[str, Any]) -> dict[str, Any]:
         """Answers to the further questions of the module's table."""
         if "count" in value:
-            tokens, exact = self.router.tokens.count(value["count"]["text"], self._wire_name(value["count"]["model"]))
+            tokens, exact = await self._count(**value["count"])
             return {"count": {"tokens": tokens, "exact": exact}}
         if "waited" in value:
             about = value["waited"]
@@ -164,12 +166,20 @@ class Gateway:
             return {"figures": self.router.figures()}
         raise KeyError("request")
 
-    def _wire_name(self, name: str) -> str:
-        """What the first model behind a name is called by its server; the name itself where there is none."""
+    async def _count(self, text: str, model: str, asked: str = "", instance: str = "") -> tuple[int, bool]:
+        """Tokens for the first model behind a name; under a replay as they were counted then, else by plain estimate."""
         try:
-            return self._fresh_catalogue().resolve(name)[0].model
+            entry = self._fresh_catalogue().resolve(model)[0]
         except ConfigError:
-            return name
+            return self.router.tokens.count(text, model)
+        if entry.provider == "builtin":  # which has no tokens of its own to learn from
+            return estimate_tokens(text), False
+        if entry.provider != "replay":
+            return self.router.tokens.count(text, entry.model)
+        provider = await self._provider("replay")
+        assert isinstance(provider, ReplayProvider)
+        found = await asyncio.to_thread(provider.counted, entry.model, instance, asked or model, text)
+        return found or (estimate_tokens(text), False)
 
     def _redacted(self, error: ModelError) -> dict[str, Any]:
         clean = self._keys.redact_error(error)

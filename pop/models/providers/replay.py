@@ -13,6 +13,8 @@
 - A question that got an answer in a later attempt of its generation is answered; one that only failed fails in its class.
 - Whatever else is asked is ``not-recorded``: bad_input, with what differs from the nearest recorded prompt.
 
+A count of tokens is the one that the instance wrote down then, for the same text and the model's name as the task said it.
+
 Text, finish_reason, tokens, provider and note are as recorded, so that a task sees what it saw; `model` is the replay's own
 name, the cost 0, and ``extra["replayed_from"]`` the run.
 
@@ -37,6 +39,7 @@ import orjson
 
 from pop import events
 from pop.errors import ERROR_CLASSES, ErrorClass, PopError, did_you_mean, safe
+from pop.models.counts import counts_signature, read_counts, text_sha256
 from pop.models.providers import Setup
 from pop.models.request import Answer, FinishReason, Form, ModelError, ModelRequest, Origin, prompt_hash
 from pop.settings import Root
@@ -49,6 +52,7 @@ MAX_LINE_BYTES = 64 * 2**20
 MAX_PROMPT_BYTES = 2**20
 COMPARED_PROMPTS = 40
 INDEXES_KEPT, RECORDINGS_KEPT = 1_000, 8
+COUNTS_KEPT = 200_000  # in all instances of a run together
 SHOWN_CHARS = 120
 
 
@@ -68,18 +72,29 @@ class ReplayProvider:
     def _look_up(self, request: ModelRequest, entry: ModelEntry, origin: Origin) -> Answer:
         with self._lock:
             try:
-                path = find_recorded(self._root, entry.model)
-                recording = self._recordings.pop(path, None) or Recording(path)
-                self._recordings[path] = recording
-                if len(self._recordings) > RECORDINGS_KEPT:
-                    del self._recordings[next(iter(self._recordings))]
-                return recording.answer(request, entry.name, origin)
+                return self._recording(entry.model).answer(request, entry.name, origin)
             except PopError as error:
                 if isinstance(error, ModelError):
                     raise
                 raise ModelError("bad_input", error.message, where=error.where, hint=error.hint) from None
             except OSError as error:
                 raise ModelError("unavailable", f"cannot read the recorded run: {error}") from None
+
+    def _recording(self, asked: str) -> Recording:
+        path = find_recorded(self._root, asked)
+        recording = self._recordings.pop(path, None) or Recording(path)
+        self._recordings[path] = recording
+        if len(self._recordings) > RECORDINGS_KEPT:
+            del self._recordings[next(iter(self._recordings))]
+        return recording
+
+    def counted(self, run: str, instance: str, asked: str, text: str) -> tuple[int, bool] | None:
+        """Tokens of a text as an instance of a recorded run counted them, and whether exactly; None when it did not."""
+        with self._lock:
+            try:
+                return self._recording(run).counted(instance, asked, text)
+            except (PopError, OSError):
+                return None
 
 
 def find_recorded(root: Root, asked: str) -> Path:
@@ -144,6 +159,7 @@ class Recording:
         self.path = path
         self.run_id = path.resolve().name
         self._indexes: OrderedDict[str, Index] = OrderedDict()
+        self._counts: OrderedDict[str, tuple[Any, dict[tuple[str, str], tuple[int, bool]]]] = OrderedDict()
         self._generations: dict[tuple[str, int], int] = {}
         self._journal_signature: tuple[int, ...] = ()
 
@@ -162,6 +178,23 @@ class Recording:
         if place.failed:
             raise self._failure(row)
         return _answer(row, name, self.run_id)
+
+    def counted(self, instance: str, asked: str, text: str) -> tuple[int, bool] | None:
+        """Tokens as they were first counted then, and whether exactly."""
+        if "/" in instance or instance in (".", ".."):
+            return None
+        attempts = self.path / "tasks" / instance / "attempts"
+        signature = counts_signature(attempts)
+        known = self._counts.pop(instance, None)
+        if known is None or known[0] != signature:
+            found: dict[tuple[str, str], tuple[int, bool]] = {}
+            for row in read_counts(attempts):
+                found.setdefault((row.asked, row.sha256), (row.tokens, row.exact))
+            known = (signature, found)
+        self._counts[instance] = known
+        while len(self._counts) > 1 and sum(len(counts) for _, counts in self._counts.values()) > COUNTS_KEPT:
+            self._counts.popitem(last=False)
+        return known[1].get((asked, text_sha256(text)))
 
     def holds_answers(self) -> bool:
         """Whether it can be replayed: its calls were kept with their texts, or there were none."""
