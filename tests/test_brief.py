@@ -45,9 +45,24 @@ def published(root: Path, seed: Path) -> tuple[dict[str, Any], str]:
 
 
 @pytest.fixture(scope="module")
-def offline(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+def offline_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("offline")
+
+
+@pytest.fixture(scope="module")
+def offline(offline_root: Path) -> tuple[dict[str, Any], str]:
     """The shipped brief without key or network."""
-    return published(tmp_path_factory.mktemp("offline"), REPOSITORY / "examples" / "brief")
+    return published(offline_root, REPOSITORY / "examples" / "brief")
+
+
+def test_a_second_run_asks_what_the_first_asked(offline: Any, offline_root: Path) -> None:
+    """So that it finds what was condensed before; nothing the gateway has learnt meanwhile changes a prompt."""
+    assert pop("run", "--quiet", REPOSITORY / "examples" / "brief", root=offline_root).returncode == 0
+    asked = []
+    for run in sorted((offline_root / "pipeline-complete").glob("2*")):
+        lines = [line for path in run.glob("tasks/*/attempts/*/calls.jsonl") for line in path.read_text().splitlines()]
+        asked.append(sorted(json.loads(line)["prompt_sha256"] for line in lines))
+    assert len(asked) == 2 and asked[0] == asked[1] and len(asked[0]) > 60
 
 
 def claims_of(brief: dict[str, Any]) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from pop.models.counts import text_sha256
 from pop.models.providers import Setup, replay
 from pop.models.providers.replay import Recording, ReplayProvider
 from pop.models.request import Answer, Message, ModelError, ModelRequest, Origin, prompt_hash
+from pop.models.tokens import estimate_tokens
 from pop.settings import Root
 from pop.testing import NOTHING, Replayed, replay_run
 from tests.fake_openai import FakeOpenAI, Fault
@@ -534,6 +535,29 @@ def test_samples_come_back_in_their_places(served: Served) -> None:
     assert [text for text in told if text in texts[:5]] == texts[:5]
     served.fake.close()
     assert served.outputs(served.run("--replay", first["run_id"])) == {"many": texts}
+
+
+def test_what_a_count_decided_is_decided_again(served: Served) -> None:
+    """The gateway's estimate was corrected by the usage it saw; the replay's has seen none of it."""
+    served.pipeline("count")
+    (served.path / "pipeline-tasks" / "count.py").write_text(
+        "def infer(prompt, ctx):\n"
+        "    for number in range(5):\n"
+        "        ctx.model('large')(f'{number} ' + 'wonderful ' * 200)\n"
+        "    tokens = ctx.count_tokens('wonderful ' * 1000, 'large')\n"
+        "    return [tokens, ctx.model()(f'Write {tokens} words.').text]\n"
+    )
+    first = served.run(served.path / "note.json")
+    tokens, _ = served.outputs(first)["count"]
+    assert 900 < tokens < 2000 < estimate_tokens("wonderful " * 1000)
+    served.fake.close()
+    again = served.run("--replay", first["run_id"])
+    assert served.outputs(again) == served.outputs(first)
+    assert served.outputs(served.run("--replay", again["path"])) == served.outputs(first)
+    for path in Path(first["path"]).glob("tasks/count/attempts/1/counts.jsonl"):
+        path.unlink()
+    ran = pop("run", "--json", "--replay", first["run_id"], root=served.path)
+    assert "did not ask" in ran.stdout
 
 
 # -- pop.testing -----------------------------------------------------------------------------------------------------

@@ -31,8 +31,13 @@ class Script:
         text, finish = entry if isinstance(entry := self.answers.pop(0), tuple) else (entry, "stop")
         return Answer(text=text, model="m", provider="p", provider_model="pm", finish_reason=finish, key="k")
 
-    def ask_many(self, requests: Sequence[ModelRequest], **_: Any) -> list[Answer | ModelError]:
-        return [self.ask(request) for request in requests]
+    def ask_many(
+        self, requests: Sequence[ModelRequest], *, at_once: int | None = None, heard: Any = None
+    ) -> list[Answer | ModelError]:
+        answers: list[Answer | ModelError] = [self.ask(request) for request in requests]
+        for place, answer in enumerate(answers):
+            heard(place, answer)
+        return answers
 
 
 Run = Callable[..., Any]
@@ -481,3 +486,10 @@ def test_the_evidence_of_an_answer_is_kept_with_its_call(run: Run, tmp_path: Pat
     run({"t.md": "Condense.\n\n<document id='d'>\n{{ seed.text }}\n</document>"}, Engine(), seed={"text": text})
     row = json.loads((tmp_path / "attempt" / "calls.jsonl").read_bytes().splitlines()[0])
     assert row["evidence"][0]["quote"] in text and row["evidence"][0]["document"] == "d"
+
+
+def test_what_code_gives_is_checked_as_json_has_it(run: Run) -> None:
+    """A tuple is a list and a key a text, also beside an integer beyond 64 bits, which stays exact."""
+    schema = json.dumps({"type": "object", "properties": {"1": {"type": "array"}}, "required": ["1"]})
+    code = "def infer(prompt, ctx):\n    return {1: (10**30 + 1, 2)}\n"
+    assert run({"t.py": code, "t.schema.json": schema}) == {"1": [10**30 + 1, 2]}
