@@ -19,6 +19,7 @@ CHARS_PER_TOKEN = 4.0
 LEAST, MOST = 1.0, 8.0  # characters per token that a correction may lead to
 LEAST_SEEN_TOKENS = 50  # below, what a server adds to every request outweighs the text
 STEADY = 20  # answers after which a new one moves the estimate by a twentieth
+STEP = 0.05  # what is stated follows in steps, so that it rests, and one run asks what the run before it asked
 TOPIC = "chars_per_token"
 
 _PLAIN = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ \n\r\t"
@@ -67,7 +68,7 @@ class TokenCounter:
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
         self._known: dict[str, tuple[float, int]] = {}
-        self._remembered: dict[str, float] = {}
+        self._stated: dict[str, float] = {}
 
     def count(self, text: str, model: str) -> tuple[int, bool]:
         """Tokens of a text alone, and whether the number is exact.
@@ -76,7 +77,7 @@ class TokenCounter:
             model: The provider's name for it (``gpt-5-mini``).
         """
         exact = _exact(text, model)
-        return (exact, True) if exact is not None else (estimate_tokens(text, self._ratio(model)[0]), False)
+        return (exact, True) if exact is not None else (estimate_tokens(text, self._ratio_stated(model)), False)
 
     def learn(self, model: str, chars: float, tokens: int) -> None:
         """Correct the estimate of a model by one answer's usage.
@@ -87,13 +88,20 @@ class TokenCounter:
         """
         if tokens < LEAST_SEEN_TOKENS or chars <= 0:
             return
+        stated = self._ratio_stated(model)
         ratio, seen = self._ratio(model)
         seen = min(seen + 1, STEADY)
         ratio += (min(max(chars / tokens, LEAST), MOST) - ratio) / seen
         self._known[model] = (ratio, seen)
-        if abs(ratio - self._remembered.get(model, 0.0)) > 0.01 * ratio:
-            self._remembered[model] = ratio
+        if abs(ratio - stated) > STEP * ratio:
+            self._stated[model] = ratio
             self._memory.remember(TOPIC, model, [ratio, seen])
+
+    def _ratio_stated(self, model: str) -> float:
+        """Characters per token as last remembered."""
+        if model not in self._stated:
+            self._stated[model] = self._ratio(model)[0]
+        return self._stated[model]
 
     def _ratio(self, model: str) -> tuple[float, int]:
         """Characters per token, and how many answers it rests on (one stands for the beginning)."""
