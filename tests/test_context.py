@@ -495,9 +495,9 @@ def test_tokens_are_counted_by_whom_the_run_would_ask(make: Make) -> None:
 # -- with the real gateway -----------------------------------------------------------------------------------------------
 
 
-def up(make_living: Callable[..., LivingRoot], fake: FakeOpenAI, code: str) -> LivingRoot:
+def up(make_living: Callable[..., LivingRoot], fake: FakeOpenAI, code: str, attempts: int = 1) -> LivingRoot:
     settings = f'[models.default]\nprovider = "openai"\nmodel = "fake-1"\nbase_url = "{fake.base_url}"\nreuse = false\n'
-    steps = [{"task": "t", "attempts": 1}]
+    steps = [{"task": "t", "attempts": attempts}]
     living = make_living(pipeline={"name": "p", "tasks": steps}, tasks={"t.py": code}, settings=settings)
     living.up()
     return living
@@ -536,3 +536,23 @@ def test_a_text_is_compressed_once_for_all_runs(
     assert tokens <= 200 and cached == 0 and calls >= 27
     assert living.output(second, "t")[1:] == [calls - 20, calls]
     assert fake_openai.total == calls + 20
+
+
+def test_an_attempt_counts_as_the_one_that_was_killed(
+    make_living: Callable[..., LivingRoot], fake_openai: FakeOpenAI
+) -> None:
+    """The gateway has been taught by the first one's calls; only what is new is counted by what it knows now."""
+    code = (
+        "import os\n"
+        "def infer(prompt, ctx):\n"
+        "    tokens = ctx.count_tokens('wonderful ' * 1000)\n"
+        "    if ctx.attempt == 1:\n"
+        "        ctx.gather([f'{number} ' + 'wonderful ' * 200 for number in range(5)])\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    return [tokens, ctx.count_tokens('wonderful ' * 999)]\n"
+    )
+    living = up(make_living, fake_openai, code, attempts=2)
+    living.drop("a.json", {})
+    (row,) = living.wait_complete(1)
+    first, new = living.output(row, "t")
+    assert first == estimate_tokens("wonderful " * 1000) and new < 0.8 * first
