@@ -558,3 +558,15 @@ def test_a_budget_that_is_none_is_refused_with_the_next_move(hello: Path, budget
     result = pop("retry", "last", "--budget", budget, root=hello)
     assert result.returncode == 2 and told in result.stderr
     assert not (run_dir / "orders").exists()
+
+
+def test_a_missing_key_is_told_with_the_keys_file_of_this_root(hello: Path, tmp_path: Path) -> None:
+    """By `pop check --json` too, where it is no mistake: the daemon may have it."""
+    keys = tmp_path / "keys.env"
+    keys.write_text("OTHER_KEY=sk-0123456789\n")
+    keys.chmod(0o600)
+    model = '[models.large]\nprovider = "openai"\nmodel = "gpt-5"\napi_key_env = "THE_KEY"\n'
+    (hello / "pop.toml").write_text(f'[gateway]\nkeys_file = "{keys}"\n[models]\ndefault = "large"\n{model}')
+    told = json.loads(pop("check", "--json", root=hello).stdout)
+    assert told["ok"] and "THE_KEY is not set" in told["notes"][0]
+    assert f"write THE_KEY=... into {keys}" in pop("doctor", root=hello).stdout
