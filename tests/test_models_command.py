@@ -46,7 +46,7 @@ def test_two_lines_tell_what_a_name_stands_for(root: Path, fake_openai: FakeOpen
     shown = models(root, server(fake_openai, more=limits) + keyed + command("agent", "cat", "-"))
     assert shown.returncode == 0
     assert f"fast     m at {fake_openai.base_url}\n" in shown.stdout
-    wanted = "         64 at once, 500 requests/min, 200,000 tokens/min, USD 1 in, 2.5 out per 1M tokens\n"
+    wanted = "         64 at once, 500 requests/min, 200,000 tokens/min, $1 in, $2.5 out per 1M tokens\n"
     assert wanted in shown.stdout
     assert "OPENAI_API_KEY is not set" in shown.stdout and "agent    runs cat -\n" in shown.stdout
 

@@ -184,8 +184,7 @@ def _tell(by: str, rows: list[tuple[str, Sum]], total: Sum) -> None:
     if total.estimated:
         click.echo("est.: calls whose tokens nobody counted for us, so they are estimated", err=True)
     if total.unpriced:
-        hint = "nobody knows their price, so the sum leaves them out: give it in [models.NAME]"
-        click.echo(f"unpriced: {hint}", err=True)
+        click.echo("unpriced: in no sum; give their price in [models.NAME] of pop.toml", err=True)
 
 
 def _row(name: str, part: Sum) -> list[str]:

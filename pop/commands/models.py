@@ -173,7 +173,7 @@ def _price(row: dict[str, Any]) -> str:
         return "free"
     price = row["price"]
     if price:
-        return f"USD {price['input']:g} in, {price['output']:g} out per 1M tokens"
+        return f"${price['input']:g} in, ${price['output']:g} out per 1M tokens"
     return "price: what it says itself" if row["provider"] == "command" else "price unknown"
 
 
