@@ -119,8 +119,30 @@ def table_of(run: Run, status: dict[str, Any]) -> Any:
         done = sum(1 for _, task in tasks if task["state"] == "done")
         table.caption = f"{done} of {len(tasks)} steps done"
     elif usage.get("calls"):
-        table.caption = f"{usage['calls']} model calls, {usage['output_tokens']} tokens out, ${usage['cost_usd']:.4f}"
+        table.caption = usage_line(usage)
     return table
+
+
+def usage_line(usage: dict[str, Any]) -> str:
+    """What model calls came to: ``3 model calls, 6 tokens in, 12 out, $0.00003``."""
+    calls, stored = usage.get("calls", 0), usage.get("cached_calls", 0)
+    parts = [f"{calls} model call{'s' * (calls != 1)}" + (f" and {stored} answered from the store" if stored else "")]
+    parts += [f"{usage.get('input_tokens', 0):,} tokens in", f"{usage.get('output_tokens', 0):,} out"]
+    cost, unpriced = usage.get("cost_usd", 0.0), usage.get("unpriced_calls", 0)
+    if not unpriced:
+        parts.append(dollars(cost))
+    elif unpriced < calls:
+        parts.append(f"{dollars(cost)} and {unpriced} of unknown price")
+    else:
+        parts.append("price unknown")
+    if usage.get("estimated_calls"):
+        parts.append(f"{usage['estimated_calls']} estimated")
+    return ", ".join(parts)
+
+
+def dollars(usd: float) -> str:
+    """``$0.0021``, and more digits where four would show nothing: ``$0.00003``."""
+    return f"${usd:.4f}" if usd >= 0.001 or not usd else "$" + f"{usd:.9f}".rstrip("0")
 
 
 def closing_lines(root: Root, run: Run, status: dict[str, Any]) -> Iterator[str]:
@@ -144,7 +166,7 @@ def closing_lines(root: Root, run: Run, status: dict[str, Any]) -> Iterator[str]
         yield f"error      {error.get('error_class')}: {safe(error.get('message', ''), 2000)}"
         if error.get("where"):
             yield f"where      {safe(error['where'])}"
-        if error.get("hint"):
+        if error.get("hint") and error.get("hint") != next_move(root, run, status):
             yield f"hint       {safe(error['hint'])}"
         if error.get("instance"):
             yield f"look at    {path}/tasks/{error['instance']}/attempts/{error.get('attempt')}/"
@@ -162,7 +184,7 @@ def next_move(root: Root, run: Run, status: dict[str, Any]) -> str:
     error = status.get("error") or {}
     if status.get("state") == "cancelled":
         return f"pop retry {run.run_id}"
-    if error.get("error_class") == "budget" and error.get("hint"):
+    if error.get("error_class") == "budget" and error.get("hint") and "pop retry" in error["hint"]:
         return str(error["hint"]).replace("RUN", run.run_id)
     if not error.get("instance") and "pipeline.json" in str(error.get("where")):  # a `when` or an `each`
         own = run.path.relative_to(root.path) / "pipeline.json"

@@ -489,3 +489,84 @@ def test_several_runs_at_once_come_one_after_the_other(make_living: Make) -> Non
     runs = [start(living, "run", living.path / f"s{number}.json", "-q") for number in range(3)]
     assert [run.wait(60) for run in runs] == [0, 0, 0]
     assert len(living.ledger()) == 3
+
+
+# -- what models did ------------------------------------------------------------------------------------------------
+
+
+def run_with_calls(root: Path, usage: dict[str, Any], *calls: dict[str, Any], **about: Any) -> Path:
+    """A failed run of one step that asked models."""
+    run_dir = root / "pipeline-current" / "20261121-031502-a-aaaa"
+    attempt = run_dir / "tasks" / "ask" / "attempts" / "1"
+    attempt.mkdir(parents=True)
+    (run_dir / "events.jsonl").write_text('{"event": "run.created", "at": "2026-11-21T03:15:02.000Z"}\n')
+    (attempt / "calls.jsonl").write_text("".join(json.dumps(call) + "\n" for call in calls))
+    task = {"state": "done", "attempt": 1, "seconds": 1.0}
+    status = {"run_id": run_dir.name, "name": "a", "state": "failed", "tasks": {"ask": task}, "usage": usage, **about}
+    (run_dir / "tasks-status.json").write_text(json.dumps(status))
+    return run_dir
+
+
+def test_show_tells_who_answered_and_who_was_asked_in_vain(hello: Path) -> None:
+    """A fallback is no secret of calls.jsonl."""
+    tries = [{"model": "large", "error_class": "unavailable"}] * 3
+    call = {"model": "fast", "provider_model": "qwen3:8b", "tries": tries}
+    run_with_calls(hello, {"calls": 1, "input_tokens": 9, "output_tokens": 4, "cost_usd": 0.00003}, call)
+    shown = pop("show", "last", root=hello).stdout
+    assert "answered by fast (qwen3:8b), after large: unavailable\n" in shown
+    assert "1 model call, 9 tokens in, 4 out, $0.00003; answered by fast (qwen3:8b)\n" in shown
+
+
+@pytest.mark.parametrize(
+    ("usage", "told"),
+    [
+        ({"calls": 2, "unpriced_calls": 2}, "2 model calls, 0 tokens in, 0 out, price unknown\n"),
+        ({"calls": 2, "unpriced_calls": 1, "cost_usd": 0.5}, "$0.5000 and 1 of unknown price\n"),
+        ({"calls": 1, "cached_calls": 3, "estimated_calls": 1}, "1 model call and 3 answered from the store, "),
+    ],
+)
+def test_show_calls_nothing_free_whose_price_nobody_knows(hello: Path, usage: dict[str, Any], told: str) -> None:
+    """It used to say $0.0000."""
+    run_with_calls(hello, usage)
+    assert told in pop("show", "last", root=hello).stdout
+
+
+def test_a_budget_that_is_hit_gives_one_next_move_and_it_is_a_command(hello: Path) -> None:
+    """Ours names it itself; an exhausted account has to be filled first."""
+    error = {"error_class": "budget", "message": "m", "hint": "pop retry X --budget run_calls=..."}
+    run_dir = run_with_calls(hello, {}, error=error)
+    shown = pop("show", "last", root=hello).stdout
+    assert shown.count("--budget run_calls=...") == 1 and "next       pop retry X --budget" in shown
+    shutil.rmtree(run_dir)
+    run_with_calls(hello, {}, error={**error, "hint": "the account has no credit left"})
+    shown = pop("show", "last", root=hello).stdout
+    assert "hint       the account has no credit left\n" in shown
+    assert f"next       mend it, then: pop retry {run_dir.name}\n" in shown
+
+
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [
+        ("day_usd=5", "raise it in [budget] of pop.toml"),
+        ("run_calls", "--budget run_calls=5"),
+        ("run_cals=5", "run_calls"),
+    ],
+)
+def test_a_budget_that_is_none_is_refused_with_the_next_move(hello: Path, budget: str, told: str) -> None:
+    """Nothing is ordered."""
+    run_dir = run_with_calls(hello, {})
+    result = pop("retry", "last", "--budget", budget, root=hello)
+    assert result.returncode == 2 and told in result.stderr
+    assert not (run_dir / "orders").exists()
+
+
+def test_a_missing_key_is_told_with_the_keys_file_of_this_root(hello: Path, tmp_path: Path) -> None:
+    """By `pop check --json` too, where it is no mistake: the daemon may have it."""
+    keys = tmp_path / "keys.env"
+    keys.write_text("OTHER_KEY=sk-0123456789\n")
+    keys.chmod(0o600)
+    model = '[models.large]\nprovider = "openai"\nmodel = "gpt-5"\napi_key_env = "THE_KEY"\n'
+    (hello / "pop.toml").write_text(f'[gateway]\nkeys_file = "{keys}"\n[models]\ndefault = "large"\n{model}')
+    told = json.loads(pop("check", "--json", root=hello).stdout)
+    assert told["ok"] and "THE_KEY is not set" in told["notes"][0]
+    assert f"write THE_KEY=... into {keys}" in pop("doctor", root=hello).stdout

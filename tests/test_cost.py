@@ -50,12 +50,12 @@ def test_the_table_shows_what_is_estimated_or_has_no_price(root: Path) -> None:
     """And a line with the total, to the last digit."""
     shown = cost(root)
     assert shown.stdout == (
-        "model  calls  tokens in  cached  tokens out          USD\n"
-        "m          3        300      50          30       0.3000  1 without a price\n"
-        "large      1        100       0          10  0.000000001  1 estimated\n"
-        "total      4        400      50          40  0.300000001  1 estimated, 1 without a price\n"
+        "model  calls  tok in  cached  tok out          USD\n"
+        "m          3     300      50       30       0.3000  1 unpriced\n"
+        "large      1     100       0       10  0.000000001  1 est.\n"
+        "total      4     400      50       40  0.300000001  1 est., 1 unpriced\n"
     )
-    assert "pop.toml" in shown.stderr
+    assert "[models.NAME]" in shown.stderr and "est.:" in shown.stderr
 
 
 @pytest.mark.parametrize(
@@ -147,3 +147,23 @@ def test_it_needs_nothing_but_the_ledger(root: Path) -> None:
     result: subprocess.CompletedProcess[str] = pop("cost", "--by", "day", root=root)
     assert result.returncode == 0 and "2026-11-22" in result.stdout
     assert sorted(path.name for path in root.iterdir()) == ["pipeline-complete", "pipeline.json"]
+
+
+def test_calls_of_no_pipeline_have_a_name(tmp_path: Path) -> None:
+    """`pop models --test` asks outside of any: its rows were ``/test`` and nothing."""
+    (tmp_path / "pipeline.json").write_text("{}")
+    calls = [line(1, run_id="pop-models-test", pipeline="", step="test", cost_usd=0.1)]
+    append_calls(Disk(durable=False), tmp_path / "pipeline-complete" / "calls", calls)
+    assert told(tmp_path, "--by", "step")["rows"][0]["step"] == "pop-models-test/test"
+    assert told(tmp_path, "--by", "pipeline")["rows"][0]["pipeline"] == "pop-models-test"
+
+
+def test_a_column_of_zeros_is_left_out(tmp_path: Path) -> None:
+    """So that a table of runs fits into 80 columns."""
+    (tmp_path / "pipeline.json").write_text("{}")
+    run_id = "20261121-031502-hello-aaaa"
+    calls = [line(n, run_id=run_id, cost_usd=None if n % 2 else 0.1, estimated=True) for n in range(40)]
+    append_calls(Disk(durable=False), tmp_path / "pipeline-complete" / "calls", calls)
+    shown = cost(tmp_path, "--by", "run").stdout
+    assert "cached" not in shown and "40 est., 20 unpriced" in shown
+    assert max(map(len, shown.splitlines())) <= 80

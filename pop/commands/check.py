@@ -32,13 +32,14 @@ def command(seed: Path | None, as_json: bool, root: str | None) -> int:
     if seed is not None:
         problems += look.seed_problems(seed)
     unique = list({str(problem): problem for problem in problems}.values())
+    notes = [missing.message for missing in look.all_missing_keys()]
     if as_json:
-        print_json({"ok": not unique, "problems": [problem.to_json() for problem in unique]})
+        print_json({"ok": not unique, "problems": [problem.to_json() for problem in unique], "notes": notes})
     else:
         for problem in unique:
             click.echo(str(problem))
-        for missing in look.all_missing_keys():
-            click.echo(f"note: {missing.message}", err=True)
+        for note in notes:
+            click.echo(f"note: {note}", err=True)
         click.echo(
             f"{len(unique)} problem(s)" if unique else f"all is well: {count} files and folders checked", err=True
         )

@@ -16,13 +16,20 @@ from pop.models.calls import CallLine, Sum, calls_in, day_files, usd
 from pop.runs import find_run
 from pop.settings import Root
 
+
+def _pipeline(line: CallLine) -> str:
+    """`pop models --test` asks without one."""
+    return line.pipeline or line.run_id
+
+
 KEYS: dict[str, Callable[[CallLine], str]] = {
     "model": lambda line: line.model,
-    "step": lambda line: f"{line.pipeline}/{line.step}",
+    "step": lambda line: f"{_pipeline(line)}/{line.step}",
     "run": lambda line: line.run_id,
-    "pipeline": lambda line: line.pipeline,
+    "pipeline": _pipeline,
     "day": lambda line: line.day,
 }
+CACHED = 3  # the column that is left out of the table while it holds zeros
 COLUMNS = (
     "calls", "input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens", "cost_usd", "estimated_calls",
     "unpriced_calls",
@@ -166,20 +173,22 @@ def _tell(by: str, rows: list[tuple[str, Sum]], total: Sum) -> None:
     if not rows:
         click.echo("no model calls", err=True)
         return
-    table = [[by, "calls", "tokens in", "cached", "tokens out", "USD", ""]]
+    table = [[by, "calls", "tok in", "cached", "tok out", "USD", ""]]
     table += [_row(safe(name, 60, one_line=True), part) for name, part in rows]
     table.append(_row("total", total))
+    shown = [column for column in range(1, 6) if column != CACHED or total.cached_input_tokens]
     widths = [max(len(row[column]) for row in table) for column in range(6)]
     for row in table:
-        cells = [row[0].ljust(widths[0]), *(row[column].rjust(widths[column]) for column in range(1, 6)), row[6]]
+        cells = [row[0].ljust(widths[0]), *(row[column].rjust(widths[column]) for column in shown), row[6]]
         click.echo("  ".join(cells).rstrip())
+    if total.estimated:
+        click.echo("est.: calls whose tokens nobody counted for us, so they are estimated", err=True)
     if total.unpriced:
-        hint = "nobody knows the price of some calls, so the sum leaves them out: give it in [models.NAME] of pop.toml"
-        click.echo(hint, err=True)
+        click.echo("unpriced: in no sum; give their price in [models.NAME] of pop.toml", err=True)
 
 
 def _row(name: str, part: Sum) -> list[str]:
     counts = (part.calls, part.input_tokens, part.cached_input_tokens, part.output_tokens)
-    notes = [f"{part.estimated:,} estimated"] * bool(part.estimated)
-    notes += [f"{part.unpriced:,} without a price"] * bool(part.unpriced)
+    notes = [f"{part.estimated:,} est."] * bool(part.estimated)
+    notes += [f"{part.unpriced:,} unpriced"] * bool(part.unpriced)
     return [name, *(f"{count:,}" for count in counts), dollars(part.nano_usd), ", ".join(notes)]

@@ -95,6 +95,7 @@ def _keys_of_models(settings: Settings, keys: Keys) -> Iterator[Finding]:
     from pop.models.keys import is_redacted
 
     catalogue = Catalogue(settings, keys.environ)
+    file = settings.gateway.keys_file or "~/.config/pop/keys.env"
     needed: dict[str, list[str]] = {}
     for name in catalogue:
         with contextlib.suppress(ConfigError):  # pop check has told it
@@ -105,9 +106,7 @@ def _keys_of_models(settings: Settings, keys: Keys) -> Iterator[Finding]:
         value = keys.environ.get(variable)
         whom = f"{'model' if len(models) == 1 else 'models'} {', '.join(models)}"
         if not value:
-            hint = (
-                f"export {variable}=... before pop up, or write {variable}=... into ~/.config/pop/keys.env (mode 0600)"
-            )
+            hint = f"export {variable}=... before pop up, or write {variable}=... into {file} (mode 0600)"
             yield Finding(False, "keys", f"{variable} is not set; {whom}", hint, False)
         elif is_redacted(value):
             yield Finding(True, "keys", f"{variable} comes from {keys.source(variable)}; {whom}")

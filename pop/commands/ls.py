@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -105,19 +106,25 @@ def _tell_models(root: Root, as_json: bool) -> None:
 
 
 def _show_lanes(figures: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    for title in ("in flight", "waiting", "at once", "requests/min", "tokens/min", "pauses"):
-        table.add_column(title, justify="right")
+    """A line for each model and provider; replays that are over have none."""
+    table = [["", "in flight", "waiting", "at once", "requests/min", "tokens/min", "pauses"]]
     for name, lane in figures["lanes"].items():
-        pause = f"{lane['paused_s']:.0f} s" if lane["paused_s"] else "-"
-        numbers = (lane["in_flight"], lane["waiting"], lane["window"] or "any")
-        per_minute = (f"{lane['requests_per_minute']:,.0f}", f"{lane['tokens_per_minute']:,.0f}")
-        table.add_row(safe(name, 60), *map(str, numbers), *per_minute, pause)
-    Console(highlight=False, markup=False).print(table)
+        if lane["in_flight"] or lane["waiting"] or not name.startswith("model replay:"):
+            table.append([safe(name, 40, one_line=True), *_figures(lane)])
+    widths = [max(len(row[column]) for row in table) for column in range(7)]
+    for row in table:
+        cells = [row[0].ljust(widths[0]), *(row[column].rjust(widths[column]) for column in range(1, 7))]
+        click.echo("  ".join(cells))
     for name, state in figures["circuits"].items():
         if state != "closed":
             click.echo(f"{safe(name, 80)}: its circuit is {state}: calls wait until it answers again", err=True)
+
+
+def _figures(lane: dict[str, Any]) -> Iterator[str]:
+    yield f"{lane['in_flight']}"
+    yield f"{lane['waiting']}"
+    yield f"{lane['window'] or 'any'}"
+    for name in ("requests_per_minute", "tokens_per_minute"):
+        most = lane["limits"][name]
+        yield f"{lane[name]:,.0f}" + (f" of {most:,.0f}" if most else "")
+    yield f"{lane['paused_s']:.0f} s" if lane["paused_s"] else "-"

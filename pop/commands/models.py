@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pop.commands._shared import as_json, chosen_root, print_json, with_root
-from pop.errors import EXIT_CONFIG, EXIT_OK, EXIT_RUN_FAILED, PopError, UsageError, did_you_mean
+from pop.errors import EXIT_CONFIG, EXIT_OK, EXIT_RUN_FAILED, PopError, UsageError, did_you_mean, safe
 from pop.settings import Root, Settings
 
 if TYPE_CHECKING:
@@ -44,33 +45,48 @@ def command(names: tuple[str, ...], test: bool, as_json: bool, root: str | None)
     With --test each is asked one tiny question, through the gateway of the daemon where one serves this folder.
     """
     from pop.models.catalogue import Catalogue
-    from pop.models.keys import keys_of
     from pop.settings import load_settings
 
     chosen = chosen_root(root)
     settings = load_settings(chosen)
-    environ = keys_of(settings)
+    environ, wrong_file = _keys(settings)
     catalogue = Catalogue(settings, environ)
     for name in names:
         if name not in catalogue:
             raise UsageError(f"no model {name!r}", hint=did_you_mean(name, catalogue.names), code="unknown-model")
-    rows = [_row(catalogue, name, environ) for name in names or catalogue.names]
-    results = _test(chosen, settings, rows) if test else {}
+    rows = [_row(catalogue, name, environ, chosen, settings) for name in names or catalogue.names]
+    if wrong_file:
+        if test:
+            raise wrong_file  # no gateway starts with it
+        click.echo(str(wrong_file), err=True)
+    results = _test(chosen, rows) if test else {}
     for row in rows:
         row.pop("identity")
         row["test"] = results.get(row["name"])
     if as_json:
-        print_json({"models": [row if test else {**row, "test": None} for row in rows]})
+        print_json({"models": rows})
     else:
-        _show(rows, test)
+        _show(rows)
     if test:
-        failed = any(result["error"] for result in results.values())
+        failed = any(row["error"] or (row["test"] and row["test"]["error"]) for row in rows)
         return EXIT_RUN_FAILED if failed else EXIT_OK
-    return EXIT_CONFIG if any(row["error"] for row in rows) else EXIT_OK
+    return EXIT_CONFIG if wrong_file or any(row["error"] for row in rows) else EXIT_OK
 
 
-def _row(catalogue: Catalogue, name: str, environ: Any) -> dict[str, Any]:
+def _keys(settings: Settings) -> tuple[Mapping[str, str], PopError | None]:
+    """The environment with the values of the keys file, or without them and with what is wrong with it."""
+    from pop.models.keys import Keys, find_keys_file
+
+    try:
+        return Keys(os.environ, find_keys_file(settings)).environ, None
+    except PopError as error:
+        return os.environ, error
+
+
+def _row(catalogue: Catalogue, name: str, environ: Mapping[str, str], root: Root, settings: Settings) -> dict[str, Any]:
     """All there is to say about a name; one whose entry is wrong, or leads on, has no model of its own."""
+    from pop.models.providers.command import command_problem
+
     row: dict[str, Any] = {"name": name, "meaning": catalogue.meaning(name), "error": None, "identity": None}
     try:
         route = catalogue.route(name)
@@ -80,10 +96,17 @@ def _row(catalogue: Catalogue, name: str, environ: Any) -> dict[str, Any]:
     if row["meaning"]:
         return row
     (entry,) = route.entries
-    return {**row, "identity": entry.identity, **_about(entry, environ)}
+    row |= {"identity": entry.identity, **_about(entry, environ)}
+    if problem := command_problem(entry, environ, root.path):
+        hint = "correct `command` in pop.toml, or install the program"
+        row |= {
+            "identity": None,
+            "error": {"message": problem, "where": settings.place("models", name, "command"), "hint": hint},
+        }
+    return row
 
 
-def _about(entry: ModelEntry, environ: Any) -> dict[str, Any]:
+def _about(entry: ModelEntry, environ: Mapping[str, str]) -> dict[str, Any]:
     from pop.models.catalogue import without_password
     from pop.models.prices import price_of
 
@@ -104,67 +127,72 @@ def _about(entry: ModelEntry, environ: Any) -> dict[str, Any]:
     }
 
 
-def _show(rows: list[dict[str, Any]], test: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for title in ("name", "stands for", "key", "limits", "USD per 1M in/out", *(["test"] if test else [])):
-        table.add_column(title, overflow="fold")
+def _show(rows: list[dict[str, Any]]) -> None:
+    """What a name stands for on a line; below it limits, price and key, and how the test went."""
+    width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
-        cells = [row["name"], _stands_for(row), _key(row), _limits(row), _price(row)]
-        table.add_row(*cells, *([_tested(row["test"])] if test else []))
-    Console(highlight=False, soft_wrap=not sys.stdout.isatty(), markup=False).print(table)
-    for row in rows:
-        if row["error"]:
-            click.echo(f"{row['name']}: {row['error']['message']} ({row['error']['where']})", err=True)
+        first, *more = _lines(row)
+        for title, text in [(row["name"], first), *(("", line) for line in more)]:
+            click.echo(f"{safe(title, one_line=True):<{width}}  {safe(text, 400, one_line=True)}")
 
 
-def _stands_for(row: dict[str, Any]) -> str:
-    if row["error"]:
-        return "cannot be used"
+def _lines(row: dict[str, Any]) -> Iterator[str]:
+    error = row["error"]
+    if error:
+        place = f" ({error['where']})" if error["where"] else ""
+        yield f"cannot be used: {error['message']}{place}"
+        if error["hint"]:
+            yield f"hint: {error['hint']}"
+        return
     if row["meaning"]:
-        return str(row["meaning"])
-    return f"{row['model']} at {row['at']}" if row["at"] else f"{row['model']} ({row['provider']})"
+        yield row["meaning"]
+        return
+    if row["provider"] == "command":
+        yield f"runs {row['at']}"
+    else:
+        yield f"{row['model']} at {row['at']}" if row["at"] else f"{row['model']} ({row['provider']})"
+    yield ", ".join([*_limits(row), _price(row), *_key(row)])
+    if row["test"]:
+        yield from _tested(row["test"])
 
 
-def _key(row: dict[str, Any]) -> str:
-    key = row.get("key")
-    if key is None:
-        return "-"
-    return f"{key['variable']} {'set' if key['set'] else 'missing'}"
+def _key(row: dict[str, Any]) -> Iterator[str]:
+    if key := row["key"]:
+        yield f"{key['variable']} is {'set' if key['set'] else 'not set'}"
 
 
-def _limits(row: dict[str, Any]) -> str:
-    if "concurrency" not in row:
-        return "-"
-    parts = [f"{row['concurrency']} at once"]
+def _limits(row: dict[str, Any]) -> Iterator[str]:
+    yield f"{row['concurrency']} at once"
     for name, unit in (("requests_per_minute", "requests/min"), ("tokens_per_minute", "tokens/min")):
         if row[name]:
-            parts.append(f"{row[name]:,.0f} {unit}")
-    return ", ".join(parts)
+            yield f"{row[name]:,.0f} {unit}"
 
 
 def _price(row: dict[str, Any]) -> str:
-    if "provider" not in row:
-        return "-"
+    if row["provider"] == "replay" or row["provider"] == "builtin":
+        return "free"
     price = row["price"]
-    return f"{price['input']:g} / {price['output']:g}" if price else "unknown"
+    if price:
+        return f"${price['input']:g} in, ${price['output']:g} out per 1M tokens"
+    return "price: what it says itself" if row["provider"] == "command" else "price unknown"
 
 
-def _tested(result: dict[str, Any] | None) -> str:
-    if result is None:
-        return "-"
+def _tested(result: dict[str, Any]) -> Iterator[str]:
     if result["error"]:
-        return f"{result['error']['error_class']}: {result['error']['message'][:160]}"
+        yield f"test: {result['error']['error_class']}: {result['error']['message']}"
+        if result["error"]["hint"]:
+            yield f"hint: {result['error']['hint']}"
+        return
+    form = FORMS.get(result["form"], "in words")
+    schema = form if result["obeyed"] else f"asked for {form}, and not obeyed"
     cost = "" if not result["cost_usd"] else f", {result['cost_usd']:.6f} USD"
-    return f"{result['ms']:.0f} ms, schema: {FORMS.get(result['form'], 'in words')}{cost}"
+    yield f"test: {result['ms']:.0f} ms, schema: {schema}{cost}"
 
 
 # -- asking ----------------------------------------------------------------------------------------------------
 
 
-def _test(root: Root, settings: Settings, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _test(root: Root, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """One tiny question to each model, all at once; by name. The same model under two names is asked once."""
     from pop.models.client import GatewayClient
     from pop.models.request import Message, ModelError, ModelRequest, Origin
@@ -184,7 +212,7 @@ def _test(root: Root, settings: Settings, rows: list[dict[str, Any]]) -> dict[st
         for name in first.values()
     ]
     origin = Origin(run_id="pop-models-test", instance=secrets.token_hex(6), generation=1, attempt=1, step="test")
-    click.echo(f"asking {len(requests)} models", err=True)
+    click.echo(f"asking {len(requests)} model{'s' * (len(requests) != 1)}", err=True)
     with _gateway(root) as address:
         answers = GatewayClient(address, origin).ask_many(requests)
     found: dict[str, dict[str, Any]] = {}
@@ -195,11 +223,21 @@ def _test(root: Root, settings: Settings, rows: list[dict[str, Any]]) -> dict[st
                 "message": answer.message,
                 "hint": answer.hint,
             }
-            result: dict[str, Any] = {"ms": None, "form": None, "cost_usd": None, "error": error}
+            result: dict[str, Any] = {"ms": None, "form": None, "obeyed": None, "cost_usd": None, "error": error}
         else:
-            result = {"ms": answer.ms, "form": answer.form, "cost_usd": answer.cost_usd, "error": None}
+            result = {"ms": answer.ms, "form": answer.form, "obeyed": _obeys(answer.text)}
+            result |= {"cost_usd": answer.cost_usd, "error": None}
         found.update({row["name"]: result for row in rows if row["identity"] == identity})
     return found
+
+
+def _obeys(text: str) -> bool:
+    from pop.parsing import Unparsable, parse_json, schema_problems
+
+    try:
+        return not schema_problems(parse_json(text, TEST_SCHEMA).value, TEST_SCHEMA)
+    except Unparsable:
+        return False
 
 
 @contextmanager
@@ -215,13 +253,18 @@ def _gateway(root: Root) -> Iterator[str]:
     with hold_root(root.machine_room, "pop models --test"), tempfile.TemporaryDirectory(prefix="pop-") as folder:
         address = Path(folder) / "gateway.sock"
         command = [sys.executable, "-P", "-m", "pop.models.gateway", "--root", str(root.path), "--socket", str(address)]
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=root.path
-        ) as process:
+        with (
+            tempfile.TemporaryFile() as said,
+            subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, cwd=root.path
+            ) as process,
+        ):
             assert process.stdin and process.stdout
             try:
                 if process.stdout.readline().strip() != b"ready":
-                    raise PopError("the gateway did not start", hint="pop doctor", code="no-gateway")
+                    said.seek(0)
+                    why = " ".join(said.read(2000).decode(errors="replace").split()) or "it said nothing"
+                    raise PopError(f"the gateway did not start: {why}", hint="pop doctor", code="no-gateway")
                 yield str(address)
             finally:
                 process.stdin.close()

@@ -12,7 +12,11 @@ from pop.errors import UsageError
 @click.argument("run")
 @click.option("-m", "reason", help="Why, for the record.")
 @click.option(
-    "--budget", "budget", metavar="NAME=AMOUNT", multiple=True, help="What it may use up from now on: run_usd=5."
+    "--budget",
+    "budget",
+    metavar="NAME=AMOUNT",
+    multiple=True,
+    help="What it may use up in all, instead of what it was given: run_usd=5.",
 )
 @as_json
 @with_root
@@ -43,6 +47,10 @@ def _amounts(given: tuple[str, ...]) -> dict[str, float]:
     amounts: dict[str, float] = {}
     for text in given:
         name, _, amount = text.partition("=")
+        if name.strip().startswith("day_"):
+            raise UsageError(f"--budget {text}: a day's budget is no run's", hint="raise it in [budget] of pop.toml")
+        if not amount.strip():
+            raise UsageError(f"--budget {text}: how much?", hint=f"e.g. --budget {name.strip() or 'run_usd'}=5")
         try:
             amounts |= budget("step", "run", "pipeline")({name.strip(): float(amount)})
         except (TypeError, ValueError) as error:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pop.commands._shared import as_json, chosen_root, print_json, with_root
-from pop.display import closing_lines, task_line
+from pop.display import closing_lines, task_line, usage_line
 from pop.runs import find_run, safe
+
+MOST_CALLS = 1000  # lines of calls.jsonl that are looked through
 
 
 @click.command()
@@ -28,18 +32,49 @@ def command(run: str, as_json: bool, root: str | None) -> None:
     times = ", ".join(f"{key[:-3]} {status[key]}" for key in ("created_at", "finished_at") if status.get(key))
     if times:
         click.echo(times)
+    answered: dict[str, None] = {}
     for name, task in status.get("tasks", {}).items():
         click.echo(f"  {task_line(name, task)}")
+        asked = asked_models(found.step_dir(name), task)
+        answered |= asked.answered
+        if asked.in_vain and asked.answered:
+            click.echo(f"      answered by {_listed(asked.answered)}, after {_listed(asked.in_vain)}")
         for problem in _open_problems(found.step_dir(name), task):
             click.echo(f"      ! {safe(problem, 300)}")
     usage = status.get("usage") or {}
     if usage.get("calls") or usage.get("cached_calls"):
-        click.echo(
-            f"{usage['calls']} model calls ({usage['cached_calls']} from the store), {usage['input_tokens']} tokens in, "
-            f"{usage['output_tokens']} out, ${usage['cost_usd']:.4f}"
-        )
+        click.echo(usage_line(usage) + (f"; answered by {_listed(answered)}" if answered else ""))
     for line in closing_lines(chosen, found, status):
         click.echo(line)
+
+
+@dataclass
+class Asked:
+    """Which models answered an attempt, ``fast (qwen3:8b)``, and which were asked in vain, ``large: unavailable``."""
+
+    answered: dict[str, None] = field(default_factory=dict)
+    in_vain: dict[str, None] = field(default_factory=dict)
+
+
+def asked_models(step_dir: Path, task: dict[str, Any]) -> Asked:
+    """From the calls of the attempt that counts; what cannot be read is left out."""
+    from pop.records import BadJson, read_json
+
+    found = Asked()
+    try:
+        with open(step_dir / "attempts" / str(task.get("attempt")) / "calls.jsonl", "rb") as lines:
+            for line in islice(lines, MOST_CALLS):
+                call = read_json(line)
+                found.in_vain |= {f"{one['model']}: {one['error_class']}": None for one in call.get("tries", [])}
+                if not call.get("error_class"):
+                    found.answered[f"{call['model']} ({call['provider_model']})"] = None
+    except (OSError, BadJson, KeyError, TypeError, AttributeError):
+        pass
+    return found
+
+
+def _listed(names: dict[str, None]) -> str:
+    return safe(", ".join(names), 300, one_line=True)
 
 
 def _open_problems(step_dir: Path, task: dict[str, Any]) -> list[str]:
