@@ -14,8 +14,12 @@ from pop.commands._shared import chosen_root, with_root
 from pop.settings import Root
 
 
-def configure_logs(root: Root, quiet: bool) -> None:
-    """Plain lines on a terminal or a pipe, and JSON lines in the machine room."""
+def configure_logs(root: Root, quiet: bool, told: frozenset[str] = frozenset()) -> None:
+    """Plain lines on a terminal or a pipe, and JSON lines in the machine room.
+
+    Args:
+        told: Events that somebody else says on this terminal.
+    """
     import structlog
 
     stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
@@ -24,11 +28,22 @@ def configure_logs(root: Root, quiet: bool) -> None:
         colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ, pad_event_to=14
     )
     structlog.configure(
-        processors=[_Journal(str(root.path)), _greet(root), stamp, structlog.processors.add_log_level, structlog.processors.format_exc_info,
+        processors=[_Journal(str(root.path)), _without(told), _greet(root), stamp, structlog.processors.add_log_level, structlog.processors.format_exc_info,
                     renderer],
         wrapper_class=level,
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
     )  # fmt: skip
+
+
+def _without(told: frozenset[str]) -> Any:
+    import structlog
+
+    def drop(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        if event.get("event") in told:
+            raise structlog.DropEvent
+        return event
+
+    return drop
 
 
 def _greet(root: Root) -> Any:
@@ -97,8 +112,8 @@ def command(
     if parent is not None:
         die_with_parent(parent)
     chosen = chosen_root(root)
-    configure_logs(chosen, quiet)
     what = Only(seed=only, run=only_run) if only or only_run else None
+    configure_logs(chosen, quiet, told=frozenset({"run.failed"}) if what else frozenset())  # `pop run` says it
     if quiet and what is None:  # there is no greeting to tell them after
         threading.Thread(target=_tell_mistakes, args=(chosen,), daemon=True).start()
     run_daemon(chosen, only=what, command="pop run" if what else "pop up")
