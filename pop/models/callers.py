@@ -27,10 +27,11 @@ import orjson
 import structlog
 
 from pop.confine import protect_keys
+from pop.errors import ErrorClass
 from pop.models.catalogue import ModelEntry, Shared
 from pop.models.keys import Keys, RedactingStream
 from pop.models.providers import Provider, Setup, open_provider
-from pop.models.request import Answer, Form, ModelError, ModelRequest, Origin, RateNews, Tokens
+from pop.models.request import Answer, Form, ModelError, ModelRequest, Origin, RateNews, Tokens, read_line
 from pop.settings import Price, Root, load_settings
 
 log = structlog.get_logger()
@@ -139,7 +140,7 @@ class _Caller:
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         try:
             while line := await reader.readline():
-                reply = orjson.loads(line)
+                reply = read_line(line)
                 future = self.open.get(reply["id"])
                 if future is not None and not future.done():
                     self._resolve(future, reply)
@@ -148,10 +149,9 @@ class _Caller:
         self.is_gone = True
         self._process.kill()
         self._process.wait()
-        lost = ModelError("unavailable", "the process that asked has died", curable=True, tokens=Tokens(estimated=True))
         for future in self.open.values():
             if not future.done():
-                future.set_exception(lost)
+                future.set_exception(_lost("unavailable", "the process that asked has died", curable=True))
 
     def _resolve(self, future: asyncio.Future[Answer], reply: dict[str, Any]) -> None:
         rate = RateNews(**reply["rate"]) if reply.get("rate") else None
@@ -161,6 +161,11 @@ class _Caller:
         error = reply["error"]
         tokens = Tokens.model_validate(error.pop("tokens")) if error.get("tokens") else error.pop("tokens", None)
         future.set_exception(ModelError(**error, tokens=tokens, rate=rate))
+
+
+def _lost(error_class: ErrorClass, message: str, *, curable: bool = False) -> ModelError:
+    """Nobody knows what the provider counts for it: it is counted by the gateway's estimate."""
+    return ModelError(error_class, message, curable=curable, tokens=Tokens(estimated=True))
 
 
 def _entry_json(entry: ModelEntry) -> bytes:
@@ -196,7 +201,7 @@ class _Desk:
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
     def take(self, line: bytes) -> None:
-        order = orjson.loads(line)
+        order = read_line(line)
         if "cancel" in order:
             task = self._tasks.get(order["cancel"])
             if task is not None:

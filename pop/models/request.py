@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -185,6 +186,18 @@ def _sha256(value: Any) -> str:
     except TypeError:  # an integer beyond 64 bits, in a schema
         data = json.dumps(value, sort_keys=True).encode()
     return hashlib.sha256(data).hexdigest()
+
+
+def read_line(line: bytes) -> Any:
+    """A line of the wire; integers beyond 64 bits stay exact.
+
+    Raises:
+        ValueError: It is no JSON.
+    """
+    return json.loads(line) if _LONG.search(line) else orjson.loads(line)
+
+
+_LONG = re.compile(rb"[0-9]{19}")
 
 
 def answer_key(origin: Origin, request_sha256: str) -> str:
