@@ -113,7 +113,8 @@ class _State:
     """What the two threads share."""
 
     facts: dict[tuple[str, str], str] = field(default_factory=dict)  # not yet written
-    in_ledger: set[str] = field(default_factory=set)  # ids whose transaction failed after their lines stood
+    owed: dict[str, CallLine] = field(default_factory=dict)  # lines that found no room: they come with the next ones
+    in_ledger: set[str] = field(default_factory=set)  # ids whose lines stand though their answers could not be stored
     unfolded: set[Path] = field(default_factory=set)  # the files of these lines
     is_damaged: bool = False
     life: int = 0  # counts the files that were made anew
@@ -271,6 +272,8 @@ class AnswerStore:
             return None
 
     async def _hand_over(self, work: _Work) -> None:
+        if self._lock < 0:  # what is under way stands in in-flight.jsonl
+            raise NotStored("the store of answers is closed")
         work.done = asyncio.get_running_loop().create_future()
         self._waiting.put(work)
         await work.done
@@ -279,12 +282,12 @@ class AnswerStore:
         """Write what waits, and end."""
         if self._lock < 0:
             return
+        lock, self._lock = self._lock, -1
         self._waiting.put(None)
         self._thread.join(30.0)
         self._reader.close()
         self.in_flight.close()
-        os.close(self._lock)
-        self._lock = -1
+        os.close(lock)
 
     # -- the writer's side ---------------------------------------------------------------------------------------------
 
@@ -386,17 +389,19 @@ class AnswerStore:
 
     def _commit(self, batch: list[_Work]) -> NotStored | None:
         state = self._state
-        lines = [line for work in batch for line in work.lines]
-        ids = [line.id for line in lines]
+        given = {line.id: line for work in batch for line in work.lines}
+        state.owed.update((call_id, line) for call_id, line in given.items() if call_id not in state.in_ledger)
+        lines = list(state.owed.values())
         try:
             if state.failed is not None:
                 raise state.failed
-            if new := [line for line in lines if line.id not in state.in_ledger]:
-                state.unfolded.update(append_calls(self._disk, self._calls, new))
-            self.in_flight.end(ids)
-            state.in_ledger.update(ids)
+            if lines:
+                state.unfolded.update(append_calls(self._disk, self._calls, lines))
+            self.in_flight.end(state.owed)
+            state.in_ledger.update(state.owed)
+            state.owed.clear()
             self._transact(batch, sorted(state.unfolded))
-            state.in_ledger.difference_update(ids)
+            state.in_ledger.difference_update(given)
             state.unfolded.clear()
             return None
         except (OSError, sqlite3.Error, PopError) as error:

@@ -62,6 +62,11 @@ class Circuit:
         self._out: set[Caller] = set()  # who was let through while half-open, and has not said how it went
         self._waiting: OrderedDict[asyncio.Future[None], tuple[Caller, float]] = OrderedDict()
 
+    def check(self, patience_s: float) -> None:
+        """Raise what `before` would raise at once."""
+        if self.state == "open" and self._until - self._clock() > patience_s:
+            raise self._error()
+
     async def before(self, patience_s: float) -> None:
         """Return when a call may go.
 
@@ -74,9 +79,8 @@ class Circuit:
         caller: Caller = asyncio.current_task()
         if self.state == "closed" or caller in self._out:
             return
+        self.check(patience_s)
         now = self._clock()
-        if self.state == "open" and self._until - now > patience_s:
-            raise self._error()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[turn] = (caller, now + patience_s)
         self._admit()

@@ -116,10 +116,12 @@ class Permit:
         self._second = second
         self._volley = volley
         self._held = True
+        self._made = False
         self._welcome = False
 
     def settle(self, tokens: int | None) -> None:
         """Tokens really used, when they are known: what was reserved too much is given back, too little is taken."""
+        self._made = True
         if tokens is not None:
             tokens = _believed(tokens)
             self._lane._correct(tokens - self._tokens, self._second)
@@ -127,6 +129,7 @@ class Permit:
 
     def heard(self, rate: RateNews | None, *, limited: bool) -> None:
         """What came back: the headers of an answer or error, and whether it was a 429."""
+        self._made = True
         widens = not limited and not self._welcome
         self._welcome = self._welcome or not limited
         self._lane._heard(rate, limited=limited, widens=widens, volley=self._volley)
@@ -136,6 +139,12 @@ class Permit:
         if self._held:
             self._held = False
             self._lane._released()
+
+    def end(self) -> None:
+        """The same; a call of which nothing was heard or settled was never made, and gives back what it took."""
+        if self._held and not self._made:
+            self._lane._take_back(self._tokens, self._second)
+        self.release()
 
 
 class Lane:
@@ -203,7 +212,7 @@ class Lane:
             if waiter.permit.cancelled() or not waiter.permit.done():
                 self._leave(waiter)
             else:  # it was given in the very moment
-                self._give_back(waiter.permit.result())
+                waiter.permit.result().end()
             raise
 
     def figures(self) -> dict[str, Any]:
@@ -291,13 +300,14 @@ class Lane:
 
     # -- what comes back ---------------------------------------------------------------------------------------
 
-    def _give_back(self, permit: Permit) -> None:
-        """A permit that was never used."""
+    def _take_back(self, tokens: int, second: int) -> None:
+        """What a permit took that was never used."""
         now = self._clock()
+        self._left += tokens
         self._requests.take(-1.0, now)
-        self._sent.add(-1, permit._second, now)
-        permit.settle(0)
-        permit.release()
+        self._sent.add(-1, second, now)
+        self._tokens.take(-tokens, now)
+        self._used.add(-tokens, second, now)
 
     def _correct(self, tokens: int, second: int) -> None:
         now = self._clock()

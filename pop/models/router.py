@@ -20,7 +20,7 @@ import hashlib
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,26 +60,10 @@ NEXT_MODEL = frozenset({"unavailable", "rate_limited", "auth"})  # classes that 
 NEXT_MODEL_CODES = frozenset({"insufficient-quota", "context-length", "not-found"})  # and codes of other classes
 REFUSALS = ("refusal", "content_filter")
 TYPICAL_OUTPUT = 500.0  # tokens, until a model's own answers say more
+MOST_OUTPUT = 200_000  # no server's count of one answer moves the estimate further
 
 
-@dataclass
-class Flight:
-    """A question under way. `askers` wait for it; `sent` while a provider works on it."""
-
-    origin: Origin
-    request: ModelRequest
-    key: str
-    asked_sha256: str
-    shared_key: str
-    askers: int = 0
-    sent: bool = False
-    tries: list[Try] = field(default_factory=list)
-    notes: list[asyncio.Task[None]] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    task: asyncio.Task[Answer] | None = None
-
-
-@dataclass
+@dataclass(eq=False)
 class Waited:
     """How long an attempt has waited for permits: `total_s` in all, `open` calls that wait now, since `began`."""
 
@@ -98,6 +82,25 @@ class Waited:
         if not self.open:
             self.total_s += now - self.began
             self.ended = now
+
+
+@dataclass(eq=False)
+class Flight:
+    """A question under way. `askers` wait for it; `sent` while a provider works on it, `waiting` while it has no permit."""
+
+    origin: Origin
+    request: ModelRequest
+    key: str
+    asked_sha256: str
+    shared_key: str
+    askers: list[Waited] = field(default_factory=list)
+    sent: bool = False
+    waiting: bool = False
+    model: str = ""  # the entry that is being asked
+    tries: list[Try] = field(default_factory=list)
+    notes: list[asyncio.Task[None]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    task: asyncio.Task[Answer] | None = None
 
 
 class Router:
@@ -126,10 +129,11 @@ class Router:
         self._budgets = Budgets(store.totals)
         self.tokens = TokenCounter(store)
         self._lanes: dict[str, Lane] = {}
+        self._limits: dict[str, tuple[Any, ...]] = {}  # of the lanes
         self._circuits: dict[str, Circuit] = {}
         self._typical: dict[str, float] = {}
-        self._entries: dict[str, ModelEntry] = {}  # as last used, for `figures`
-        self._by_key: dict[str, Flight] = {}
+        self._flights: set[Flight] = set()
+        self._by_key: dict[str, Flight] = {}  # those that may be joined
         self._by_question: dict[str, Flight] = {}
         self._waited: dict[tuple[str, str, int], Waited] = {}
         self._rng = random.Random()
@@ -144,54 +148,74 @@ class Router:
         """
         asked = request_hash(request)
         key = answer_key(origin, asked)
-        flight = self._by_key.get(key)
-        if flight is None:
+        while (flight := self._by_key.get(key)) is None:
             known = self._store.get(key)
             if known:
-                return known.model_copy(update={"cached": True, "warnings": [], "tries": []})
+                return _from_store(known)
             rung = self._rung(request, origin)
             shared_key = _shared_key(rung, asked, origin.n)
             age_s = request.reuse_s if request.reuse_s is not None else rung[0].reuse_s
+            other = None
             if age_s is not None and origin.generation == 1:  # a later one was begun because the answers were bad
-                shared = self._store.reusable(shared_key, age_s)
-                if shared:
-                    return shared.model_copy(update={"cached": True, "warnings": [], "tries": []})
-                flight = self._by_question.get(shared_key)
-                if flight is not None:
-                    answer = await self._join(flight)
-                    return answer.model_copy(update={"cached": True, "warnings": [], "tries": []})
-            flight = Flight(origin, request, key, asked, shared_key)
-            self._launch(flight, rung)
-        return await self._join(flight)
+                known = self._store.reusable(shared_key, age_s)
+                if known:
+                    return _from_store(known)
+                other = self._by_question.get(shared_key)
+            if other is None:
+                flight = Flight(origin, request, key, asked, shared_key)
+                self._launch(flight, rung)
+                break
+            try:
+                return _from_store(await self._join(other, origin))
+            except ModelError as error:
+                if not _is_its_own(error, other.origin, origin):
+                    raise
+        return await self._join(flight, origin)
 
     def _rung(self, request: ModelRequest, origin: Origin) -> tuple[ModelEntry, ...]:
         try:
             route = self._catalogue().route(request.model)
         except ConfigError as error:
             raise ModelError("bad_input", error.message, where=error.where, hint=error.hint, code=error.code) from None
-        return route.rung(request.round + origin.generation - 1)
+        rung = route.rung(request.round + origin.generation - 1)
+        self._configure(rung)
+        return rung
 
     def _launch(self, flight: Flight, rung: tuple[ModelEntry, ...]) -> None:
         flight.task = asyncio.create_task(self._fly(flight, rung))
+        self._flights.add(flight)
         self._by_key[flight.key] = flight
         self._by_question.setdefault(flight.shared_key, flight)
         flight.task.add_done_callback(lambda _: self._land(flight))
 
     def _land(self, flight: Flight) -> None:
-        self._by_key.pop(flight.key, None)
-        if self._by_question.get(flight.shared_key) is flight:
-            del self._by_question[flight.shared_key]
+        self._close(flight)
+        self._flights.discard(flight)
         if flight.task and not flight.task.cancelled():
             flight.task.exception()  # looked at, so that nobody complains when no asker is left
 
-    async def _join(self, flight: Flight) -> Answer:
+    def _close(self, flight: Flight) -> None:
+        """Nobody joins it any more."""
+        for table, name in ((self._by_key, flight.key), (self._by_question, flight.shared_key)):
+            if table.get(name) is flight:
+                del table[name]
+
+    async def _join(self, flight: Flight, origin: Origin) -> Answer:
+        """Wait for its answer; meanwhile its waits are those of the attempt that asks."""
         assert flight.task is not None
-        flight.askers += 1
+        waited = self._waited.setdefault((origin.run_id, origin.instance, origin.attempt), Waited())
+        loop = asyncio.get_running_loop()
+        flight.askers.append(waited)
+        if flight.waiting:
+            waited.begin(loop.time())
         try:
             return await asyncio.shield(flight.task)
         finally:
-            flight.askers -= 1
+            flight.askers.remove(waited)
+            if flight.waiting:
+                waited.end(loop.time())
             if not flight.askers and not flight.sent and not flight.task.done():
+                self._close(flight)  # who asks from now on begins anew
                 flight.task.cancel()
 
     async def _fly(self, flight: Flight, rung: tuple[ModelEntry, ...]) -> Answer:
@@ -245,7 +269,8 @@ class Router:
 
     async def _before_its_deadline(self, flight: Flight, entry: ModelEntry, last: bool) -> tuple[Answer, CallLine]:
         """All tries of one model, within `timeout_s` without the time that permits were waited for."""
-        with self._waiting(flight.origin):  # loading an SDK is nobody's lost time
+        flight.model = entry.name
+        with self._waiting(flight):  # loading an SDK is nobody's lost time
             provider = await self._provider(entry.provider)
         try:
             async with asyncio.timeout(entry.timeout_s) as deadline:
@@ -286,8 +311,9 @@ class Router:
     ) -> tuple[Answer, CallLine]:
         """One request to one model, with all that bounds it."""
         estimate = self._estimate(flight.request, entry)
+        circuit = self._circuit(entry)
+        circuit.check(_left_s(deadline) if last else 0.0)  # before anybody waits for a permit
         async with self._permits(flight, entry, deadline, estimate) as permits:
-            circuit = self._circuit(entry)
             await circuit.before(_left_s(deadline) if last else 0.0)
             try:
                 reservation = self._reserve(flight, entry, estimate)
@@ -441,49 +467,60 @@ class Router:
             yield permits
         finally:
             for permit in permits:
-                permit.release()
+                permit.end()
 
     @contextlib.contextmanager
     def _standing_still(self, flight: Flight, deadline: asyncio.Timeout) -> Iterator[None]:
         left_s = _left_s(deadline)
         deadline.reschedule(None)
         try:
-            with self._waiting(flight.origin):
+            with self._waiting(flight):
                 yield
         finally:
             deadline.reschedule(asyncio.get_running_loop().time() + left_s)
 
     @contextlib.contextmanager
-    def _waiting(self, origin: Origin) -> Iterator[None]:
-        """What happens meanwhile does not count against the attempt's time."""
+    def _waiting(self, flight: Flight) -> Iterator[None]:
+        """What happens meanwhile does not count against the time of any attempt that asks."""
         loop = asyncio.get_running_loop()
-        waited = self._waited.setdefault((origin.run_id, origin.instance, origin.attempt), Waited())
-        waited.begin(loop.time())
+        flight.waiting = True
+        for waited in flight.askers:
+            waited.begin(loop.time())
         try:
             yield
         finally:
-            waited.end(loop.time())
+            flight.waiting = False
+            for waited in flight.askers:
+                waited.end(loop.time())
 
     def _lanes_of(self, entry: ModelEntry) -> list[Lane]:
-        self._entries[entry.name] = entry
-        own = self._lane(f"model {entry.name}", entry.concurrency, entry.requests_per_minute, entry.tokens_per_minute)
-        shared = entry.shared
-        if not (shared.concurrency or shared.requests_per_minute or shared.tokens_per_minute):
-            return [own]
-        endpoint = self._lane(
-            f"provider {shared.name}", shared.concurrency, shared.requests_per_minute, shared.tokens_per_minute
-        )
-        return [own, endpoint]
+        return [self._lanes.get(name) or self._lane(name, limits) for name, limits in _limits(entry)]
 
-    def _lane(self, name: str, concurrency: int | None, requests: float | None, tokens: float | None) -> Lane:
+    def _lane(self, name: str, limits: tuple[Any, ...]) -> Lane:
+        """The lane, with these limits from now on."""
+        concurrency, requests, tokens = limits
+        about: dict[str, Any] = {
+            "concurrency": concurrency, "requests_per_minute": requests, "tokens_per_minute": tokens
+        }  # fmt: skip
         lane = self._lanes.get(name)
         if lane is None:
-            lane = self._lanes[name] = Lane(
-                name, concurrency=concurrency, requests_per_minute=requests, tokens_per_minute=tokens
-            )
-        else:
-            lane.configure(concurrency=concurrency, requests_per_minute=requests, tokens_per_minute=tokens)
+            lane = self._lanes[name] = Lane(name, **about)
+        elif self._limits[name] != limits:
+            lane.configure(**about)
+        self._limits[name] = limits
         return lane
+
+    def refresh(self) -> None:
+        """Take changed limits into account for those who wait already; a broken pop.toml changes nothing."""
+        catalogue = self._catalogue()
+        for name in {flight.model for flight in self._flights if flight.waiting}:
+            with contextlib.suppress(ConfigError):
+                self._configure(catalogue.resolve(name))
+
+    def _configure(self, entries: Iterable[ModelEntry]) -> None:
+        for entry in entries:
+            for name, limits in _limits(entry):
+                self._lane(name, limits)
 
     def _circuit(self, entry: ModelEntry) -> Circuit:
         name = entry.shared.name or entry.provider
@@ -503,7 +540,7 @@ class Router:
 
     def _learn(self, request: ModelRequest, entry: ModelEntry, answer: Answer) -> None:
         before = self._typical.get(entry.identity, TYPICAL_OUTPUT)
-        self._typical[entry.identity] = before + 0.1 * (answer.output_tokens - before)
+        self._typical[entry.identity] = before + 0.1 * (min(answer.output_tokens, MOST_OUTPUT) - before)
         self.tokens.learn(entry.model, sum(weigh(message.content) for message in request.messages), answer.input_tokens)
 
     def _reserve(self, flight: Flight, entry: ModelEntry, estimate: Tokens) -> Reservation:
@@ -526,7 +563,7 @@ class Router:
         return {
             "lanes": {name: lane.figures() for name, lane in self._lanes.items()},
             "circuits": {name: circuit.state for name, circuit in self._circuits.items()},
-            "flights": len(self._by_key),
+            "flights": len(self._flights),
         }
 
     def waited(self, run_id: str, instance: str, attempt: int) -> dict[str, Any]:
@@ -545,16 +582,35 @@ class Router:
 
     def open_calls(self, run_id: str) -> int:
         """How many requests of a run are under way."""
-        return sum(1 for flight in self._by_key.values() if flight.origin.run_id == run_id)
+        return sum(1 for flight in self._flights if flight.origin.run_id == run_id)
 
     async def land_all(self, patience_s: float) -> None:
         """Wait for the requests that were sent; those that were not are given up."""
-        for flight in list(self._by_key.values()):
+        for flight in self._flights:
             if flight.task and not flight.sent:
                 flight.task.cancel()
-        tasks = [flight.task for flight in self._by_key.values() if flight.task]
+        tasks = [flight.task for flight in self._flights if flight.task]
         if tasks:
             await asyncio.wait(tasks, timeout=patience_s)
+
+
+def _limits(entry: ModelEntry) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """The lanes that bound a model, and their limits: its own, and its endpoint's where that has any."""
+    yield f"model {entry.name}", (entry.concurrency, entry.requests_per_minute, entry.tokens_per_minute)
+    shared = entry.shared
+    limits = (shared.concurrency, shared.requests_per_minute, shared.tokens_per_minute)
+    if any(limits):
+        yield f"provider {shared.name}", limits
+
+
+def _from_store(answer: Answer) -> Answer:
+    return answer.model_copy(update={"cached": True, "warnings": [], "tries": []})
+
+
+def _is_its_own(error: ModelError, origin: Origin, other: Origin) -> bool:
+    """Whether only a budget of the one who asked first stood in the way."""
+    same = (origin.run_id, origin.step) == (other.run_id, other.step)
+    return error.error_class == "budget" and error.code in ("budget", "no-price") and not same
 
 
 def _not_stored(error: NotStored) -> ModelError:
