@@ -109,6 +109,7 @@ class Daemon:
             notes=self.gateway.notes,
             gateway=lambda: self.gateway.address,
             tally=Tally(Spent(root.machine_room / "answers.db")),
+            gateway_life=lambda: self.gateway.life,
         )
         self.orders = Orders(root, self.disk)
         self._wake = asyncio.Event()
@@ -140,6 +141,7 @@ class Daemon:
             watch = Watch(self.root.pending, self._hint)
         self._say_started()
         self.orchestrator.spawn(self._keep_orders())
+        self.orchestrator.spawn(self._keep_accounts())
         try:
             await self._go_round(watch)
         finally:
@@ -314,6 +316,30 @@ class Daemon:
                 await self._obey()
             await asyncio.sleep(self.settings.daemon.scan_s)
 
+    async def _keep_accounts(self) -> None:
+        """Runs at rest get what was spent after their end: calls that came late, or whose end a daemon did not live to tell."""
+        orchestrator = self.orchestrator
+        if self.only is None:
+            await orchestrator.settle_resting(await self.work.in_thread(resting_runs, self.root))
+        while not self._over():
+            for run_dir in list(orchestrator.unsettled):
+                if self.work.is_well and await orchestrator.may_settle(run_dir):
+                    self._settle(run_dir)
+            await asyncio.sleep(self.settings.daemon.scan_s)
+
+    def _settle(self, run_dir: Path) -> None:
+        if run_dir.name in self.orchestrator.runs or run_dir in self._opening or run_dir in self._backlog:
+            return  # it is not at rest
+        self.orchestrator.unsettled.discard(run_dir)
+        if not run_dir.is_dir():
+            return
+        try:
+            history = self.orchestrator.settle(run_dir)
+            if history:
+                self.orders.show(run_dir, history)
+        except Exception as error:  # somebody damaged or removed it
+            log.error("run.unsettled", run=run_dir.name, error=f"{type(error).__name__}: {error}")
+
     async def _obey(self) -> None:
         active = self.orchestrator.runs
         try:
@@ -344,7 +370,9 @@ class Daemon:
         run = self.orchestrator.runs.get(order.run_id)
         if run and order.verb == "cancel":
             await self.orchestrator.cancel(run, order.by, order.reason)
-        elif not run and await self.work.surely(self.orders.apply_to_resting, order):
+        elif not run and not await self.work.surely(self.orders.apply_to_resting, order):
+            self.orchestrator.unsettled.add(order.run_dir)  # it may be cancelled before it was taken up
+        elif not run:
             if order.run_dir not in self._backlog:
                 self._backlog.append(order.run_dir)
                 self._wake.set()
@@ -415,6 +443,13 @@ def unfinished_runs(root: Root) -> list[Path]:
         if admission.last_event(run_dir) not in (events.RUN_FAILED, events.RUN_CANCELLED):
             found.append(run_dir)
     return found
+
+
+def resting_runs(root: Root) -> list[Path]:
+    """Runs in pipeline-current/ that failed or were cancelled."""
+    unfinished = set(unfinished_runs(root))
+    journals = sorted(root.current.glob("*/events.jsonl"))
+    return [path.parent for path in journals if path.parent.name[0] != "." and path.parent not in unfinished]
 
 
 def run_daemon(root: Root, *, only: Only | None = None, command: str = "pop up") -> None:

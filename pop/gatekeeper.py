@@ -50,6 +50,7 @@ class GatewayProcess:
         self._stopping = False
         self._started_at = 0.0
         self._socket = socket_path(root)
+        self.life = 0  # counts the processes
 
     @property
     def address(self) -> str:
@@ -67,6 +68,7 @@ class GatewayProcess:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the process and do not wait for it: workers wait at its door."""
         self._loop = loop
+        self.life += 1
         self._started_at = time.monotonic()
         self._socket.unlink(missing_ok=True)
         log_file = open(self._root.machine_room / "log" / "gateway.err", "ab")
@@ -97,8 +99,13 @@ class GatewayProcess:
         self._loop.call_later(0.05 if lived_s > 5 else 1.0, self._restart)
 
     def _restart(self) -> None:
-        if not self._stopping and self._loop:
+        if self._stopping or not self._loop:
+            return
+        try:
             self.start(self._loop)
+        except OSError as error:  # no process, no file to be had, or .pop/log is gone
+            log.error("gateway.not_started", error=str(error))
+            self._loop.call_later(1.0, self._restart)
 
     def _close(self) -> None:
         process, self._process = self._process, None

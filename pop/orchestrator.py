@@ -11,7 +11,7 @@ import random
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,15 @@ from pop.attempts import Outcome
 from pop.diskwork import MIN_FREE_BYTES, DiskWork
 from pop.errors import PopError, RootError
 from pop.executors import Attempt, Executor, Result
-from pop.history import Instance, RunHistory, run_record, status_of
+from pop.history import Instance, RunHistory, read_history, run_record, status_of
 from pop.letters import LetterWriter
 from pop.models.catalogue import EMBEDDED_NOTE
 from pop.pipeline import Pipeline
 from pop.plan import MAX_INTERRUPTIONS, Moves, Settled, Start, next_moves, recovery
 from pop.records import ErrorRecord, Letter, Usage, dump_json
 from pop.settings import Root, Settings
-from pop.store import Disk, DiskFailed, Later
-from pop.tally import Tally, calls_landed
+from pop.store import Disk, DiskFailed, Later, mend_tail
+from pop.tally import Tally, ask_gateway, calls_landed
 
 log = structlog.get_logger()
 
@@ -85,6 +85,7 @@ class ActiveRun:
     live: dict[str, Attempt] = field(default_factory=dict)  # by instance
     record: dict[str, Any] = field(default_factory=dict)
     status_due: bool = False
+    gateway_life: int = 0  # which one was there when the run began
     strayed: bool = False  # a worker was ended from outside: a call of its may still be under way
     broken: Exception | None = None  # what ended an attempt of it that should never end so
 
@@ -106,6 +107,7 @@ class Orchestrator:
         notes: Callable[[], list[str]],
         gateway: Callable[[], str | None],
         tally: Tally,
+        gateway_life: Callable[[], int] = lambda: 0,
     ) -> None:
         self.root = root
         self.settings = settings
@@ -118,6 +120,8 @@ class Orchestrator:
         self.interrupting = False
         self._notes = notes
         self._gateway = gateway
+        self._gateway_life = gateway_life
+        self.unsettled: set[Path] = set()  # runs at rest whose status may say too little of what they spent
         self._tally = tally
         self._rng = random.Random()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -127,6 +131,7 @@ class Orchestrator:
     async def drive(self, run: ActiveRun) -> None:
         """Take one run as far as it goes: complete, failed, cancelled, or (draining) as it stands."""
         self.runs[run.run_id] = run
+        run.gateway_life = self._gateway_life()
         try:
             await self._journal(run, {"event": events.RUN_STARTED}, durable=False)
             outcome = await self._play(run)
@@ -359,8 +364,10 @@ class Orchestrator:
 
     async def _end(self, run: ActiveRun, outcome: str) -> None:
         """Journal how the run ended, and with the same fsyncs leave its last status and its record."""
-        if run.strayed:
-            await calls_landed(self._gateway(), run.run_id)
+        if not await self._landed(run):
+            if self.draining and run.history.state == "running":
+                return  # the next daemon ends it
+            self.unsettled.add(run.run_dir)
         for late in self._tally.late(run.history):
             await self._journal(run, late)
         event: dict[str, Any] | None = None
@@ -386,6 +393,47 @@ class Orchestrator:
             )
         elif run.history.state == "cancelled":
             log.info("run.cancelled", run=run.run_id)
+
+    async def _landed(self, run: ActiveRun) -> bool:
+        """Whether all that the run has asked of models stands in the ledger; it is waited for."""
+        if not (run.strayed or run.history.usage.calls or run.gateway_life != self._gateway_life()):
+            return True
+        return await calls_landed(self._gateway(), run.run_id, lambda: self.draining)
+
+    def settle(self, run_dir: Path) -> RunHistory | None:
+        """Journal for a run at rest what was counted, or cut off, after its end was journaled; None: it is at work."""
+        journal = run_dir / "events.jsonl"
+        mend_tail(journal)
+        history = read_history(run_dir)
+        if history.state not in ("failed", "cancelled"):
+            return None
+        rows = []
+        for name, instance in history.instances.items():
+            if instance.state == "running":
+                cached, models = attempts.cached_calls(run_dir / "tasks" / name / "attempts" / str(instance.started))
+                rows.append(_interruption(name, instance, self._tally.since(history, name, cached), models))
+        at = events.rfc3339(time.time())
+        for row in rows:
+            history.apply({"at": at, **row})
+        for row in (late := self._tally.late(history)):
+            history.apply({"at": at, **row})
+        lines = b"".join(dump_json({"at": at, **row}, pretty=False) for row in [*rows, *late])
+        if lines:
+            self.disk.append(journal, lines)
+        return history
+
+    async def settle_resting(self, run_dirs: Sequence[Path]) -> None:
+        """Note which of the runs at rest have spent more than their status says, when the gateway knows what it lost."""
+        if not await calls_landed(self._gateway(), "", lambda: self.draining):
+            return
+        for run_dir in run_dirs:
+            if self._tally.is_behind(run_dir):
+                self.unsettled.add(run_dir)
+            await asyncio.sleep(0)
+
+    async def may_settle(self, run_dir: Path) -> bool:
+        """Whether none of its calls is under way."""
+        return bool(await ask_gateway(self._gateway(), {"open": run_dir.name}) == 0)
 
     def _leave_last_files(self, disk: Disk, run: ActiveRun) -> None:
         disk.put(run.run_dir / "tasks-status.json", dump_json(self.status(run)), folder=False)

@@ -123,11 +123,11 @@ class Orders:
         self._disk.append(order.run_dir / "events.jsonl", lines)
         for row in rows:
             history.apply(row)
-        self._show(order.run_dir, history)
+        self.show(order.run_dir, history)
         return order.verb == "retry"
 
-    def _show(self, run_dir: Path, history: RunHistory) -> None:
-        """The status after the order; what the last one knew of steps that had not begun stays."""
+    def show(self, run_dir: Path, history: RunHistory) -> None:
+        """The status of a run at rest; what the last one knew of steps that had not begun stays."""
         path = run_dir / "tasks-status.json"
         try:
             before = read_json(read_regular(path, max_bytes=64 * 2**20))

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -16,7 +18,8 @@ import orjson
 from pop import events
 from pop.history import RunHistory
 from pop.models.answers import Spent
-from pop.records import Usage
+from pop.records import BadJson, Usage, read_json
+from pop.store import NotAFile, read_regular
 
 PATIENCE_S = 2.0
 LANDING_S = 150.0  # how long a run's end waits for requests that a killed worker left behind
@@ -66,6 +69,18 @@ class Tally:
                 found.append({"event": events.USAGE_LATE, "instance": instance, "usage": late.model_dump()})
         return found
 
+    def is_behind(self, run_dir: Path) -> bool:
+        """Whether the status of a run at rest says less than the ledger, or that the run is still at work."""
+        try:
+            status = read_json(read_regular(run_dir / "tasks-status.json", max_bytes=64 * 2**20))
+            told = Usage.model_validate(status["usage"])
+            if status["state"] == "running":
+                return True
+        except (BadJson, NotAFile, OSError, ValueError, KeyError, TypeError):
+            return True
+        spent = sum_of(self._spent.usage_of_run(run_dir.name).values())
+        return spent.minus(told) != Usage()
+
     def warnings(self, history: RunHistory) -> list[dict[str, Any]]:
         """Events for soft budgets that were passed and not journaled yet."""
         rows = self._spent.warnings_of_run(history.created.get("run_id", ""))
@@ -74,15 +89,30 @@ class Tally:
         ]
 
 
+def sum_of(parts: Iterable[Usage]) -> Usage:
+    """All together."""
+    total = Usage()
+    for part in parts:
+        total = total.plus(part)
+    return total
+
+
 def _beyond(usage: Usage, history: RunHistory, instance: str) -> Usage:
     known = history.instances.get(instance)
     before = Usage.model_validate(known.usage) if known and known.usage else Usage()
     return usage.minus(before)
 
 
-async def calls_landed(address: str | None, run_id: str) -> None:
-    """Wait until no request of the run is under way, for a bounded time."""
+async def calls_landed(address: str | None, run_id: str, give_up: Callable[[], bool] = lambda: False) -> bool:
+    """Wait until no request of the run is under way; False when that takes too long, or `give_up` says so.
+
+    A gateway that died is waited for: when it answers again, what it had under way stands in the ledger as lost.
+    """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LANDING_S):
-            while await ask_gateway(address, {"open": run_id}):
+            while await ask_gateway(address, {"open": run_id}) != 0:
+                if give_up():
+                    return False
                 await asyncio.sleep(0.05)
+            return True
+    return False

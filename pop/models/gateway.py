@@ -110,13 +110,22 @@ class Gateway:
             self._providers.pop(kind, None)
             raise ModelError("bad_input", error.message, where=error.where, hint=error.hint) from None
 
+    async def look_at_settings(self) -> None:
+        """Once a second: limits that were raised let those go on who wait."""
+        while True:
+            await asyncio.sleep(1.0)
+            try:
+                self.router.refresh()
+            except Exception:
+                log.exception("gateway.bug")
+
     # -- the socket --------------------------------------------------------------------------------------------
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection; every line is a question of its own."""
         tasks: set[asyncio.Task[None]] = set()
         origins: dict[tuple[str, str, int], Origin] = {}
-        with contextlib.suppress(ConnectionError, ValueError):
+        with contextlib.suppress(ConnectionError, ValueError, asyncio.CancelledError):
             while line := await reader.readline():
                 task = asyncio.create_task(self._serve_line(line, writer, origins))
                 tasks.add(task)
@@ -192,10 +201,13 @@ async def _serve(root: Root, socket_path: Path, keys: Keys) -> None:
     store = AnswerStore(root.machine_room / "answers.db", calls=root.calls, durable=durable)
     gateway = Gateway(root, keys, store)
     server = await asyncio.start_unix_server(gateway.serve, path=str(socket_path), limit=MAX_LINE_BYTES, backlog=4096)
-    print("ready", flush=True)
+    with contextlib.suppress(BrokenPipeError):  # the daemon has just ended
+        print("ready", flush=True)
     log.info("gateway.started", pid=os.getpid(), at=time.time())
+    looking = asyncio.create_task(gateway.look_at_settings())
     async with server:
         await _parent_gone()
+    looking.cancel()
     await gateway.router.land_all(FAREWELL_S)
     store.close()
 
