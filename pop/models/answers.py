@@ -209,6 +209,15 @@ class AnswerStore:
         if lines:
             await self._hand_over(_Work(lines=lines))
 
+    async def ready(self) -> None:
+        """Return when what found no room before stands in the ledger.
+
+        Raises:
+            NotStored: It still finds none: nothing more may be spent.
+        """
+        if self._state.owed:
+            await self._hand_over(_Work())
+
     def begin(self, line: CallLine) -> None:
         """Note that a request is about to go out, with the tokens we expect. A line with its `id` ends it, or `forget`.
 

@@ -49,7 +49,26 @@ from pop.settings import Root, Settings, load_settings
 log = structlog.get_logger()
 
 MAX_LINE_BYTES = 64 * 2**20
+MAX_OPEN_BYTES = 128 * 2**20  # questions of one connection
 FAREWELL_S = 4.0  # how long requests that were sent may go on when the daemon ends
+
+
+class _Room:
+    """Bytes of questions that one connection has open: no more is read before some are answered."""
+
+    def __init__(self) -> None:
+        self._taken_bytes = 0
+        self._freed = asyncio.Event()
+
+    async def take(self, size_bytes: int) -> None:
+        self._taken_bytes += size_bytes
+        while self._taken_bytes > MAX_OPEN_BYTES and self._taken_bytes > size_bytes:
+            self._freed.clear()
+            await self._freed.wait()
+
+    def give_back(self, size_bytes: int) -> None:
+        self._taken_bytes -= size_bytes
+        self._freed.set()
 
 
 class Gateway:
@@ -124,10 +143,12 @@ class Gateway:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection; every line is a question of its own."""
         tasks: set[asyncio.Task[None]] = set()
+        room = _Room()
         origins: dict[tuple[str, str, int], Origin] = {}
         with contextlib.suppress(ConnectionError, ValueError, asyncio.CancelledError):
             while line := await reader.readline():
-                task = asyncio.create_task(self._serve_line(line, writer, origins))
+                await room.take(len(line))
+                task = asyncio.create_task(self._serve_line(line, writer, origins, room))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
         for task in tasks:
@@ -136,8 +157,11 @@ class Gateway:
             self.router.forget_waits(origin)
         writer.close()
 
-    async def _serve_line(self, line: bytes, writer: asyncio.StreamWriter, origins: dict[Any, Origin]) -> None:
+    async def _serve_line(
+        self, line: bytes, writer: asyncio.StreamWriter, origins: dict[Any, Origin], room: _Room
+    ) -> None:
         reply = await self._reply(line, origins)
+        room.give_back(len(line))
         writer.write(orjson.dumps(reply) + b"\n")
         with contextlib.suppress(ConnectionError):
             await writer.drain()

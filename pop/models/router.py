@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import hashlib
 import random
+import resource
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -136,6 +137,7 @@ class Router:
         self._by_key: dict[str, Flight] = {}  # those that may be joined
         self._by_question: dict[str, Flight] = {}
         self._waited: dict[tuple[str, str, int], Waited] = {}
+        self._places = asyncio.Semaphore(max(8, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))  # connections
         self._rng = random.Random()
 
     # -- asking ------------------------------------------------------------------------------------------------
@@ -146,6 +148,12 @@ class Router:
         Raises:
             ModelError: No model of the asked name could answer; its `tries` tell what was tried.
         """
+        try:
+            return await self._ask(request, origin)
+        except NotStored as error:
+            raise _not_stored(error) from None
+
+    async def _ask(self, request: ModelRequest, origin: Origin) -> Answer:
         asked = request_hash(request)
         key = answer_key(origin, asked)
         while (flight := self._by_key.get(key)) is None:
@@ -316,6 +324,7 @@ class Router:
         async with self._permits(flight, entry, deadline, estimate) as permits:
             await circuit.before(_left_s(deadline) if last else 0.0)
             try:
+                await self._store.ready()
                 reservation = self._reserve(flight, entry, estimate)
                 return await self._send(flight, entry, provider, estimate, reservation, permits, circuit)
             except BaseException:
@@ -460,12 +469,16 @@ class Router:
         """The permit of the model, then that of its endpoint; meanwhile the deadline stands still."""
         tokens = estimate.input_tokens + estimate.output_tokens
         permits: list[Permit] = []
+        has_place = False
         try:
             with self._standing_still(flight, deadline):
                 for lane in self._lanes_of(entry):
                     permits.append(await lane.permit(flight.origin.run_id, tokens))
+                has_place = await self._places.acquire()
             yield permits
         finally:
+            if has_place:
+                self._places.release()
             for permit in permits:
                 permit.end()
 
