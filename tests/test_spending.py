@@ -210,6 +210,17 @@ def test_many_workers_do_not_overshoot(make_living: Make, fake_openai: FakeOpenA
     assert fake_openai.total == 7
 
 
+def test_a_cautious_estimate_refuses_nobody(make_living: Make, fake_openai: FakeOpenAI) -> None:
+    """Where only what is under way stands in the way, a call waits until that is settled; its time stands still."""
+    fake_openai.delay_s = 0.3
+    steps = [{"task": "ask", "budget": {"step_tokens": 900}, "timeout": "2s"}]
+    tasks = {"ask.py": GATHER.format(count=12)}
+    living = up(make_living, fake_openai, tasks, steps=steps)
+    living.drop("a.json", {})
+    (row,) = living.wait_complete(1)
+    assert row["attempts"] == 1 and fake_openai.total == 12 and fake_openai.most_at_once == 1
+
+
 def test_a_usd_budget_wants_a_price(make_living: Make, fake_openai: FakeOpenAI) -> None:
     """Before anything is spent; the error names the model."""
     living = up(make_living, fake_openai, {"ask.md": "Hi?"}, tables="[budget]\nrun_usd = 5\n")

@@ -15,6 +15,7 @@ refuses, so a limit is only ever passed by what calls cost beyond their estimate
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from pop.records import BudgetLimit
 Unit = Literal["usd", "tokens", "calls"]
 SCOPES = ("step", "run", "pipeline", "day")
 MAX_SCOPES = 10_000
+LEAST_ROUND_S, LOOK_S = 0.005, 0.0002  # between two rounds of those who wait; the share of each in it
 _IDLE_S = 60.0  # by then what was settled stands in the ledger's sums
 
 
@@ -79,6 +81,10 @@ class Reservation:
             end(amount)
 
 
+class NoRoomYet(ModelError):
+    """Only what calls under way have reserved stands in the way: `Budgets.room` waits until some of them have ended."""
+
+
 class Budgets:
     """Used from one event loop.
 
@@ -94,6 +100,8 @@ class Budgets:
         self._clock = clock
         self._max_scopes = max_scopes
         self._accounts: OrderedDict[Scope, _Account] = OrderedDict()
+        self._waiting: list[asyncio.Future[None]] = []
+        self._round: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         """Scopes in memory."""
@@ -118,6 +126,7 @@ class Budgets:
             model: Its name, for the message.
 
         Raises:
+            NoRoomYet: It would fit if the calls under way cost less than they reserved.
             ModelError: Class ``budget``; code ``budget`` (it would go beyond) or ``no-price`` (a USD budget cannot be
                 kept with a model whose price nobody knows); ``bad_input`` for a budget that does not exist.
         """
@@ -135,11 +144,31 @@ class Budgets:
             if spent.of(unit) + account.reserved.of(unit) + asked.of(unit) <= _most(limit, unit):
                 continue
             if not limit.soft:
-                raise _refusal(limit, unit, (spent, account.reserved, asked), origin)
+                error = _refusal(limit, unit, (spent, account.reserved, asked), origin)
+                if spent.of(unit) + asked.of(unit) <= _most(limit, unit):
+                    raise NoRoomYet(error.error_class, error.message, where=error.where, hint=error.hint)
+                raise error
             if limit.name not in account.warned:
                 account.warned.add(limit.name)
                 warnings.append(_warning(limit, scope))
         return Reservation(warnings, self._hold(list(scopes.values()), asked))
+
+    async def room(self) -> None:
+        """Wait until reservations have ended. The more wait, the rarer the rounds in which they look again."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        await turn
+
+    def _ended(self) -> None:
+        if self._waiting and self._round is None:
+            wait_s = max(LEAST_ROUND_S, LOOK_S * len(self._waiting))
+            self._round = asyncio.get_running_loop().call_later(wait_s, self._begin_round)
+
+    def _begin_round(self) -> None:
+        self._round, waiting, self._waiting = None, self._waiting, []
+        for turn in waiting:
+            if not turn.done():
+                turn.set_result(None)
 
     def _account(self, scope: Scope) -> _Account:
         account = self._accounts.get(scope)
@@ -176,6 +205,7 @@ class Budgets:
                 account.reserved = _sum(account.reserved, asked, -1)
                 if account.spent is not None:  # else the ledger will tell
                     account.spent = _sum(account.spent, actual)
+            self._ended()
 
         return end
 

@@ -41,7 +41,7 @@ from pop.models.catalogue import Catalogue
 from pop.models.keys import Keys, RedactingStream, find_keys_file, redacting
 from pop.models.providers import Provider, Setup, kinds, open_provider
 from pop.models.providers.replay import ReplayProvider
-from pop.models.request import ModelError, ModelRequest, Origin
+from pop.models.request import ModelError, ModelRequest, Origin, read_line
 from pop.models.router import Router
 from pop.models.tokens import estimate_tokens
 from pop.settings import Root, Settings, load_settings
@@ -169,7 +169,7 @@ class Gateway:
     async def _reply(self, line: bytes, origins: dict[Any, Origin]) -> dict[str, Any]:
         number: Any = None
         try:
-            value = orjson.loads(line)
+            value = read_line(line)
             number = value["id"]
             if "request" not in value:
                 return {"id": number, **await self._tell(value)}

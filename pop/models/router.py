@@ -33,7 +33,7 @@ from pop.errors import ConfigError
 from pop.events import rfc3339
 from pop.models import forms
 from pop.models.answers import AnswerStore, NotStored
-from pop.models.budgets import Budgets, Reservation
+from pop.models.budgets import Budgets, NoRoomYet, Reservation
 from pop.models.calls import CallLine
 from pop.models.catalogue import Catalogue, ModelEntry
 from pop.models.circuit import Circuit
@@ -58,7 +58,7 @@ log = structlog.get_logger()
 
 BASE_S, CAP_S = 0.5, 30.0
 NEXT_MODEL = frozenset({"unavailable", "rate_limited", "auth"})  # classes that another model can cure
-NEXT_MODEL_CODES = frozenset({"insufficient-quota", "context-length", "not-found"})  # and codes of other classes
+NEXT_MODEL_CODES = frozenset({"insufficient-quota", "context-length", "not-found", "no-program"})  # of other classes
 REFUSALS = ("refusal", "content_filter")
 TYPICAL_OUTPUT = 500.0  # tokens, until a model's own answers say more
 MOST_OUTPUT = 200_000  # no server's count of one answer moves the estimate further
@@ -164,21 +164,30 @@ class Router:
             shared_key = _shared_key(rung, asked, origin.n)
             age_s = request.reuse_s if request.reuse_s is not None else rung[0].reuse_s
             other = None
-            if age_s is not None and origin.generation == 1:  # a later one was begun because the answers were bad
+            if age_s and origin.generation == 1:  # a later one was begun because the answers were bad
                 known = self._store.reusable(shared_key, age_s)
                 if known:
-                    return _from_store(known)
+                    return await self._kept(key, asked, known)
                 other = self._by_question.get(shared_key)
             if other is None:
                 flight = Flight(origin, request, key, asked, shared_key)
                 self._launch(flight, rung)
                 break
             try:
-                return _from_store(await self._join(other, origin))
+                answer = await self._join(other, origin)
             except ModelError as error:
                 if not _is_its_own(error, other.origin, origin):
                     raise
+            else:
+                if answer.finish_reason == "stop":
+                    return await self._kept(key, asked, answer)
         return await self._join(flight, origin)
+
+    async def _kept(self, key: str, asked_sha256: str, answer: Answer) -> Answer:
+        """An answer that another question was given, kept under this one's own key too: an attempt after a crash finds it."""
+        answer = _from_store(answer)
+        await self._store.put(key, asked_sha256, None, answer)
+        return answer
 
     def _rung(self, request: ModelRequest, origin: Origin) -> tuple[ModelEntry, ...]:
         try:
@@ -320,16 +329,21 @@ class Router:
         """One request to one model, with all that bounds it."""
         estimate = self._estimate(flight.request, entry)
         circuit = self._circuit(entry)
-        circuit.check(_left_s(deadline) if last else 0.0)  # before anybody waits for a permit
-        async with self._permits(flight, entry, deadline, estimate) as permits:
-            await circuit.before(_left_s(deadline) if last else 0.0)
-            try:
-                await self._store.ready()
-                reservation = self._reserve(flight, entry, estimate)
-                return await self._send(flight, entry, provider, estimate, reservation, permits, circuit)
-            except BaseException:
-                circuit.left()
-                raise
+        while True:
+            circuit.check(_left_s(deadline) if last else 0.0)  # before anybody waits for a permit
+            async with self._permits(flight, entry, deadline, estimate) as permits:
+                await circuit.before(_left_s(deadline) if last else 0.0)
+                try:
+                    await self._store.ready()
+                    reservation = self._reserve(flight, entry, estimate)
+                    return await self._send(flight, entry, provider, estimate, reservation, permits, circuit)
+                except NoRoomYet:
+                    circuit.left()
+                except BaseException:
+                    circuit.left()
+                    raise
+            with self._standing_still(flight, deadline):
+                await self._budgets.room()
 
     async def _send(
         self,
@@ -386,12 +400,15 @@ class Router:
             permit.heard(answer.rate, limited=False)
         if not answer.estimated:
             self._learn(flight.request, entry, answer)
+        if entry.provider == "replay":
+            answer = answer.model_copy(update={"cached": True})
         counted = answer.model_dump(include=set(Tokens.model_fields))
         return answer, line.model_copy(
             update={
                 **counted,
                 "at": rfc3339(time.time()),
                 "outcome": "answer",
+                "billed": not answer.cached,
                 "provider_model": answer.provider_model,
                 "cost_usd": answer.cost_usd,
                 "prices": answer.prices,
@@ -412,6 +429,8 @@ class Router:
     ) -> None:
         """Settle what a request cost that brought no answer: nothing, what the provider said, or our estimate."""
         counted = error.tokens
+        if counted and counted.estimated and not counted.input_tokens + counted.output_tokens:
+            counted = Tokens.model_validate(line.model_dump(include=set(Tokens.model_fields)))
         usd, prices = cost_usd(counted, entry, entry.model) if counted else (0.0, None)
         if counted:
             reservation.settle(counted, usd)
@@ -536,7 +555,7 @@ class Router:
                 self._lane(name, limits)
 
     def _circuit(self, entry: ModelEntry) -> Circuit:
-        name = entry.shared.name or entry.provider
+        name = entry.shared.name if entry.base_url or entry.provider == "openai" else f"{entry.provider} {entry.model}"
         if name not in self._circuits:
             self._circuits[name] = Circuit(name)
         return self._circuits[name]
@@ -558,9 +577,13 @@ class Router:
 
     def _reserve(self, flight: Flight, entry: ModelEntry, estimate: Tokens) -> Reservation:
         limits = [*flight.origin.budgets, *_limits_of(self._budget())]
+        if entry.provider == "replay":
+            limits = []  # it was paid for when it was recorded
         usd, _ = cost_usd(estimate, entry, entry.model)
         try:
             reservation = self._budgets.reserve(flight.origin, limits, estimate, usd, model=entry.name)
+        except NoRoomYet:
+            raise
         except ModelError as error:
             raise self._with_tries(error, flight) from None
         for warning in reservation.warnings:
