@@ -21,7 +21,6 @@ EXIT_INTERNAL = 1
 EXIT_USAGE = 2
 EXIT_CONFIG = 3
 EXIT_RUN_FAILED = 4
-EXIT_WAITING = 5
 EXIT_BUDGET = 6
 EXIT_INTERRUPTED = 130
 
@@ -134,13 +133,6 @@ class RootError(PopError):
 
     code = "root"
     exit_code = EXIT_CONFIG
-
-
-class RunFailed(PopError):
-    """A run ended without a result."""
-
-    code = "run-failed"
-    exit_code = EXIT_RUN_FAILED
 
 
 class AttemptFailed(PopError):

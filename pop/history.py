@@ -79,9 +79,6 @@ class RunHistory:
     def instance(self, name: str) -> Instance:
         return self.instances.setdefault(name, Instance(state="retry"))
 
-    def count_of(self, state: str) -> int:
-        return sum(1 for instance in self.instances.values() if instance.state == state)
-
 
 def _run_created(run: RunHistory, event: dict[str, Any]) -> None:
     run.created = event

@@ -26,12 +26,13 @@ from pop.executors import Attempt, Executor, Result
 from pop.history import Instance, RunHistory, read_history, run_record, status_of
 from pop.letters import LetterWriter
 from pop.models.catalogue import EMBEDDED_NOTE
+from pop.models.questions import ask_gateway
 from pop.pipeline import Pipeline
 from pop.plan import MAX_INTERRUPTIONS, Moves, Settled, Start, next_moves, recovery
 from pop.records import ErrorRecord, Letter, Usage, dump_json
 from pop.settings import Root, Settings
 from pop.store import Disk, DiskFailed, Later, mend_tail
-from pop.tally import Tally, ask_gateway, calls_landed
+from pop.tally import Tally, calls_landed
 
 log = structlog.get_logger()
 

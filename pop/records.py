@@ -27,8 +27,6 @@ from typing_extensions import TypeAliasType
 
 from pop.errors import ErrorClass, PopError
 
-RUN_STATES = ("queued", "running", "waiting", "paused", "failed", "cancelled", "complete")
-TASK_STATES = ("pending", "running", "waiting", "done", "failed", "skipped", "stale", "cancelled")
 STAGES = (
     "ingest", "preprocess", "prompt", "infer", "parse",
     "validate_structure", "validate_quality", "critique", "refine", "finalize",

@@ -13,32 +13,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from pop import events
 from pop.history import RunHistory
 from pop.models.answers import Spent
+from pop.models.questions import ask_gateway
 from pop.records import BadJson, Usage, read_json
 from pop.store import NotAFile, read_regular
 
-PATIENCE_S = 2.0
 LANDING_S = 150.0  # how long a run's end waits for requests that a killed worker left behind
-
-
-async def ask_gateway(address: str | None, question: dict[str, Any]) -> Any:
-    """The gateway's answer to one of the further questions of `models.gateway`; None when it gives none."""
-    if address is None:
-        return None
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            reader, writer = await asyncio.open_unix_connection(address, limit=2**24)
-            try:
-                writer.write(orjson.dumps({"id": 1, **question}) + b"\n")
-                return orjson.loads(await reader.readline()).get(next(iter(question)))
-            finally:
-                writer.close()
-    except (OSError, TimeoutError, ValueError, AttributeError):
-        return None
 
 
 class Tally:

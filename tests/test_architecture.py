@@ -55,6 +55,7 @@ ORDER = [
     "models.callers",
     "models.gateway",
     "models.client",
+    "models.questions",
     "models",
     "inputs",
     "templates",

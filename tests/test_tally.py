@@ -12,8 +12,9 @@ from pop import events
 from pop.history import RunHistory
 from pop.models.answers import AnswerStore, Spent
 from pop.models.calls import CallLine
+from pop.models.questions import ask_gateway
 from pop.records import Usage
-from pop.tally import Tally, ask_gateway
+from pop.tally import Tally
 
 RUN = "20261121-000000-a-abcd"
 

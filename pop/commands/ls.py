@@ -89,12 +89,14 @@ def _run(row: dict[str, Any]) -> str:
 
 def _tell_models(root: Root, as_json: bool) -> None:
     """In flight, waiting, requests and tokens per minute: the gateway's own figures."""
+    import asyncio
+
     from pop.gatekeeper import socket_path
-    from pop.models.client import ask_gateway
+    from pop.models.questions import ask_gateway
     from pop.store import lock_holder
 
     holder = lock_holder(root.machine_room)
-    figures = ask_gateway(str(socket_path(root)), {"figures": True}) if holder else None
+    figures = asyncio.run(ask_gateway(str(socket_path(root)), {"figures": True})) if holder else None
     if as_json:
         print_json({"daemon": holder, **(figures or {"lanes": {}, "circuits": {}, "flights": 0})})
     elif figures is None:

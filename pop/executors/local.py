@@ -23,6 +23,7 @@ from pop.errors import ConfigError
 from pop.executors import Attempt, How, Result
 from pop.executors.process import MARK, adopt_orphans, end_orphans
 from pop.models.keys import paths_to_hide
+from pop.models.questions import ask_gateway
 from pop.settings import Root, Settings
 from pop.store import NotAFile, open_regular
 
@@ -31,7 +32,6 @@ log = structlog.get_logger()
 ALLOWED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "USER", "LOGNAME")
 GRACE_S = 2.0
 DEAF_S = 8.0
-WAITED_PATIENCE_S = 2.0
 WATCHED = ("trail.jsonl", "calls.jsonl", "log.jsonl", "stdout.txt")
 
 
@@ -303,22 +303,13 @@ class LocalExecutor:
 
 async def waited_for_permits(attempt: Attempt) -> Waited:
     """What the gateway says about an attempt; without a gateway, or a sound answer in time, it has not waited."""
-    if attempt.gateway is None:
-        return Waited()
-    writer = None
+    who = {"run_id": attempt.run_id, "instance": attempt.instance, "attempt": int(Path(attempt.attempt_dir).name)}
+    told = await ask_gateway(attempt.gateway, {"waited": who})
     try:
-        number = int(Path(attempt.attempt_dir).name)
-        who = {"run_id": attempt.run_id, "instance": attempt.instance, "attempt": number}
-        async with asyncio.timeout(WAITED_PATIENCE_S):
-            reader, writer = await asyncio.open_unix_connection(attempt.gateway)
-            writer.write(orjson.dumps({"id": 1, "waited": who}) + b"\n")
-            return _waited(orjson.loads(await reader.readline())["waited"])
-    except (OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:  # a TimeoutError is an OSError
-        log.info("gateway.silent", attempt=attempt.attempt_id, error=str(error))
+        return _waited(told) if told is not None else Waited()
+    except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError) as error:
+        log.info("gateway.strange", attempt=attempt.attempt_id, error=str(error))
         return Waited()
-    finally:
-        if writer:
-            writer.close()
 
 
 def _waited(told: dict[str, Any]) -> Waited:

@@ -182,19 +182,6 @@ def _connect(address: str) -> socket.socket:
         time.sleep(0.05)
 
 
-def ask_gateway(address: str, question: dict[str, Any], patience_s: float = 5.0) -> Any:
-    """The answer to one of the further questions of `gateway`, e.g. ``{"figures": True}``; None when it gives none."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(patience_s)
-        try:
-            connection.connect(address)
-            connection.sendall(orjson.dumps({"id": 1, **question}) + b"\n")
-            with connection.makefile("rb") as file:
-                return orjson.loads(file.readline()).get(next(iter(question)))
-        except (OSError, ValueError, AttributeError):
-            return None
-
-
 def _outcome(reply: dict[str, Any]) -> Answer | ModelError:
     if "answer" in reply:
         return Answer.model_validate(reply["answer"])
