@@ -80,3 +80,24 @@ def test_the_default_is_described_and_the_engine_never_passes_for_a_model() -> N
     assert describe_default(Settings(), KEYED) == "the default model is m-env at http://host/v1"
     broken = Settings.model_validate({"models": {"default": "nowhere"}})
     assert "cannot be used" in describe_default(broken, {})
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({}, True),
+        ({"options": {"a": 1, "reasoning_effort": "low"}}, True),
+        ({"headers": {"x": "y"}, "price": {"input": 1, "output": 1}, "tries": 1}, True),
+        ({"options": {"reasoning_effort": "high", "a": 1}}, False),
+        ({"temperature": 0.0}, False),
+        ({"max_output_tokens": 5}, False),
+        ({"api": "responses"}, False),
+        ({"model": "other"}, False),
+    ],
+)
+def test_an_answer_is_shared_only_where_it_was_asked_for_in_the_same_way(change: dict[str, Any], same: bool) -> None:
+    """Whatever the model is called; what only concerns the way there is not in it."""
+    plain = {**OWN, "options": {"reasoning_effort": "low", "a": 1}}
+    one, other = (catalogue({"m": table}).resolve("m")[0] for table in (plain, {**plain, **change}))
+    assert (one.shared_identity == other.shared_identity) is same
+    assert (one.identity == other.identity) is ("model" not in change)

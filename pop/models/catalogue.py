@@ -6,6 +6,7 @@ of them it is, is said wherever results are shown. A provider that fails is neve
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -61,6 +62,15 @@ class ModelEntry:
     def identity(self) -> str:
         """What answers: the same identity under two names is the same model."""
         return "\0".join((self.provider, without_password(self.base_url or ""), self.model, *self.command))
+
+    @cached_property
+    def shared_identity(self) -> str:
+        """What answers, and how it is asked: under the same one an earlier answer may be used again (`reuse`).
+
+        Without `headers`, which hold secrets and change who pays, not what is asked.
+        """
+        how = (self.options, self.temperature, self.max_output_tokens, self.api)
+        return f"{self.identity}\0{json.dumps(how, sort_keys=True, default=str)}"
 
 
 @dataclass(frozen=True)
