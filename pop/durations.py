@@ -28,13 +28,18 @@ def seconds(value: Any, *, at_most_s: float = MAX_DURATION_S) -> float:
 
 
 def reuse_s(value: Any) -> float | None:
-    """How old an answer may be that is used again, in seconds: true is any age, false (None) is never.
+    """How old an answer may be that is used again, in seconds: true is any age, false is 0.0: never; None: not said.
+
+    Whoever comes first and has said something counts, in the order call, step, seed, model: a false there is not
+    overridden by a true behind it.
 
     Raises:
         ValueError: It is neither true, false, nor a duration.
     """
-    if value is None or value is False:
+    if value is None:
         return None
+    if value is False:
+        return 0.0
     if value is True:
         return ANY_AGE_S
     try:

@@ -81,6 +81,8 @@ def budget(*scopes: str) -> Callable[[Any], dict[str, float]]:
                 raise ValueError(f"knows no {name!r}; it may hold {', '.join(known)}")
             if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not 0 <= amount < math.inf:
                 raise ValueError(f"{name!r} must be a number, not below zero")
+            if not name.endswith("_usd") and amount != int(amount):
+                raise ValueError(f"{name!r} must be a whole number")
         return {name: float(amount) for name, amount in value.items()}
 
     return check

@@ -136,6 +136,9 @@ def _check_envelope(seed: Seed, where: object) -> None:
     if unknown:
         hint = did_you_mean(unknown[0], BUDGETS)
         raise SeedRejected(f"budget: no budget is called {unknown[0][:80]!r}", where=where, hint=hint)
+    for name, amount in (seed.budget or {}).items():
+        if not name.endswith("_usd") and amount != int(amount):
+            raise SeedRejected(f"budget: {name!r} must be a whole number", where=where)
     try:
         reuse_s(seed.reuse)
     except ValueError as error:

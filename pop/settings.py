@@ -5,8 +5,10 @@ The root's layout stands here too, so that every part agrees on the names of the
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from pop.durations import reuse_s
 from pop.errors import ConfigError, ConfigErrors, UsageError, did_you_mean
@@ -106,7 +109,7 @@ def find_root(given: str | Path | None = None, *, start: Path | None = None) -> 
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Price(_Table):
@@ -124,6 +127,17 @@ Api = Literal["chat", "responses"]
 PerMinute = Annotated[float, Field(gt=0)]
 
 
+def _variable(name: str) -> str:
+    """The message never repeats what was given: it may be the key itself."""
+    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+        hint = 'give the name of the variable that holds the key, e.g. "OPENAI_API_KEY", not the key'
+        raise PydanticCustomError("variable", "must be the name of a variable", {"hint": hint})
+    return name
+
+
+Variable = Annotated[str, AfterValidator(_variable)]
+
+
 class ProviderSettings(_Table):
     """One entry of ``[providers.<name>]``: what several models of one server share.
 
@@ -132,7 +146,7 @@ class ProviderSettings(_Table):
 
     kind: str = "openai"
     base_url: str | None = None
-    api_key_env: str | None = None
+    api_key_env: Variable | None = None
     headers: dict[str, str] = Field(default_factory=dict)
     api: Api | None = None
     concurrency: int | None = Field(default=None, ge=1)
@@ -160,7 +174,7 @@ class ModelSettings(_Table):
 
     `timeout_s` bounds one call with all its tries; `tries` counts the tries inside the gateway. `structured` says how
     a schema is asked for (None: it is found out, and remembered). `reuse` is true, or the greatest age as a text
-    (``7d``); as a number, seconds.
+    (``7d``), or false; as a number, seconds. It is kept in seconds, false as 0.0.
     """
 
     provider: str | None = None
@@ -168,7 +182,7 @@ class ModelSettings(_Table):
     first: list[str] | None = None
     ladder: list[str] | None = None
     base_url: str | None = None
-    api_key_env: str | None = None
+    api_key_env: Variable | None = None
     headers: dict[str, str] = Field(default_factory=dict)
     api: Api | None = None
     command: list[str] | None = Field(default=None, min_length=1)
@@ -186,23 +200,24 @@ class ModelSettings(_Table):
 
 
 Amount = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
 
 
 class BudgetTable(_Table):
     """How much may be spent: USD, tokens (input and output) and calls; per step, run, pipeline and day, and day (UTC)."""
 
     step_usd: Amount | None = None
-    step_tokens: Amount | None = None
-    step_calls: Amount | None = None
+    step_tokens: Count | None = None
+    step_calls: Count | None = None
     run_usd: Amount | None = None
-    run_tokens: Amount | None = None
-    run_calls: Amount | None = None
+    run_tokens: Count | None = None
+    run_calls: Count | None = None
     pipeline_usd: Amount | None = None
-    pipeline_tokens: Amount | None = None
-    pipeline_calls: Amount | None = None
+    pipeline_tokens: Count | None = None
+    pipeline_calls: Count | None = None
     day_usd: Amount | None = None
-    day_tokens: Amount | None = None
-    day_calls: Amount | None = None
+    day_tokens: Count | None = None
+    day_calls: Count | None = None
 
 
 class BudgetSettings(BudgetTable):
@@ -330,11 +345,22 @@ def _explain(entry: Any, places: TomlPlaces) -> ConfigError:
     path = tuple(str(part) for part in entry["loc"] if part not in ("ModelSettings", "str"))
     where = places.of(*path)
     if entry["type"] != "extra_forbidden":
-        return ConfigError(f"{'.'.join(path)}: {entry['msg'].lower()}", where=where)
+        return ConfigError(f"{'.'.join(path)}: {entry['msg'].lower()}", where=where, hint=_hint(entry, path[-1]))
     if path[-1] in _LATER:
         return ConfigError(f"`{path[-1]}` comes with a later version", where=where, code="not-yet")
     hint = did_you_mean(path[-1], _known_keys(list(path[:-1])))
     return ConfigError(f"unknown key {path[-1]!r}", where=where, hint=hint)
+
+
+def _hint(entry: Any, key: str) -> str | None:
+    if entry["type"] == "list_type" and key == "command" and isinstance(entry["input"], str):
+        try:
+            words = shlex.split(entry["input"])
+        except ValueError:  # an open quote
+            words = entry["input"].split()
+        return f"a list of words, no shell: {json.dumps(words, ensure_ascii=False)}"
+    hint = entry.get("ctx", {}).get("hint")
+    return str(hint) if hint else None
 
 
 def _meant(entries: Iterable[Any]) -> list[Any]:

@@ -198,7 +198,16 @@ def test_a_seed_is_measured_by_the_limits_of_its_root(tmp_path: Path) -> None:
     assert "more than the limit" in told(tmp_path, files, "seed.json")
 
 
-def test_a_negative_budget_is_refused_at_admission() -> None:
+@pytest.mark.parametrize(
+    ("budget", "says"),
+    [
+        ('"run_usd": -1', r"budget\.run_usd"),
+        ('"run_usd": 1e999', "1e999 is too large"),
+        ('"run_calls": 1.5', "'run_calls' must be a whole number"),
+        ('"step_tokens": 0.1', "'step_tokens' must be a whole number"),
+    ],
+)
+def test_a_budget_that_is_no_amount_is_refused_at_admission(budget: str, says: str) -> None:
     """It could never be kept."""
-    with pytest.raises(SeedRejected, match=r"budget\.run_usd"):
-        parse_seed(b'{"data": 1, "budget": {"run_usd": -1}}')
+    with pytest.raises(SeedRejected, match=says):
+        parse_seed(b'{"data": 1, "budget": {%s}}' % budget.encode())

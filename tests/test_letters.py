@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pop import admission
 from pop.history import Instance, RunHistory, read_history
 from pop.letters import LetterWriter
@@ -72,6 +74,24 @@ def test_the_seeds_models_go_before_the_pipelines(tmp_path: Path) -> None:
     pipeline = {"models": {"default": "p1", "other": "p2"}, "tasks": ["a"]}
     desk = Desk(tmp_path, pipeline, {"data": {}, "models": {"default": "s1", "third": "s3"}})
     assert desk.letter().models == {"default": "s1", "other": "p2", "third": "s3"}
+
+
+@pytest.mark.parametrize(
+    ("step", "seed", "age_s"),
+    [
+        ({}, {}, None),
+        ({}, {"reuse": "1h"}, 3600.0),
+        ({}, {"reuse": False}, 0.0),
+        ({"reuse": False}, {"reuse": True}, 0.0),
+        ({"reuse": "1m"}, {"reuse": False}, 60.0),
+    ],
+)
+def test_the_steps_word_on_reuse_goes_before_the_seeds(
+    tmp_path: Path, step: dict[str, Any], seed: dict[str, Any], age_s: float | None
+) -> None:
+    """A false is a word too, as 0: never, whatever the model says. None leaves it to the model."""
+    desk = Desk(tmp_path, {"tasks": [{"task": "a", **step}]}, {"data": {}, **seed})
+    assert desk.letter().reuse_s == age_s
 
 
 def test_after_a_timeout_the_next_letter_gives_twice_the_time(tmp_path: Path) -> None:

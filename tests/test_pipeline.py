@@ -213,6 +213,8 @@ def test_each_mistake_is_named(entry: Any, said: str) -> None:
         (b'{"tasks": ["a"], "models": {"x": 1}}', "`models` must be an object of names of models"),
         (b'{"tasks": ["a"], "concurrency": 0}', "`concurrency` must be a whole number"),
         (b'{"tasks": ["a"], "budget": {"run_euro": 1}}', "knows no 'run_euro'"),
+        (b'{"tasks": ["a"], "budget": {"run_calls": 1.5}}', "'run_calls' must be a whole number"),
+        (b'{"tasks": [{"task": "a", "budget": {"step_tokens": 0.5}}]}', "'step_tokens' must be a whole number"),
         (b'{"tasks": [{"task": "a", "budget": {"run_usd": 1}}]}', "knows no 'run_usd'"),
     ],
 )

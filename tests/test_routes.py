@@ -124,6 +124,11 @@ def test_mistakes_are_told_before_anything_is_spent(
         {"structured": "perhaps"},
         {"reuse": "sometimes"},
         {"price": {"input": -1, "output": 1}},
+        {"price": {"input": float("inf"), "output": 1}},
+        {"timeout_s": float("inf")},
+        {"temperature": float("nan")},
+        {"requests_per_minute": float("inf")},
+        {"api_key_env": "sk-abcdef"},
     ],
 )
 def test_impossible_settings_are_refused(table: dict[str, Any]) -> None:
@@ -136,4 +141,4 @@ def test_reuse_is_an_age() -> None:
     """True is any, false is never, a text is a duration."""
     found = [Settings.model_validate({"models": {"a": {**LOCAL, "reuse": value}}}) for value in (True, False, "7d")]
     ages = [settings.models["a"].reuse for settings in found]  # type: ignore[union-attr]
-    assert ages[0] > 1e9 and ages[1] is None and ages[2] == 7 * 86400
+    assert ages[0] > 1e9 and ages[1] == 0.0 and ages[2] == 7 * 86400

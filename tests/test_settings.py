@@ -39,6 +39,15 @@ def test_a_missing_file_means_the_defaults(tmp_path: Path) -> None:
         ("[daemon]\ndurability = 'sure'", 2, "should match", None),
         ("[daemon]\nscan_s = 0", 2, "greater than 0", None),
         ("[concurrency]\nworkers = 'many'", 2, "valid integer", None),
+        ("[budget]\nrun_usd = inf", 2, "finite", None),
+        ("[budget]\nday_tokens = 10.5", 2, "valid integer", None),
+        ("[budget.warn]\nstep_calls = nan", 2, "step_calls", None),
+        ("[models.a]\nprovider = 'openai'\ntimeout_s = inf", 3, "finite", None),
+        ("[models.a]\nprice = {input = inf, output = 1}", 2, "finite", None),
+        ("[worker]\ntimeout_s = inf", 2, "finite", None),
+        ("[models.a]\ncommand = 'claude -p \"a b\"'", 2, "valid list", '["claude", "-p", "a b"]'),
+        ('[models.a]\ncommand = "it\'s"', 2, "valid list", '["it\'s"]'),
+        ("[providers.p]\napi_key_env = ''", 2, "name of a variable", "OPENAI_API_KEY"),
     ],
 )
 def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, line: int, says: str, hint: str | None) -> None:
@@ -48,6 +57,15 @@ def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, line: int, s
     told = [p for p in caught.value.problems if says in p.message]
     assert told and (told[0].where or "").startswith(f"pop.toml:{line}:")
     assert hint is None or hint in (told[0].hint or "")
+
+
+@pytest.mark.parametrize("table", ["models.a", "providers.p"])
+def test_a_key_in_the_place_of_its_variable_is_not_repeated(tmp_path: Path, table: str) -> None:
+    """It was pasted by mistake, and must not end up in a terminal's history or a bug report."""
+    with pytest.raises(ConfigErrors) as caught:
+        read(tmp_path, f"[{table}]\napi_key_env = 'sk-abc0123456789'")
+    assert "name of the variable that holds the key" in str(caught.value) and "sk-abc" not in str(caught.value)
+    assert "pop.toml:2:1" in str(caught.value)
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
