@@ -35,6 +35,16 @@ def test_a_server_of_ones_own_gets_no_key_it_was_not_given() -> None:
     assert found == {"local": None, "hosted": "MY_KEY", "plain": "OPENAI_API_KEY"}
 
 
+def test_a_wrong_address_of_the_environment_is_told_as_one_of_pop_toml_is() -> None:
+    """Before the first call, with the variable's name and without a password."""
+    with pytest.raises(ConfigError) as caught:
+        catalogue(environ={**KEYED, "OPENAI_BASE_URL": "htp://me:secret@host/v1"}).resolve("default")
+    assert caught.value.message == "OPENAI_BASE_URL 'htp://host/v1' is no URL"
+    assert caught.value.where == "OPENAI_BASE_URL"
+    environ = {"OPENAI_BASE_URL": "nonsense"}  # which nobody asks
+    assert catalogue({"local": OWN}, environ).resolve("local")[0].base_url == OWN["base_url"]
+
+
 def test_names_lead_to_names() -> None:
     """Aliases, fallback lists in order, `provider/model` without an entry."""
     models: dict[str, Any] = {
@@ -59,6 +69,8 @@ def test_the_embedded_engine_stands_in_for_no_other_model() -> None:
     ("models", "name", "says", "hint"),
     [
         ({"local": OWN}, "locale", "no model 'locale'", "local"),
+        ({"local": OWN}, "oepnai/gpt-5", "no model 'oepnai/gpt-5'", "did you mean 'openai/gpt-5'?"),
+        ({"local": OWN}, "opena:a/b", "no model", "did you mean 'openai:a/b'?"),
         ({"a": "b", "b": {"first": ["a"]}}, "a", "a -> b -> a", None),
         ({"a": {"model": "x"}}, "a", "needs `provider`", "openai"),
         ({"a": {"provider": "opnai", "model": "x"}}, "a", "no provider 'opnai'", "openai"),
@@ -71,7 +83,7 @@ def test_a_wrong_entry_is_told(models: dict[str, Any], name: str, says: str, hin
     with pytest.raises(ConfigError) as caught:
         catalogue(models).resolve(name)
     assert says in caught.value.message and (hint is None or hint in (caught.value.hint or ""))
-    assert isinstance(caught.value, UnknownModel) == (name == "locale")
+    assert isinstance(caught.value, UnknownModel) == says.startswith("no model")
 
 
 def test_the_default_is_described_and_the_engine_never_passes_for_a_model() -> None:

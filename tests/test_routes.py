@@ -8,9 +8,11 @@ import pytest
 
 from pop.errors import ConfigError
 from pop.models.catalogue import Catalogue
-from pop.settings import Settings
+from pop.models.providers import KINDS, openai_body
+from pop.settings import ModelSettings, ProviderSettings, Settings
 
 LOCAL = {"provider": "openai", "model": "qwen3", "base_url": "http://localhost:1/v1"}
+AGENT = {"provider": "command", "command": ["cat"]}
 MODELS: dict[str, Any] = {
     "small": LOCAL,
     "middle": {**LOCAL, "model": "qwen3:32b"},
@@ -43,6 +45,25 @@ def test_a_ladder_ends_at_its_last_rung() -> None:
     assert [route.rung(number)[0].name for number in (-1, 0, 1, 2, 3, 99)] == [
         "small", "small", "large", "large", "large", "large",
     ]  # fmt: skip
+
+
+def test_what_options_cannot_set_is_what_the_request_sets() -> None:
+    """The catalogue says so before the request would pass it over."""
+    assert KINDS["openai"].ours == openai_body.OURS
+
+
+def test_what_a_kind_takes_are_settings() -> None:
+    """No name in a row is misspelt."""
+    known = {*ModelSettings.model_fields, *ProviderSettings.model_fields}
+    assert [kind.takes - known for kind in KINDS.values() if kind.takes is not None] == [set()] * 3
+
+
+def test_a_program_takes_all_that_has_an_effect_on_it() -> None:
+    """Limits, its key, its name, a price, and those it shares with others."""
+    table = {**AGENT, "provider": "p", "model": "m", "api_key_env": "K", "price": {"input": 1, "output": 1}, "tries": 2}
+    limits = {"concurrency": 2, "requests_per_minute": 3, "tokens_per_minute": 4}
+    found = catalogue({"a": {**table, **limits}}, providers={"p": {"kind": "command", "api_key_env": "L", **limits}})
+    assert found.resolve("a")[0].key_env == "K"
 
 
 @pytest.mark.parametrize("name", ["openai/gpt-5", "openai:gpt-5", "openai/org/model:tag"])
@@ -102,6 +123,22 @@ def test_the_same_model_under_two_names_is_one_identity() -> None:
         ({"a": {**LOCAL, "base_url": "http://"}}, {}, "a", "is no URL"),
         ({"a": {**LOCAL, "base_url": "http://h:port/v1"}}, {}, "a", "is no URL"),
         ({"a": {"provider": "replay"}}, {}, "a", "needs `model`"),
+        ({"a": {**AGENT, "temperature": 0.5}}, {}, "a", "`temperature` means nothing to a model of the kind 'command'"),
+        ({"a": {**AGENT, "headers": {}}}, {}, "a", "`headers` means nothing"),
+        ({"a": {**AGENT, "structured": True}}, {}, "a", "`structured` means nothing"),
+        ({"a": {"provider": "builtin", "max_output_tokens": 5}}, {}, "a", "of the kind 'builtin'"),
+        ({"a": {"provider": "builtin", "options": {"x": 1}}}, {}, "a", "`options` means nothing"),
+        ({"a": {"provider": "builtin", "command": ["x"]}}, {}, "a", "`command` means nothing"),
+        ({"a": {"provider": "replay", "model": "x", "api": "chat"}}, {}, "a", "of the kind 'replay'"),
+        (
+            {"a": {**AGENT, "provider": "p"}},
+            {"providers": {"p": {"kind": "command", "base_url": "x"}}},
+            "a",
+            "`base_url` means",
+        ),
+        ({"a": {**LOCAL, "options": {"n": 1, "stream": True}}}, {}, "a", "`options` cannot set `stream`"),
+        ({"a": {**LOCAL, "options": {"model": "y"}}}, {}, "a", "`options` cannot set `model`"),
+        ({"a": {**LOCAL, "options": {"top_p": float("nan")}}}, {}, "a", "what JSON cannot say: nan"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_spent(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +22,8 @@ from pop.settings import ModelSettings, Price, ProviderSettings, Settings
 OPENAI_MODEL = "gpt-5-mini"
 EMBEDDED_NOTE = "extractive, not a language model"
 LISTS = ("first", "ladder")
+_DIRECT = re.compile(r"([^/:]+)([/:])(.+)")
+_NOT_DIRECT = frozenset({"builtin", "command"})
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,13 @@ class Catalogue:
                     return f"{kind}: {', '.join(getattr(entry, kind))}"
         return ""
 
+    def near(self, name: str) -> str | None:
+        """The hint for a name that is none: the nearest one, also ``openai/gpt-5`` for ``oepnai/gpt-5``."""
+        match = _DIRECT.fullmatch(name)
+        providers = sorted({*self._settings.providers, *kinds()} - _NOT_DIRECT)
+        close = get_close_matches(match[1], providers, 1) if match else []
+        return f"did you mean '{close[0]}{match[2]}{match[3]}'?" if match and close else did_you_mean(name, self.names)
+
     def route(self, name: str) -> Route:
         """What a name stands for.
 
@@ -169,7 +179,7 @@ class Catalogue:
         direct = self._direct(name)
         if direct is not None:
             return ((self._entry(name, ModelSettings(provider=direct[0], model=direct[1])),),)
-        raise UnknownModel(f"no model {name!r}", where=where, hint=did_you_mean(name, self.names))
+        raise UnknownModel(f"no model {name!r}", where=where, hint=self.near(name))
 
     def _of_list(self, name: str, entry: ModelSettings, seen: tuple[str, ...]) -> tuple[tuple[ModelEntry, ...], ...]:
         kind = "ladder" if entry.ladder is not None else "first"
@@ -199,12 +209,12 @@ class Catalogue:
 
     def _direct(self, name: str) -> tuple[str, str] | None:
         """Provider and model of a name like ``openai/gpt-5`` or ``openai:gpt-5``."""
-        match = re.match(r"([^/:]+)[/:](.+)", name)
+        match = _DIRECT.fullmatch(name)
         if match is None:
             return None
         provider = match[1]
         known = provider in self._settings.providers or provider in KINDS or provider in kinds()
-        return (provider, match[2]) if known and provider not in ("builtin", "command") else None
+        return (provider, match[3]) if known and provider not in _NOT_DIRECT else None
 
     def _entry(self, name: str, settings: ModelSettings) -> ModelEntry:
         def place(*key: str) -> str:
@@ -215,6 +225,7 @@ class Catalogue:
             raise ConfigError("needs `provider`, or `first`, or `ladder`", where=place(), hint=hint)
         shared = self._provider(settings.provider, place("provider"))
         kind = kinds()[shared.kind]
+        self._check_keys(settings, shared.kind, place)
         for need in kind.needs:
             if not getattr(settings, need):
                 what = {"model": "what the server calls it", "command": "the program and its arguments"}.get(need, need)
@@ -227,7 +238,8 @@ class Catalogue:
         key_env = settings.api_key_env or shared.api_key_env
         if shared.kind == "openai":
             key_env = key_env or ("OPENAI_API_KEY" if base_url is None else None)
-            base_url = base_url or self._environ.get("OPENAI_BASE_URL") or None
+            if base_url is None and (base_url := self._environ.get("OPENAI_BASE_URL") or None):
+                self._check_url(base_url, "OPENAI_BASE_URL", "OPENAI_BASE_URL")
         return ModelEntry(
             name=name,
             provider=shared.kind,
@@ -256,6 +268,26 @@ class Catalogue:
             reuse_s=settings.reuse,
         )
 
+    def _check_keys(self, settings: ModelSettings, kind: str, place: Callable[..., str]) -> None:
+        """Keys that nobody would read for this kind are mistakes, not passed over; so are options that are none."""
+        takes, ours = kinds()[kind].takes, kinds()[kind].ours
+        provider = settings.provider or ""
+        shared = self._settings.providers.get(provider)
+        if takes is not None:
+            for key in sorted((shared.model_fields_set if shared else set()) - takes):
+                raise _idle(key, kind, self._settings.place("providers", provider, key))
+            for key in sorted(settings.model_fields_set - takes):
+                raise _idle(key, kind, place(key))
+        for key, value in settings.options.items():
+            if key in ours:
+                hint = "`model` stands beside `options`" if key == "model" else "take it out"
+                raise ConfigError(
+                    f"`options` cannot set `{key}`, which is POP's own", where=place("options", key), hint=hint
+                )
+            if kinds()[kind].forms and not _is_json(value):
+                message = f"`options` holds what JSON cannot say: {value!r:.80}"
+                raise ConfigError(message, where=place("options", key), hint="a text or a finite number")
+
     def _provider(self, name: str, where: str) -> ProviderSettings:
         """The table of ``[providers.NAME]``, or what a kind of this name is by itself."""
         table = self._settings.providers.get(name)
@@ -276,7 +308,7 @@ class Catalogue:
     def _place_of(self, provider: str) -> str:
         return self._settings.place("providers", provider, "base_url")
 
-    def _check_url(self, url: str | None, where: str) -> None:
+    def _check_url(self, url: str | None, where: str, name: str = "base_url") -> None:
         if url is None:
             return
         try:
@@ -285,13 +317,29 @@ class Catalogue:
         except ValueError:
             good = False
         if not good:
-            raise ConfigError(f"base_url {url!r} is no URL", where=where, hint="http://localhost:11434/v1")
+            raise ConfigError(
+                f"{name} {without_password(url)!r} is no URL", where=where, hint="http://localhost:11434/v1"
+            )
 
     def _auto(self) -> ModelEntry:
         if self._environ.get("OPENAI_API_KEY"):
             model = self._environ.get("OPENAI_MODEL") or OPENAI_MODEL
             return self._entry("auto", ModelSettings(provider="openai", model=model))
         return ModelEntry("builtin", "builtin", "extractive-1")
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _idle(key: str, kind: str, where: str) -> ConfigError:
+    message = f"`{key}` means nothing to a model of the kind {kind!r}"
+    hint = 'provider = "command" runs a program' if key == "command" else "take it out"
+    return ConfigError(message, where=where, hint=hint)
 
 
 def describe_default(settings: Settings, environ: Mapping[str, str]) -> str:

@@ -45,20 +45,36 @@ class Provider(Protocol):
 class Kind:
     """A row: where the provider's class is, which keys of ``[models.NAME]`` it must have, and whether it takes forms.
 
-    `local`: no network, nothing to pay, and no other provider's stand-in.
+    `takes`: the keys of ``[models.NAME]`` and ``[providers.NAME]`` that have an effect (None: all). `ours`: names that
+    `options` cannot set. `local`: no network, nothing to pay, and no other provider's stand-in.
     """
 
     target: str
     needs: tuple[str, ...] = ("model",)
+    takes: frozenset[str] | None = None
+    ours: frozenset[str] = frozenset()
     forms: bool = False
     local: bool = False
 
 
+_GATEWAYS = frozenset(  # what the gateway itself looks at, whoever answers
+    {"provider", "kind", "model", "concurrency", "requests_per_minute", "tokens_per_minute", "price", "timeout_s"}
+    | {"tries", "reuse"}
+)
+
 KINDS: Mapping[str, Kind] = {
-    "openai": Kind("pop.models.providers.openai:OpenAIProvider", forms=True),
-    "command": Kind("pop.models.providers.command:CommandProvider", needs=("command",)),
-    "builtin": Kind("pop.models.providers.builtin:BuiltinProvider", needs=(), local=True),
-    "replay": Kind("pop.models.providers.replay:ReplayProvider", local=True),
+    "openai": Kind(
+        "pop.models.providers.openai:OpenAIProvider",
+        forms=True,
+        ours=frozenset({"model", "messages", "input", "stream"}),
+    ),
+    "command": Kind(
+        "pop.models.providers.command:CommandProvider",
+        needs=("command",),
+        takes=_GATEWAYS | {"command", "api_key_env"},
+    ),
+    "builtin": Kind("pop.models.providers.builtin:BuiltinProvider", needs=(), takes=_GATEWAYS, local=True),
+    "replay": Kind("pop.models.providers.replay:ReplayProvider", takes=_GATEWAYS, local=True),
 }
 
 
