@@ -16,12 +16,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from pop.errors import ConfigError, ConfigErrors, PopError, SeedRejected, did_you_mean
+from pop.executors.local import writable
 from pop.expressions import Expression, ExpressionError
 from pop.models.catalogue import Catalogue, ModelEntry
-from pop.models.keys import keys_of
+from pop.models.keys import keys_of, paths_to_hide
 from pop.models.prices import price_of
 from pop.models.providers import KINDS, load_provider
-from pop.models.providers.command import command_problem
+from pop.models.providers.command import PROGRAM_HINT, command_problem
+from pop.models.providers.replay import find_recorded
 from pop.pipeline import Each, Pipeline, Task, read_pipeline
 from pop.places import Places, find_places
 from pop.queue import BROKEN_ZIP, Incomplete, ignore_lease_breaks, parse_seed, peek
@@ -89,22 +91,34 @@ class RootCheck:
 
     def problems(self) -> list[PopError]:
         """Every mistake in settings, pipelines and tasks."""
-        found = [*self.of_settings, *self._of_models(), *check_folder(self.root.tasks)]
+        found = [*self.of_settings, *self._of_keys_file(), *self._of_models(), *check_folder(self.root.tasks)]
         for name in self.tasks:
             found += check_task(self.root.tasks, name)
         found += self._of_names()
-        for read in self.pipelines.values():
+        for name, read in self.pipelines.items():
             found += read.problems
             if read.pipeline:
                 found += self._of_uses(read.pipeline)
                 found += self._of_renamed(read.pipeline.models, read.pipeline, read.places)
-                found += self._of_budgets(read)
-        return [*found, *self._of_idle_tasks()]
+                found += self.asked_problems(name)
+        found += self._of_idle_tasks()
+        return list({str(problem): problem for problem in found}.values())
+
+    def _of_keys_file(self) -> Iterator[PopError]:
+        """No gateway starts with a keys file that is missing, not the user's alone, or within reach of tasks."""
+        if self.settings is None:
+            return
+        try:
+            paths_to_hide(self.root, self.settings, writable(self.settings))
+        except ConfigError as error:
+            yield from _each_of(error)
 
     def _of_models(self) -> Iterator[PopError]:
         if self.settings is None or self.catalogue is None:
             return
-        for name in self.settings.models:
+        steps = [step for read in self.pipelines.values() if read.pipeline for step in read.pipeline.tasks.values()]
+        direct = [step.model for step in steps if step.model and step.model in self.catalogue]
+        for name in dict.fromkeys(["default", *self.settings.models, *direct]):
             try:
                 entries = self.catalogue.resolve(name)
             except ConfigError as error:
@@ -116,9 +130,50 @@ class RootCheck:
                         load_provider(entry.provider)
                     except ConfigError as error:
                         yield error
-                problem = command_problem(entry, self.keys, self.root.path) if entry.name == name else None
-                if problem:
-                    yield ConfigError(problem, where=self.settings.place("models", name, "command"), code="no-program")
+
+    def _unusable(self, entry: ModelEntry) -> ConfigError | None:
+        """Why a model cannot answer here: its program or the run it replays is not there."""
+        assert self.settings is not None
+        problem = command_problem(entry, self.keys, self.root.path)
+        if problem:
+            where = self.settings.place("models", entry.name, "command")
+            return ConfigError(problem, where=where, hint=PROGRAM_HINT, code="no-program")
+        if entry.provider == "replay":
+            try:
+                find_recorded(self.root, entry.model)
+            except PopError as error:
+                where = self.settings.place("models", entry.name, "model")
+                return ConfigError(error.message, where=where, hint=error.hint, code="unknown-run")
+        return None
+
+    def asked_problems(
+        self, name: str, models: Mapping[str, str] | None = None, budget: Mapping[str, float] | None = None
+    ) -> list[PopError]:
+        """What the models that a pipeline's prompts ask for lack: programs, recorded runs, prices.
+
+        Args:
+            models: What a seed, or the command line, gives another meaning to.
+            budget: What a seed allows.
+        """
+        read = self.pipelines.get(name)
+        if read is None or read.pipeline is None:
+            return []
+        asked = self.asked_by(read.pipeline, models or {})
+        absent = [self._unusable(entry) for _, _, entries in asked for entry in entries]
+        return [*(problem for problem in absent if problem), *self._of_budgets(read, models or {}, budget or {})]
+
+    def notes(self) -> list[str]:
+        """What is no mistake yet: keys that the daemon may have, and models that cannot answer and no prompt asks for."""
+        found = [missing.message for missing in self.all_missing_keys()]
+        pipelines = [read.pipeline for read in self.pipelines.values() if read.pipeline]
+        asked = {entry.name for one in pipelines for _, _, entries in self.asked_by(one, {}) for entry in entries}
+        for name in self.settings.models if self.settings and self.catalogue else ():
+            with suppress(ConfigError):
+                for entry in self.catalogue.resolve(name) if self.catalogue else ():
+                    problem = self._unusable(entry) if entry.name == name and name not in asked else None
+                    if problem:
+                        found.append(f"model {name!r}, which no prompt asks for: {problem.message} ({problem.where})")
+        return found
 
     def asked_by(self, pipeline: Pipeline, models: Mapping[str, str]) -> Iterator[tuple[Task, str, list[ModelEntry]]]:
         """The models that the prompts of a pipeline ask for: step, name and entries. What code asks for is not known.
@@ -136,13 +191,14 @@ class RootCheck:
             with suppress(ConfigError):
                 yield step, name, self.catalogue.resolve(name)
 
-    def _of_budgets(self, read: Read) -> Iterator[PopError]:
+    def _of_budgets(self, read: Read, models: Mapping[str, str], of_seed: Mapping[str, float]) -> Iterator[PopError]:
         """Models without a price under a budget in USD: each of their calls would be refused."""
         if self.settings is None or read.pipeline is None:
             return
         of_settings = self.settings.budget.model_dump(exclude_none=True, exclude={"warn"})
-        for step, name, entries in self.asked_by(read.pipeline, {}):
+        for step, name, entries in self.asked_by(read.pipeline, models):
             given = {"pop.toml": of_settings, read.file: read.pipeline.budget, f"step {step.name!r}": step.budget}
+            given["the seed's"] = of_seed
             sources = [source for source, budget in given.items() if any(key.endswith("_usd") for key in budget)]
             for entry in entries:
                 if sources and price_of(entry) is None:
@@ -157,7 +213,8 @@ class RootCheck:
             for entry in entries:
                 if entry.key_env and not self.keys.get(entry.key_env):
                     message = f"{entry.key_env} is not set, and model {entry.name!r} of step {step.name!r} needs it"
-                    hint = f"export {entry.key_env}=..., or choose another model in pop.toml"
+                    file = (self.settings and self.settings.gateway.keys_file) or "~/.config/pop/keys.env"
+                    hint = f"export {entry.key_env}=..., write it into {file}, or choose another model in pop.toml"
                     found.setdefault(entry.key_env, ConfigError(message, hint=hint, code="no-key"))
         return list(found.values())
 
@@ -200,7 +257,9 @@ class RootCheck:
     def _of_front_matter(self, task: str, renamed: Collection[str]) -> Iterator[PopError]:
         asked = model_of(self.root.tasks, task)
         if asked and self.catalogue is not None and asked[0] not in renamed and asked[0] not in self.catalogue:
-            yield unknown_model(asked[0], asked[1], {*self.catalogue, *renamed})
+            near = did_you_mean(asked[0][:80], renamed) if set(renamed) else None
+            hint = near if near and near.startswith("did") else self.catalogue.near(asked[0][:80])
+            yield unknown_model(asked[0], asked[1], hint)
 
     def _of_renamed(self, models: Iterable[str], pipeline: Pipeline, places: Places) -> Iterator[PopError]:
         """Names in a `models` table that nothing asks for: neither steps, nor front matters, nor any Python file."""
@@ -236,7 +295,16 @@ class RootCheck:
             return [ConfigError(f"cannot read the seed: {error.strerror}", where=path)]
         if "data" not in value:
             return [*_no_envelope(value, places), *self._against_tasks(found.seed, path)]
-        return [*self._of_envelope(found.seed, places), *self._against_tasks(found.seed, path)]
+        asked = self.asked_problems(found.seed.pipeline or "default", found.seed.models, found.seed.budget)
+        return [*self._of_envelope(found.seed, places), *asked, *self._against_tasks(found.seed, path)]
+
+    def envelope(self, path: Path) -> Seed | None:
+        """What the envelope of a seed says; None where there is none, or no seed."""
+        try:
+            value, _ = _content(path)
+            return Seed.model_validate(value) if isinstance(value, dict) and "data" in value else None
+        except (*BROKEN_ZIP, OSError, BadJson, KeyError, UnicodeDecodeError, ValidationError):
+            return None
 
     def envelope_problems(self, path: Path) -> list[PopError]:
         """Pipelines and models that a seed's envelope names and this root lacks; [] for what is no readable seed."""
@@ -254,7 +322,7 @@ class RootCheck:
             yield ConfigError(f"no pipeline {seed.pipeline!r}", where=where, hint=hint, code="unknown-pipeline")
         for asked, model in (seed.models or {}).items():
             if self.catalogue is not None and model not in self.catalogue:
-                yield unknown_model(model, places.of(("models", asked)), self.catalogue)
+                yield unknown_model(model, places.of(("models", asked)), self.catalogue.near(model[:80]))
         read = self.pipelines.get(seed.pipeline or "default")
         if read and read.pipeline:
             new = [name for name in seed.models or () if name not in read.pipeline.models]
@@ -278,11 +346,9 @@ class RootCheck:
             yield from _evaluated((one for one in (when, over) if one), seed.data)
 
 
-def unknown_model(name: str, where: str, known: Iterable[str]) -> ConfigError:
+def unknown_model(name: str, where: str, hint: str | None) -> ConfigError:
     """A model that neither pop.toml nor a `models` table knows."""
-    return ConfigError(
-        f"no model {name[:80]!r}", where=where, hint=did_you_mean(name[:80], known), code="unknown-model"
-    )
+    return ConfigError(f"no model {name[:80]!r}", where=where, hint=hint, code="unknown-model")
 
 
 def _each_of(error: ConfigError) -> list[PopError]:

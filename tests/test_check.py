@@ -11,6 +11,7 @@ from pop.errors import ConfigError, SeedRejected
 from pop.queue import parse_seed
 from pop.rootcheck import RootCheck
 from pop.settings import Root, load_settings
+from tests.test_cli import pop
 
 GOOD = {
     "pop.toml": '[models.large]\nprovider = "openai"\nmodel = "gpt-5"\n',
@@ -38,6 +39,10 @@ def told(root: Path, files: dict[str, str], seed: str | None = None) -> str:
         (
             {"pipeline-tasks/idle.md": "---\nmodel: larg\n---\nx"},
             "no model 'larg'\n  where: pipeline-tasks/idle.md:2:8  model\n  hint: did you mean 'large'?",
+        ),
+        (
+            {"pipeline-tasks/idle.md": "---\nmodel: oepnai/gpt-5\n---\nx"},
+            "no model 'oepnai/gpt-5'\n  where: pipeline-tasks/idle.md:2:8  model\n  hint: did you mean 'openai/gpt-5'?",
         ),
         (
             {"pipeline.json": '{"tasks": [\n {"task": "outline", "model": "larg"}]}'},
@@ -120,7 +125,12 @@ def test_what_is_right_in_a_root_is_not_complained_about(tmp_path: Path, files: 
         ("[recover]\n", ["`recover` comes with a later version"]),
         ("[models.a]\nprovider='builtin'\nrequests_per_minute = 0\n", ["requests_per_minute", ":3:1"]),
         ("[models.a]\nladder = []\n", ["`ladder` is empty"]),
-        ("[models.a]\nprovider='command'\ncommand=['no-such-program']\n", ["no program 'no-such-program'", ":3:1"]),
+        ("[models.default]\nprovider='command'\ncommand=['no-such-program']\n", ["no program 'no-such-program'", ":3:1"]),
+        ("[models.default]\nprovider='replay'\nmodel='2026'\n", ["unknown-run: no run '2026'", ":3:1  models.default.model"]),
+        ("[models.default]\nprovider='command'\ncommand=['cat']\n[budget]\nrun_usd=1\n", ["no-price", ":1:2"]),
+        ("[gateway]\nkeys_file = '/nowhere/keys.env'\n", ["no keys file", "where: /nowhere/keys.env"]),
+        ("[gateway]\nkeys_file = 'keys.env'\n", ["is no absolute path", ":2:1  gateway.keys_file"]),
+        ("[models.default]\nprovider='command'\ncommand=['cat']\nheaders = {}\n", ["means nothing", ":4:1"]),
         ("[models.a]\nstructured = 'often'\n", ["structured", "object+schema"]),
         ('x = """\n[worker]\n"""\n[worker]\nenv = 3\n', ["unknown key 'x'", "pop.toml:5:1  worker.env"]),
     ],
@@ -130,6 +140,55 @@ def test_a_mistake_in_the_settings_is_found_with_its_place(tmp_path: Path, text:
     found = told(tmp_path, {"pop.toml": text})
     assert [word for word in says if word not in found] == []
     assert found.count("where:") == (2 if "unknown key 'x'" in says else 1)
+
+
+def test_a_keys_file_that_others_can_read_is_a_mistake(tmp_path: Path) -> None:
+    """No gateway would start with it."""
+    keys, root = tmp_path / "keys.env", tmp_path / "root"
+    keys.write_text("A_KEY=sk-0123456789\n")
+    keys.chmod(0o644)
+    found = told(root, {"pop.toml": f'[gateway]\nkeys_file = "{keys}"\n'})
+    assert "mode 0644" in found and f"chmod 600 {keys}" in found
+
+
+def test_a_wrong_address_in_the_environment_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told once, for all models that would go there."""
+    monkeypatch.setenv("OPENAI_BASE_URL", "nonsense")
+    found = told(
+        tmp_path, {"pipeline.json": '{"tasks": [{"task": "outline", "model": "openai/gpt-5"}]}', "pop.toml": ""}
+    )
+    assert found.count("OPENAI_BASE_URL 'nonsense' is no URL") == 1
+
+
+ABSENT = '[models.agent]\nprovider = "command"\ncommand = ["no-such-program"]\n'
+
+
+def test_a_model_that_cannot_answer_counts_only_where_a_prompt_asks_for_it(tmp_path: Path) -> None:
+    """Otherwise it is a note, as a missing key is."""
+    agent = {"pop.toml": ABSENT + '[models.again]\nprovider = "replay"\nmodel = "2026"\n'}
+    assert told(tmp_path, agent) == ""
+    notes = RootCheck(Root(tmp_path)).notes()
+    assert [note.partition(":")[0] for note in notes] == [
+        "model 'agent', which no prompt asks for", "model 'again', which no prompt asks for",
+    ]  # fmt: skip
+    assert "no-such-program" in notes[0] and "pop.toml:3:1" in notes[0]
+    asking = {**agent, "pipeline.json": '{"tasks": [{"task": "outline", "model": "agent"}]}'}
+    found = told(tmp_path, asking)
+    assert "no-program: there is no program 'no-such-program' on the PATH\n" in found and "hint: correct" in found
+    seed = {"seed.json": SEED % '"models": {"default": "agent"}'}
+    assert "no-program" in told(tmp_path, {**agent, **seed}, "seed.json")
+
+
+def test_a_budget_in_usd_of_a_seed_needs_prices_too(tmp_path: Path) -> None:
+    """For the models that this seed makes the steps ask."""
+    files = {"pop.toml": '[models.agent]\nprovider = "command"\ncommand = ["cat"]\n'}
+    budget = '"budget": {"run_usd": 1}'
+    files["seed.json"] = SEED % f'"models": {{"default": "agent"}}, {budget}'
+    found = told(tmp_path, files, "seed.json")
+    assert "no-price: there is a budget in USD (the seed's), and nobody knows what 'agent' costs" in found
+    assert told(tmp_path, {**files, "seed.json": SEED % budget}, "seed.json") == ""
+    files["seed.json"] = SEED % '"models": {"default": "agent"}, "budget": {"run_calls": 1}'
+    assert told(tmp_path, files, "seed.json") == ""
 
 
 def test_a_folder_in_the_place_of_a_file_is_no_crash(tmp_path: Path) -> None:
@@ -211,3 +270,25 @@ def test_a_budget_that_is_no_amount_is_refused_at_admission(budget: str, says: s
     """It could never be kept."""
     with pytest.raises(SeedRejected, match=says):
         parse_seed(b'{"data": 1, "budget": {%s}}' % budget.encode())
+
+
+def test_a_run_is_refused_only_for_the_models_it_asks(tmp_path: Path) -> None:
+    """Before anything starts: an absent program, a missing price; with the seed's and the command line's models."""
+    root = tmp_path / "root"
+    agent = '[models.paid]\nprovider = "command"\ncommand = ["cat"]\n'
+    seeds = {
+        "usd.json": SEED % '"budget": {"run_usd": 1}, "models": {"default": "paid"}',
+        "plain.json": '{"text": "x"}',
+    }
+    pipelines = {"pipelines/other.json": '{"tasks": [{"task": "outline", "model": "agent"}]}'}
+    told(
+        root, {"pop.toml": ABSENT + agent, "pipeline-tasks/outline.md": "Say x: {{ seed.text }}", **pipelines, **seeds}
+    )
+    unpriced = pop("run", str(root / "usd.json"), root=root)
+    assert unpriced.returncode == 3 and "no-price" in unpriced.stderr and "the seed's" in unpriced.stderr
+    absent = pop("run", str(root / "plain.json"), "-p", "other", root=root)
+    assert absent.returncode == 3 and "no-program" in absent.stderr
+    assert not list((root / "pipeline-pending").glob("*"))
+    for words in (["plain.json", "-m", "paid"], ["plain.json", "-p", "other", "-m", "paid"]):
+        ran = pop("run", str(root / words[0]), *words[1:], root=root)
+        assert ran.returncode == 0, ran.stderr

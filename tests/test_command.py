@@ -168,7 +168,7 @@ def test_each_call_has_a_folder_of_its_own_which_goes(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["no-such-agent"], "there is no program 'no-such-agent' on the PATH ("),
+        (["no-such-agent"], "there is no program 'no-such-agent' on the PATH"),
         (["./missing.sh"], "the program './missing.sh' does not exist"),
         (["./plain.txt"], "the program './plain.txt' is not executable"),
         (["./"], "the program './' is no file"),

@@ -32,7 +32,7 @@ def command(seed: Path | None, as_json: bool, root: str | None) -> int:
     if seed is not None:
         problems += look.seed_problems(seed)
     unique = list({str(problem): problem for problem in problems}.values())
-    notes = [missing.message for missing in look.all_missing_keys()]
+    notes = look.notes()
     if as_json:
         print_json({"ok": not unique, "problems": [problem.to_json() for problem in unique], "notes": notes})
     else:

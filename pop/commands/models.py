@@ -85,7 +85,7 @@ def _keys(settings: Settings) -> tuple[Mapping[str, str], PopError | None]:
 
 def _row(catalogue: Catalogue, name: str, environ: Mapping[str, str], root: Root, settings: Settings) -> dict[str, Any]:
     """All there is to say about a name; one whose entry is wrong, or leads on, has no model of its own."""
-    from pop.models.providers.command import command_problem
+    from pop.models.providers.command import PROGRAM_HINT, command_problem
 
     row: dict[str, Any] = {"name": name, "meaning": catalogue.meaning(name), "error": None, "identity": None}
     try:
@@ -98,11 +98,8 @@ def _row(catalogue: Catalogue, name: str, environ: Mapping[str, str], root: Root
     (entry,) = route.entries
     row |= {"identity": entry.identity, **_about(entry, environ)}
     if problem := command_problem(entry, environ, root.path):
-        hint = "correct `command` in pop.toml, or install the program"
-        row |= {
-            "identity": None,
-            "error": {"message": problem, "where": settings.place("models", name, "command"), "hint": hint},
-        }
+        where = settings.place("models", name, "command")
+        row |= {"identity": None, "error": {"message": problem, "where": where, "hint": PROGRAM_HINT}}
     return row
 
 

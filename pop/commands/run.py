@@ -27,7 +27,7 @@ from pop.errors import (
 from pop.runs import Run
 from pop.settings import Root
 
-NO_MODEL_NEEDED = frozenset({"no-program", "missing-key", "no-price"})  # what a replay can do without
+OF_MODELS = frozenset({"no-program", "unknown-run", "no-price"})  # counts only for the models that this run asks for
 
 
 @click.command()
@@ -54,29 +54,44 @@ def command(
     if seed is None and replay is None:
         raise click.MissingParameter(param_hint="'SEED'", param_type="argument")
     chosen = chosen_root(root)
-    _refuse_broken(chosen, replay is not None)
+    _refuse_broken(chosen)
     if pipeline is not None and pipeline not in chosen.pipeline_names():
         raise UsageError(f"no pipeline {pipeline!r}", hint=did_you_mean(pipeline, chosen.pipeline_names()))
     changes = changes_of(chosen, models, replay, pipeline)
     _end_as_by_ctrl_c()
     served = _is_served(chosen)
-    if not served and replay is None:
-        _refuse_without_keys(chosen, changes)
+    if replay is None:
+        _refuse_without_models(chosen, seed, changes, keys=not served)
     name = _submit(chosen, seed, changes)
     child = None if served else _start(chosen, name)
     return _follow(chosen, name, child, quiet or as_json, as_json)
 
 
-def _refuse_without_keys(root: Root, changes: Changes) -> None:
-    """A daemon of our own has our environment: a key that is missing here is missing there."""
+def _refuse_without_models(root: Root, seed: str | None, changes: Changes, *, keys: bool) -> None:
+    """What the models of this run lack: programs, prices under a budget in USD, keys.
+
+    Args:
+        keys: Whether the daemon is our own: then a key that is missing here is missing there.
+    """
     from pop.errors import ConfigError, ConfigErrors
+    from pop.records import Seed
     from pop.rootcheck import RootCheck
 
     look = RootCheck(root)
-    read = look.pipelines.get(changes.pipeline or "default")
-    missing = look.missing_keys(read.pipeline, changes.models) if read and read.pipeline else []
-    if missing:
-        raise ConfigErrors(problem for problem in missing if isinstance(problem, ConfigError))
+    envelope = (look.envelope(Path(seed)) if seed not in (None, "-") else None) or Seed(data=None)
+    name = changes.pipeline or envelope.pipeline or "default"
+    read = look.pipelines.get(name)
+    if read is None or read.pipeline is None:
+        return
+    models = dict(envelope.models or {})
+    if every := changes.models.get("*"):
+        models = dict.fromkeys([*read.pipeline.models, *models], every)
+    models |= changes.models
+    missing = look.asked_problems(name, models, envelope.budget)
+    missing += look.missing_keys(read.pipeline, models) if keys else []
+    unique = {str(problem): problem for problem in missing if isinstance(problem, ConfigError)}
+    if unique:
+        raise ConfigErrors(unique.values())
 
 
 def _submit(root: Root, seed: str | None, changes: Changes) -> str:
@@ -113,13 +128,13 @@ def _is_served(root: Root) -> bool:
     return False
 
 
-def _refuse_broken(root: Root, replay: bool) -> None:
-    """Mistakes are told before anything runs, each once; a replay needs no model's program, key or price."""
+def _refuse_broken(root: Root) -> None:
+    """Mistakes are told before anything runs, each once; those of models only where this run asks for them."""
     from pop.commands.check import problems_of
     from pop.errors import ConfigError, ConfigErrors
 
     found = [problem for problem in problems_of(root)[0] if isinstance(problem, ConfigError)]
-    problems = {str(problem): problem for problem in found if not (replay and problem.code in NO_MODEL_NEEDED)}
+    problems = {str(problem): problem for problem in found if problem.code not in OF_MODELS}
     if problems:
         raise ConfigErrors(problems.values())
 

@@ -111,7 +111,7 @@ class CommandProvider:
         environ = self._environment(entry)
         problem = command_problem(entry, environ, self._root)
         if problem:
-            raise ModelError("bad_input", problem, where=_place(entry), hint=_HINT, code="no-program")
+            raise ModelError("bad_input", problem, where=_place(entry), hint=PROGRAM_HINT, code="no-program")
         folder = tempfile.mkdtemp(prefix="pop-command-")
         try:
             process = await self._start(entry, environ, folder)
@@ -147,7 +147,7 @@ class CommandProvider:
             raise
         except (FileNotFoundError, PermissionError, NotADirectoryError, ValueError) as error:
             message = f"the program {entry.command[0]!r} cannot be run: {getattr(error, 'strerror', None) or error}"
-            raise ModelError("bad_input", message, where=_place(entry), hint=_HINT, code="no-program") from None
+            raise ModelError("bad_input", message, where=_place(entry), hint=PROGRAM_HINT, code="no-program") from None
         except OSError as error:
             if error.errno == 8:  # ENOEXEC
                 hint = "begin a script with its interpreter: #!/bin/sh"
@@ -159,7 +159,7 @@ class CommandProvider:
     def _environment(self, entry: ModelEntry) -> dict[str, str]:
         """The gateway's environment without keys, but for this model's own."""
         if entry.key_env and not self._environ.get(entry.key_env):
-            hint = f"export {entry.key_env}=... before pop up, or choose another model in pop.toml"
+            hint = f"export {entry.key_env}=... before pop up, write it into the keys file, or choose another model"
             raise ModelError("auth", f"{entry.key_env} is not set, model {entry.name!r} needs it", hint=hint)
         secret = self._key_names() | {name for name in self._environ if _SECRET.search(name)}
         return {name: value for name, value in self._environ.items() if name not in secret or name == entry.key_env}
@@ -176,7 +176,7 @@ class CommandProvider:
         return found | {name for name in named if name}
 
 
-_HINT = "correct `command` in pop.toml, or install the program and start POP again with it on its PATH"
+PROGRAM_HINT = "correct `command` in pop.toml, or install the program and start POP again with it on its PATH"
 
 
 def command_problem(entry: ModelEntry, environ: Mapping[str, str], root: Path | None = None) -> str | None:
@@ -192,7 +192,7 @@ def command_problem(entry: ModelEntry, environ: Mapping[str, str], root: Path | 
         path = _path(name, root or Path.cwd())
         why = "is not executable" if path.is_file() else "is no file" if path.exists() else "does not exist"
         return f"the program {name!r} {why}"
-    return f"there is no program {name!r} on the PATH ({environ.get('PATH', os.defpath)})"
+    return f"there is no program {name!r} on the PATH"
 
 
 def _program(entry: ModelEntry, environ: Mapping[str, str], root: Path) -> str | None:
@@ -333,7 +333,7 @@ def _check_end(code: int | None, printed: bytes, complaint: bytes, entry: ModelE
     told = f": {said}" if said else ", and said nothing"
     if code in NOT_RUN:
         message = f"{entry.command[0]!r} ended with exit code {code}, which says that a program cannot be run{told}"
-        raise ModelError("bad_input", message, where=_place(entry), hint=_HINT, code="no-program")
+        raise ModelError("bad_input", message, where=_place(entry), hint=PROGRAM_HINT, code="no-program")
     how = f"was ended by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
     raise ModelError("unavailable", f"{entry.command[0]!r} {how}{told}", where=_place(entry), curable=True)
 
