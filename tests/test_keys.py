@@ -300,6 +300,8 @@ def test_answers_and_errors_are_redacted_whole() -> None:
     )
     assert PLAIN not in told.model_dump_json() and json.loads(told.text) == {"a": "[redacted]"}
     assert told.warnings == ["the answer held an API key, which was taken out"] and told.key == "k"
+    tried = keys.redact_answer(answer.model_copy(update={"tries": tries}))
+    assert tried.warnings == [] and tried.tries[0].message == "401 [redacted]"
     error = ModelError(
         "auth", f"401 {PLAIN}", where=f"at {PLAIN}", hint=f"not {PLAIN}", code=f"c-{PLAIN}", curable=True
     )

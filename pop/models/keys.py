@@ -266,14 +266,14 @@ class Keys:
             return REDACTED
 
     def redact_answer(self, answer: Answer) -> Answer:
-        """An answer that can be stored. One that held a secret says so in its warnings."""
+        """An answer that can be stored. One that held a secret itself, not only a try before it, says so in its warnings."""
         tries = [one.model_copy(update={"message": self.redact(one.message)}) for one in answer.tries]
         plain = {name: getattr(answer, name) for name in ("text", "provider_model", "note", "warnings", "extra")}
         clean = {name: self.redact_value(value) for name, value in plain.items()}
         if clean == plain and tries == answer.tries:
             return answer
         extra = clean["extra"] if isinstance(clean["extra"], dict) else {}
-        warnings = [*clean["warnings"], NOTE]
+        warnings = clean["warnings"] if clean == plain else [*clean["warnings"], NOTE]
         return answer.model_copy(update={**clean, "extra": extra, "warnings": warnings, "tries": tries})
 
     def redact_error(self, error: ModelError) -> ModelError:
