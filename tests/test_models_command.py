@@ -51,6 +51,25 @@ def test_two_lines_tell_what_a_name_stands_for(root: Path, fake_openai: FakeOpen
     assert "OPENAI_API_KEY is not set" in shown.stdout and "agent    runs cat -\n" in shown.stdout
 
 
+def test_the_limits_of_all_models_of_a_provider_are_shown_too(root: Path) -> None:
+    """They hold beside the model's own."""
+    provider = '[providers.hub]\nbase_url = "http://h/v1"\nconcurrency = 8\ntokens_per_minute = 90_000\n'
+    settings = provider + '[models.fast]\nprovider = "hub"\nmodel = "m"\n'
+    shown = models(root, settings, "fast")
+    assert "      64 at once, price unknown\n" in shown.stdout
+    assert "      all models of hub http://h/v1 together: 8 at once, 90,000 tokens/min\n" in shown.stdout
+    (row,) = json.loads(models(root, settings, "fast", "--json").stdout)["models"]
+    assert (row["shared"]["concurrency"], row["shared"]["requests_per_minute"]) == (8, None)
+
+
+def test_a_test_asks_each_time_also_where_answers_are_used_again(root: Path, fake_openai: FakeOpenAI) -> None:
+    """Or it would tell how it once was."""
+    for _ in range(2):
+        assert models(root, server(fake_openai, more="reuse = true"), "--test", "fast").returncode == 0
+    first, second = (body["messages"] for body in fake_openai.bodies)
+    assert first != second
+
+
 def test_what_cannot_be_used_comes_with_its_place_and_the_next_move(root: Path) -> None:
     """A program that is not there too; and `--test` does not pass over it."""
     settings = '[models]\ndefault = "fsat"\n[models.fast]\nprovider = "builtin"\n' + command("agent", "no-such-program")
@@ -58,6 +77,7 @@ def test_what_cannot_be_used_comes_with_its_place_and_the_next_move(root: Path) 
     assert shown.returncode == 3
     assert "cannot be used: no model 'fsat' (pop.toml:2:1  models.default)" in shown.stdout
     assert "hint: did you mean 'fast'?" in shown.stdout
+    assert "hint: correct `command`" in shown.stdout
     assert "there is no program 'no-such-program'" in shown.stdout and "models.agent.command" in shown.stdout
     assert models(root, settings, "--test", "agent").returncode == 4
 

@@ -27,8 +27,9 @@ TEST_SCHEMA = {
     "required": ["ok"],
     "additionalProperties": False,
 }
-TEST_PROMPT = 'This is a test of the connection.\n\nok: true\n\nAnswer with {"ok": true}.'
+TEST_PROMPT = 'This is test %s of the connection.\n\nok: true\n\nAnswer with {"ok": true}.'
 TEST_TOKENS = 300  # room for a little reasoning
+LIMITS = ("concurrency", "requests_per_minute", "tokens_per_minute")
 FORMS = {"strict": "yes, strict", "schema": "yes", "object+schema": "yes, with json_object", "object": "JSON only"}
 
 
@@ -96,7 +97,7 @@ def _row(catalogue: Catalogue, name: str, environ: Mapping[str, str], root: Root
     if row["meaning"]:
         return row
     (entry,) = route.entries
-    row |= {"identity": entry.identity, **_about(entry, environ)}
+    row |= {"identity": entry.shared_identity, **_about(entry, environ)}
     if problem := command_problem(entry, environ, root.path):
         where = settings.place("models", name, "command")
         row |= {"identity": None, "error": {"message": problem, "where": where, "hint": PROGRAM_HINT}}
@@ -116,9 +117,8 @@ def _about(entry: ModelEntry, environ: Mapping[str, str]) -> dict[str, Any]:
         "model": entry.model,
         "at": " ".join(entry.command) or without_password(entry.base_url or "") or None,
         "key": key,
-        "concurrency": entry.concurrency,
-        "requests_per_minute": entry.requests_per_minute,
-        "tokens_per_minute": entry.tokens_per_minute,
+        **{name: getattr(entry, name) for name in LIMITS},
+        "shared": {name: getattr(entry.shared, name) for name in ("name", *LIMITS)},
         "price": price.model_dump(exclude_none=True) if price else None,
         "structured": entry.structured,
     }
@@ -149,6 +149,8 @@ def _lines(row: dict[str, Any]) -> Iterator[str]:
     else:
         yield f"{row['model']} at {row['at']}" if row["at"] else f"{row['model']} ({row['provider']})"
     yield ", ".join([*_limits(row), _price(row), *_key(row)])
+    if shared := list(_limits(row["shared"])):
+        yield f"all models of {row['shared']['name']} together: {', '.join(shared)}"
     if row["test"]:
         yield from _tested(row["test"])
 
@@ -158,11 +160,10 @@ def _key(row: dict[str, Any]) -> Iterator[str]:
         yield f"{key['variable']} is {'set' if key['set'] else 'not set'}"
 
 
-def _limits(row: dict[str, Any]) -> Iterator[str]:
-    yield f"{row['concurrency']} at once"
-    for name, unit in (("requests_per_minute", "requests/min"), ("tokens_per_minute", "tokens/min")):
-        if row[name]:
-            yield f"{row[name]:,.0f} {unit}"
+def _limits(table: dict[str, Any]) -> Iterator[str]:
+    for name, unit in zip(LIMITS, ("at once", "requests/min", "tokens/min"), strict=True):
+        if table[name]:
+            yield f"{table[name]:,.0f} {unit}"
 
 
 def _price(row: dict[str, Any]) -> str:
@@ -201,10 +202,11 @@ def _test(root: Root, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     requests = [
         ModelRequest(
             model=name,
-            messages=[Message(role="user", content=TEST_PROMPT)],
+            messages=[Message(role="user", content=TEST_PROMPT % secrets.token_hex(4))],
             schema=TEST_SCHEMA,
             schema_name="test",
             max_output_tokens=TEST_TOKENS,
+            reuse_s=0.0,  # never the answer to an earlier test
         )
         for name in first.values()
     ]
