@@ -87,7 +87,7 @@ class _Question:
         self._reduced = strict_schema(request.schema_)
         self.unseen: str | None = None  # the name of what is remembered, when it has not been seen to work
         # What is found out with a schema that strict cannot say is kept apart: it says nothing about strict.
-        self._name = entry.identity if self._reduced else f"{entry.identity}\0loose"
+        self._name = _place(entry) if self._reduced else f"{entry.identity}\0loose"
 
     def at_most(self, form: str) -> Form:
         """The form; `schema` where `strict` cannot say this schema."""
@@ -108,7 +108,7 @@ class _Question:
     @property
     def _own_name(self) -> str:
         text = json.dumps(self._request.schema_, sort_keys=True)
-        return f"{self._entry.identity}\0{hashlib.sha256(text.encode()).hexdigest()}"
+        return f"{_place(self._entry)}\0{hashlib.sha256(text.encode()).hexdigest()}"
 
     async def other_found_out(self) -> bool:
         """Wait for the call that finds out, if one does; whether there was one."""
@@ -198,3 +198,8 @@ def _tried(error: ModelError, entry: ModelEntry, ms: float) -> Try:
         billed=error.tokens is not None,
         **({"tokens": error.tokens} if error.tokens else {}),
     )
+
+
+def _place(entry: ModelEntry) -> str:
+    """What is learnt is of one model at one of its server's interfaces."""
+    return entry.identity if entry.api == "chat" else f"{entry.api} {entry.identity}"

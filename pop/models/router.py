@@ -659,7 +659,7 @@ def _another_may(error: ModelError) -> bool:
 
 def _shared_key(rung: tuple[ModelEntry, ...], asked_sha256: str, n: int) -> str:
     """What `reuse` looks for: the same question to the same models, for the same how-manieth time."""
-    parts = (*(entry.identity for entry in rung), asked_sha256, str(n))
+    parts = (*(entry.shared_identity for entry in rung), asked_sha256, str(n))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
