@@ -141,7 +141,7 @@ class Daemon:
             watch = Watch(self.root.pending, self._hint)
         self._say_started()
         self.orchestrator.spawn(self._keep_orders())
-        self.orchestrator.spawn(self._keep_accounts())
+        self.orchestrator.spawn(self._begin_accounts())
         try:
             await self._go_round(watch)
         finally:
@@ -310,22 +310,23 @@ class Daemon:
     # -- orders, trouble, signals ------------------------------------------------------------------------------
 
     async def _keep_orders(self) -> None:
-        """Look for orders once a second, whatever the queue is busy with."""
+        """Look for orders once a second, whatever the queue is busy with; and for runs whose accounts are open."""
         while not self._over():
             if self.work.is_well:
                 await self._obey()
+            await self._keep_accounts()
             await asyncio.sleep(self.settings.daemon.scan_s)
 
-    async def _keep_accounts(self) -> None:
-        """Runs at rest get what was spent after their end: calls that came late, or whose end a daemon did not live to tell."""
-        orchestrator = self.orchestrator
+    async def _begin_accounts(self) -> None:
+        """Runs at rest get what was spent after their end and an earlier daemon did not live to tell."""
         if self.only is None:
-            await orchestrator.settle_resting(await self.work.in_thread(resting_runs, self.root))
-        while not self._over():
-            for run_dir in list(orchestrator.unsettled):
-                if self.work.is_well and await orchestrator.may_settle(run_dir):
-                    self._settle(run_dir)
-            await asyncio.sleep(self.settings.daemon.scan_s)
+            await self.orchestrator.settle_resting(await self.work.in_thread(resting_runs, self.root))
+
+    async def _keep_accounts(self) -> None:
+        """Runs at rest get what was spent after their end: calls that came late."""
+        for run_dir in list(self.orchestrator.unsettled):
+            if self.work.is_well and await self.orchestrator.may_settle(run_dir):
+                self._settle(run_dir)
 
     def _settle(self, run_dir: Path) -> None:
         if run_dir.name in self.orchestrator.runs or run_dir in self._opening or run_dir in self._backlog:

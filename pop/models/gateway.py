@@ -130,8 +130,9 @@ class Gateway:
             raise ModelError("bad_input", error.message, where=error.where, hint=error.hint) from None
 
     async def look_at_settings(self) -> None:
-        """Once a second: limits that were raised let those go on who wait."""
+        """While anybody waits, once a second: limits that were raised let those go on."""
         while True:
+            await self.router.somebody_waits.wait()
             await asyncio.sleep(1.0)
             try:
                 self.router.refresh()

@@ -139,6 +139,7 @@ class Router:
         self._waited: dict[tuple[str, str, int], Waited] = {}
         self._places = asyncio.Semaphore(max(8, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))  # connections
         self._rng = random.Random()
+        self.somebody_waits = asyncio.Event()  # or did within the last second
 
     # -- asking ------------------------------------------------------------------------------------------------
 
@@ -516,6 +517,7 @@ class Router:
         """What happens meanwhile does not count against the time of any attempt that asks."""
         loop = asyncio.get_running_loop()
         flight.waiting = True
+        self.somebody_waits.set()
         for waited in flight.askers:
             waited.begin(loop.time())
         try:
@@ -545,7 +547,10 @@ class Router:
     def refresh(self) -> None:
         """Take changed limits into account for those who wait already; a broken pop.toml changes nothing."""
         catalogue = self._catalogue()
-        for name in {flight.model for flight in self._flights if flight.waiting}:
+        names = {flight.model for flight in self._flights if flight.waiting}
+        if not names:
+            self.somebody_waits.clear()
+        for name in names:
             with contextlib.suppress(ConfigError):
                 self._configure(catalogue.resolve(name))
 
