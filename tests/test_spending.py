@@ -172,6 +172,18 @@ def test_the_ledger_outlives_the_machine_room(make_living: Make, fake_openai: Fa
 # -- budgets ---------------------------------------------------------------------------------------------------
 
 
+def test_a_replay_uses_up_no_budget(make_living: Make, fake_openai: FakeOpenAI) -> None:
+    """Neither in the ledger nor in what the gateway has in mind: the second call of the day is still allowed."""
+    living = up(make_living, fake_openai, {"ask.md": "Hi {{ seed.n }}?"}, tables="[budget]\nday_calls = 2\n")
+    living.drop("a.json", {"n": 1})
+    run_id = living.wait_complete(1)[0]["run_id"]
+    for _ in range(2):
+        assert pop(living, "run", "--replay", run_id, "-q").returncode == 0
+    living.drop("b.json", {"n": 2})
+    living.wait_complete(4)
+    assert fake_openai.total == 2 and sum(line["billed"] for line in lines(living)) == 2
+
+
 @pytest.mark.parametrize("where", ["seed", "pipeline", "step", "settings"])
 def test_a_budget_stops_the_run_and_a_larger_one_lets_it_go_on(
     make_living: Make, fake_openai: FakeOpenAI, where: str

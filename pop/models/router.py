@@ -395,14 +395,16 @@ class Router:
             usd, prices = cost_usd(answer, entry, answer.provider_model)
             answer = answer.model_copy(update={"cost_usd": usd, "prices": prices})
         circuit.succeeded()
-        reservation.settle(answer, answer.cost_usd)
+        if entry.provider == "replay":  # paid for when it was recorded
+            answer = answer.model_copy(update={"cached": True})
+            reservation.release()
+        else:
+            reservation.settle(answer, answer.cost_usd)
         for permit in permits:
             permit.settle(answer.input_tokens + answer.output_tokens)
             permit.heard(answer.rate, limited=False)
         if not answer.estimated:
             self._learn(flight.request, entry, answer)
-        if entry.provider == "replay":
-            answer = answer.model_copy(update={"cached": True})
         counted = answer.model_dump(include=set(Tokens.model_fields))
         return answer, line.model_copy(
             update={
