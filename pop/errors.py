@@ -21,6 +21,7 @@ EXIT_INTERNAL = 1
 EXIT_USAGE = 2
 EXIT_CONFIG = 3
 EXIT_RUN_FAILED = 4
+EXIT_WAITING = 5
 EXIT_BUDGET = 6
 EXIT_INTERRUPTED = 130
 
@@ -37,6 +38,7 @@ ErrorClass = Literal[
     "worker_died",  # signal, os._exit, memory limit, output flood
     "bug",  # an exception in the task's own code
     "bad_input",  # the seed or an earlier output cannot be worked on
+    "rejected",  # a person said no
     "interrupted",  # drained, or the gateway or fork server went away; uses up no attempt
 ]
 ERROR_CLASSES: tuple[str, ...] = get_args(ErrorClass)

@@ -14,6 +14,13 @@ The journal is the truth about a run; ``tasks-status.json`` is a view of it (see
 | step.reset          | instance (a person asked for another try)                          | yes |
 | when.decided        | key value                                                          | yes |
 | each.expanded       | key count                                                          | yes |
+| gate.opened         | instance kind key opening expires_at shown                         | yes |
+| gate.decided        | instance decision by how text edited sha256 size_bytes             | yes: the commit of an answer |
+| lap.ended           | key lap until checks score values sha256 verdict reason kept       | yes |
+| run.waiting         | for (the gates that are open; nothing else can happen)             | yes |
+| run.paused          | by reason                                                          | yes |
+| run.rerun           | by reason from instances again replay keys loops seed pipeline models | yes |
+| step.reused         | instance sha256 from (a fork took it over)                         | yes |
 | usage.late          | instance usage (of calls that outlived their worker)               | yes |
 | budget.warning      | text                                                               | no  |
 | run.cancelled       | by reason                                                          | yes |
@@ -39,17 +46,25 @@ STEP_SKIPPED = "step.skipped"
 STEP_RESET = "step.reset"
 WHEN_DECIDED = "when.decided"
 EACH_EXPANDED = "each.expanded"
+GATE_OPENED = "gate.opened"
+GATE_DECIDED = "gate.decided"
+LAP_ENDED = "lap.ended"
+STEP_REUSED = "step.reused"
 USAGE_LATE = "usage.late"
 BUDGET_WARNING = "budget.warning"
 RUN_CANCELLED = "run.cancelled"
 RUN_FAILED = "run.failed"
+RUN_WAITING = "run.waiting"
+RUN_PAUSED = "run.paused"
+RUN_RERUN = "run.rerun"
 RUN_RESUMED = "run.resumed"
 RUN_COMPLETE = "run.complete"
 
 EVENTS = frozenset(
     {
         RUN_CREATED, RUN_STARTED, STEP_STARTED, STEP_DONE, STEP_ATTEMPT_FAILED, STEP_SKIPPED, STEP_RESET,
-        WHEN_DECIDED, EACH_EXPANDED, USAGE_LATE, BUDGET_WARNING, RUN_CANCELLED, RUN_FAILED, RUN_RESUMED, RUN_COMPLETE,
+        STEP_REUSED, WHEN_DECIDED, EACH_EXPANDED, LAP_ENDED, GATE_OPENED, GATE_DECIDED, USAGE_LATE, BUDGET_WARNING,
+        RUN_WAITING, RUN_PAUSED, RUN_RERUN, RUN_CANCELLED, RUN_FAILED, RUN_RESUMED, RUN_COMPLETE,
     }
 )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from pop.steps import Block, Each, Pipeline, Task, below
+from pop.steps import Block, Each, Pipeline, Task, below, step_of
 
 _INDENT = "    "
 _COLOURS = {
@@ -95,7 +95,7 @@ def _escaped(text: str) -> str:
 def _by_step(states: Mapping[str, str]) -> dict[str, Counter[str]]:
     by_step: dict[str, Counter[str]] = {}
     for instance, state in states.items():
-        step = instance.partition("@")[0].partition(".")[0]
+        step = step_of(instance)
         by_step.setdefault(step, Counter())[state] += 1
     return by_step
 

@@ -23,6 +23,7 @@ import orjson
 
 from pop import events
 from pop.events import unix_s
+from pop.plan import Verdict
 from pop.records import Usage
 
 NEW_GENERATION = frozenset({"invalid_output", "refused", "truncated"})  # bad answers: the next attempt asks afresh
@@ -48,7 +49,27 @@ class Instance:
     error: dict[str, Any] | None = None
     sha256: str | None = None
     reason: str | None = None
+    expires_at: float | None = None
     live: dict[str, Any] = field(default_factory=dict)  # stage, progress: seen in the trail, not journaled
+
+
+@dataclass
+class Lap:
+    """One lap of a `repeat`, as ``lap.ended`` tells it."""
+
+    verdict: Verdict
+    score: float | None = None
+    checks: bool = True
+    sha256: str = ""
+
+
+@dataclass
+class Loop:
+    """One `repeat`. `since`: laps before a person granted further ones; `kept`: the lap that stands for the loop."""
+
+    laps: list[Lap] = field(default_factory=list)
+    since: int = 0
+    kept: int | None = None
 
 
 @dataclass
@@ -58,6 +79,10 @@ class RunHistory:
     instances: dict[str, Instance] = field(default_factory=dict)
     decisions: dict[str, bool] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    loops: dict[str, Loop] = field(default_factory=dict)
+    skips: dict[str, str] = field(default_factory=dict)
+    held: bool = False
+    paused: bool = False
     created: dict[str, Any] = field(default_factory=dict)
     started_at: str | None = None
     finished_at: str | None = None

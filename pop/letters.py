@@ -73,10 +73,10 @@ class LetterWriter:
             seed=FileRef(path="seed.json", sha256=self._created["seed_sha256"]),
             files_dir=str(self._run_dir / "files") if (self._run_dir / "files").is_dir() else None,
             inputs=self.inputs(history, start),
-            has_item=bool(start.items),
-            item=self._item(history, start) if start.items else None,
-            item_index=start.items[-1] if start.items else None,
-            lap=start.lap,
+            has_item=bool(start.at.items),
+            item=self._item(history, start) if start.at.items else None,
+            item_index=start.at.items[-1] if start.at.items else None,
+            lap=start.at.laps[-1] if start.at.laps else None,
             config=dict(task.with_),
             model=task.model,
             models={**self._pipeline.models, **(self._envelope.models or {})},
@@ -131,11 +131,11 @@ class LetterWriter:
 
     def _scope(self, history: RunHistory, move: Move) -> dict[str, Any]:
         scope = {"seed": self._seed(), "inputs": Inputs(self._run_dir, self.inputs(history, move))}
-        return {**scope, "item": self._item(history, move)} if move.items else scope
+        return {**scope, "item": self._item(history, move)} if move.at.items else scope
 
     def _item(self, history: RunHistory, move: Move) -> Any:
         around = item_expressions(self._pipeline, move)
-        return self._list(history, around[-1])[move.items[len(around) - 1]]
+        return self._list(history, around[-1])[move.at.items[len(around) - 1]]
 
     def _list(self, history: RunHistory, expand: Expand) -> list[Any]:
         """The list of an `each`, read once; outputs never change, so it is the same at every look."""

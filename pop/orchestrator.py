@@ -31,6 +31,7 @@ from pop.pipeline import Pipeline
 from pop.plan import MAX_INTERRUPTIONS, Moves, Settled, Start, next_moves, recovery
 from pop.records import ErrorRecord, Letter, Usage, dump_json
 from pop.settings import Root, Settings
+from pop.steps import step_of
 from pop.store import Disk, DiskFailed, Later, mend_tail
 from pop.tally import Tally, calls_landed
 
@@ -460,7 +461,7 @@ class Orchestrator:
 
     def status(self, run: ActiveRun) -> dict[str, Any]:
         """The run's tasks-status.json as it should read now."""
-        begun = {name.partition("@")[0].partition(".")[0] for name in run.history.instances}
+        begun = {step_of(name) for name in run.history.instances}
         expected = [] if run.history.state == "complete" else [n for n in run.pipeline.tasks if n not in begun]
         return status_of(run.history, now=events.rfc3339(time.time()), expected=expected, notes=self._notes_on(run))
 

@@ -22,7 +22,6 @@ from pop.steps import (
     Block,
     CyclicNeeds,
     Each,
-    Items,
     Parallel,
     Pipeline,
     Sequence,
@@ -32,7 +31,7 @@ from pop.steps import (
 )  # fmt: skip
 
 __all__ = [
-    "Block", "Each", "Items", "Parallel", "Pipeline", "Sequence", "Task", "below", "instance_name", "load_pipeline",
+    "Block", "Each", "Parallel", "Pipeline", "Sequence", "Task", "below", "instance_name", "load_pipeline",
     "pipeline_schema",
 ]  # fmt: skip
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import islice
@@ -29,9 +30,10 @@ from typing import Literal, Protocol, TypeAlias, assert_never, cast
 
 from pop.errors import ErrorClass
 from pop.expressions import Expression
-from pop.steps import Block, Each, Items, Parallel, Pipeline, Sequence, Task, instance_name
+from pop.steps import At, Block, Each, Gate, Parallel, Pipeline, Repeat, Sequence, Task, instance_name
 
-Outcome = Literal["complete", "failed", "waiting", "cancelled"]
+Outcome = Literal["complete", "failed", "waiting", "paused", "cancelled"]
+Verdict = Literal["again", "converged", "kept", "accepted", "ask", "failed"]
 References: TypeAlias = "str | list[References] | None"
 
 BATCH = 256  # decisions, expansions and skips in one answer
@@ -40,7 +42,8 @@ MAX_WAIT_S = 150.0  # no wait before an attempt is longer: a time further off me
 
 
 class InstanceFacts(Protocol):
-    """One instance of a step; `state` is ``running``, ``done``, ``failed``, ``skipped`` or ``retry``."""
+    """One instance of a step; `state` is ``running``, ``done``, ``failed``, ``skipped``, ``retry``, ``waiting`` (for a
+    person) or ``stale`` (it is to run again, when its turn comes)."""
 
     @property
     def state(self) -> str: ...
@@ -48,6 +51,45 @@ class InstanceFacts(Protocol):
     @property
     def not_before(self) -> float | None:
         """Unix time in seconds before which a ``retry`` must not start."""
+
+    @property
+    def expires_at(self) -> float | None:
+        """Unix time in seconds at which a ``waiting`` one is answered by its timeout."""
+
+
+class LapFacts(Protocol):
+    """One lap of a `repeat` whose condition was looked at."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """``again``: another lap. ``converged``, ``kept`` (the best one) and ``accepted`` (by a person) end the loop,
+        ``ask`` opens a gate, ``failed`` ends the run."""
+
+    @property
+    def score(self) -> float | None: ...
+
+    @property
+    def checks(self) -> bool:
+        """False when the deterministic checks said no."""
+
+    @property
+    def sha256(self) -> str:
+        """Of all that the lap made: two equal ones are a standstill."""
+
+
+class LoopFacts(Protocol):
+    """What is known about one `repeat`."""
+
+    @property
+    def laps(self) -> Sequence_[LapFacts]: ...
+
+    @property
+    def since(self) -> int:
+        """Laps that do not count any more, because a person granted further ones."""
+
+    @property
+    def kept(self) -> int | None:
+        """The lap whose outputs stand for the loop once it has ended, counted from 1."""
 
 
 class Facts(Protocol):
@@ -66,6 +108,21 @@ class Facts(Protocol):
         """Number of items by key of an `Expand`."""
 
     @property
+    def loops(self) -> Mapping[str, LoopFacts]:
+        """By key of a `Judge`."""
+
+    @property
+    def skips(self) -> Mapping[str, str]:
+        """Steps that a task ordered not to run, with its reason."""
+
+    @property
+    def held(self) -> bool:
+        """Whether nothing may start until a person has answered a gate that is open."""
+
+    @property
+    def paused(self) -> bool: ...
+
+    @property
     def cancelled(self) -> bool: ...
 
 
@@ -75,8 +132,7 @@ class Start:
 
     instance: str
     step: str
-    items: Items
-    lap: int | None = None
+    at: At
 
 
 @dataclass(frozen=True)
@@ -86,8 +142,7 @@ class Decide:
     key: str
     step: str
     expression: Expression
-    items: Items
-    lap: int | None = None
+    at: At
 
 
 @dataclass(frozen=True)
@@ -97,8 +152,7 @@ class Expand:
     key: str
     step: str
     expression: Expression
-    items: Items
-    lap: int | None = None
+    at: At
 
 
 @dataclass(frozen=True)
@@ -110,7 +164,35 @@ class Skip:
     reason: str
 
 
-Move: TypeAlias = Start | Decide | Expand
+@dataclass(frozen=True)
+class Open:
+    """Open a gate; `step` is a `Gate`, or the `Repeat` whose end a person is asked about."""
+
+    instance: str
+    step: str
+    at: At
+
+
+@dataclass(frozen=True)
+class Expire:
+    """A gate's time is over: record this answer."""
+
+    instance: str
+    answer: Literal["approve", "reject"]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Evaluate the condition of the `repeat` called `step` for a lap, and record the verdict under `key`; `at` is the
+    lap's."""
+
+    key: str
+    step: str
+    lap: int
+    at: At
+
+
+Move: TypeAlias = Start | Decide | Expand | Open | Judge
 
 
 @dataclass(frozen=True)
@@ -125,6 +207,9 @@ class Moves:
     decide: tuple[Decide, ...] = ()
     expand: tuple[Expand, ...] = ()
     skip: tuple[Skip, ...] = ()
+    open: tuple[Open, ...] = ()
+    expire: tuple[Expire, ...] = ()
+    judge: tuple[Judge, ...] = ()
     outcome: Outcome | None = None
     wake_at: float | None = None
 
@@ -189,9 +274,9 @@ def next_moves(
     if facts.cancelled or "failed" in states:
         return Moves(outcome=None if "running" in states else "cancelled" if facts.cancelled else "failed")
     walk = _Walk(pipeline, facts, now, _places(pipeline, facts, settled, limit), settled)
-    if walk.state(pipeline.root, ()) is _State.ENDED:
+    if walk.state(pipeline.root, At()) is _State.ENDED:
         return Moves(outcome="complete")
-    walk.offer(pipeline.root, ())
+    walk.offer(pipeline.root, At())
     return Moves(tuple(walk.start), tuple(walk.decide), tuple(walk.expand), tuple(walk.skip), wake_at=walk.wake_at)
 
 
@@ -218,43 +303,43 @@ class _Walk:
         self.skip: list[Skip] = []
         self.wake_at: float | None = None
 
-    def state(self, block: Block, items: Items) -> _State:
+    def state(self, block: Block, at: At) -> _State:
         """Whether the block has ended, has begun, or is untouched by the facts."""
         if isinstance(block, Task):
-            return self._task_state(block, items)
-        decided = self.facts.decisions.get(instance_name(block.name, items)) if block.when else None
+            return self._task_state(block, at)
+        decided = self.facts.decisions.get(instance_name(block.name, at)) if block.when else None
         if decided is False:
-            return _State.ENDED if self._all_skipped(block, items) else _State.BEGUN
-        state = self._each_state(block, items) if isinstance(block, Each) else self._inner_state(block, items)
+            return _State.ENDED if self._all_skipped(block, at) else _State.BEGUN
+        state = self._each_state(block, at) if isinstance(block, Each) else self._inner_state(block, at)
         return _State.BEGUN if decided and state is _State.FRESH else state
 
-    def _task_state(self, task: Task, items: Items) -> _State:
-        name = instance_name(task.name, items)
+    def _task_state(self, task: Task, at: At) -> _State:
+        name = instance_name(task.name, at)
         instance = self.facts.instances.get(name)
         if instance is None:
             return _State.BEGUN if task.when and name in self.facts.decisions else _State.FRESH
         return _State.ENDED if instance.state in _ENDED else _State.BEGUN
 
-    def _inner_state(self, block: Sequence | Parallel, items: Items) -> _State:
-        states = {self.state(child, items) for child in block.inner}
+    def _inner_state(self, block: Block, at: At) -> _State:
+        states = {self.state(child, at) for child in block.inner}
         return states.pop() if len(states) == 1 else _State.BEGUN
 
-    def _each_state(self, each: Each, items: Items) -> _State:
-        count = self.facts.counts.get(instance_name(each.name, items))
+    def _each_state(self, each: Each, at: At) -> _State:
+        count = self.facts.counts.get(instance_name(each.name, at))
         if not count:  # skipped with a block around it, empty, or not expanded yet
-            skipped = self._all_skipped(each, items)
+            skipped = self._all_skipped(each, at)
             return _State.ENDED if skipped else _State.FRESH if count is None else _State.BEGUN
-        seen = self._items_seen(each, items, count)
+        seen = self._items_seen(each, at, count)
         return _State.ENDED if seen.fresh_from == count and not seen.open else _State.BEGUN
 
-    def _items_seen(self, each: Each, items: Items, count: int) -> _ItemsSeen:
-        seen = self.settled.eaches.setdefault(instance_name(each.name, items), _ItemsSeen())
+    def _items_seen(self, each: Each, at: At, count: int) -> _ItemsSeen:
+        seen = self.settled.eaches.setdefault(instance_name(each.name, at), _ItemsSeen())
         if seen.turn == self.settled.turn:
             return seen
         seen.turn = self.settled.turn
-        seen.open = [n for n in seen.open if self.state(each.do, (*items, n)) is not _State.ENDED]
+        seen.open = [n for n in seen.open if self.state(each.do, at.item(n)) is not _State.ENDED]
         while seen.fresh_from < count:
-            state = self.state(each.do, (*items, seen.fresh_from))
+            state = self.state(each.do, at.item(seen.fresh_from))
             if state is _State.FRESH:
                 break
             if state is _State.BEGUN:
@@ -262,33 +347,35 @@ class _Walk:
             seen.fresh_from += 1
         return seen
 
-    def _all_skipped(self, block: Block, items: Items) -> bool:
-        return all(instance_name(leaf.name, items) in self.facts.instances for leaf in self.pipeline.leaves[block.name])
+    def _all_skipped(self, block: Block, at: At) -> bool:
+        return all(instance_name(leaf.name, at) in self.facts.instances for leaf in self.pipeline.leaves[block.name])
 
-    def offer(self, block: Block, items: Items) -> None:
+    def offer(self, block: Block, at: At) -> None:
         """Collect the moves of a block that has not ended and waits for nothing."""
-        key = instance_name(block.name, items)
+        key = instance_name(block.name, at)
         decided = self.facts.decisions.get(key) if block.when else True
         if block.when and decided is None:
             if not self._many():
-                self.decide.append(Decide(key, block.name, block.when, items))
+                self.decide.append(Decide(key, block.name, block.when, at))
         elif block.when and not decided:
-            self._offer_skips(block, items, f"`{block.when.text}` is false")
+            self._offer_skips(block, at, f"`{block.when.text}` is false")
         else:
-            self._offer_inside(block, items, key)
+            self._offer_inside(block, at, key)
 
-    def _offer_inside(self, block: Block, items: Items, key: str) -> None:
+    def _offer_inside(self, block: Block, at: At, key: str) -> None:
         match block:
             case Task():
-                self._offer_start(block, items, key)
+                self._offer_start(block, at, key)
             case Each():
-                self._offer_items(block, items, key)
+                self._offer_items(block, at, key)
             case Sequence() | Parallel():
-                self._offer_entries(block, items)
+                self._offer_entries(block, at)
+            case Gate() | Repeat():
+                raise NotImplementedError
             case _:
                 assert_never(block)
 
-    def _offer_start(self, task: Task, items: Items, name: str) -> None:
+    def _offer_start(self, task: Task, at: At, name: str) -> None:
         instance = self.facts.instances.get(name)
         if instance is not None and instance.state != "retry":
             return
@@ -296,65 +383,64 @@ class _Walk:
         if due is not None and self.now < due <= self.now + MAX_WAIT_S:
             self.wake_at = due if self.wake_at is None else min(due, self.wake_at)
         elif not self._full():
-            self.start.append(Start(name, task.name, items))
+            self.start.append(Start(name, task.name, at))
 
-    def _offer_entries(self, block: Sequence | Parallel, items: Items) -> None:
+    def _offer_entries(self, block: Sequence | Parallel, at: At) -> None:
         all_before = True
         for child in block.inner:
-            ended = self.state(child, items) is _State.ENDED
+            ended = self.state(child, at) is _State.ENDED
             in_turn = all_before or isinstance(block, Parallel)
-            if not ended and self._may_begin(child, items, in_turn):
-                self.offer(child, items)
+            if not ended and self._may_begin(child, at, in_turn):
+                self.offer(child, at)
             all_before = all_before and ended
 
-    def _may_begin(self, block: Block, items: Items, in_turn: bool) -> bool:
+    def _may_begin(self, block: Block, at: At, in_turn: bool) -> bool:
         if block.needs is None:
             return in_turn
-        eaches = self.pipeline.eaches
         return all(
-            self.state(needed, items[: len(eaches[needed.name])]) is _State.ENDED
+            self.state(needed, self.pipeline.at(needed.name, at)) is _State.ENDED
             for needed in self.pipeline.waits[block.name]
         )
 
-    def _offer_items(self, each: Each, items: Items, key: str) -> None:
+    def _offer_items(self, each: Each, at: At, key: str) -> None:
         count = self.facts.counts.get(key)
         if count is None:
             if not self._many():
-                self.expand.append(Expand(key, each.name, each.over, items))
+                self.expand.append(Expand(key, each.name, each.over, at))
         elif count == 0:
-            self._offer_skips(each, items, f"`{each.over.text}` is empty")
-        elif self._may_begin(each.do, (*items, 0), in_turn=True):
-            seen = self._items_seen(each, items, count)
+            self._offer_skips(each, at, f"`{each.over.text}` is empty")
+        elif self._may_begin(each.do, at.item(0), in_turn=True):
+            seen = self._items_seen(each, at, count)
             for n in seen.open:
-                self.offer(each.do, (*items, n))
-            self._offer_fresh(each, items, range(seen.fresh_from, count))
+                self.offer(each.do, at.item(n))
+            self._offer_fresh(each, at, range(seen.fresh_from, count))
 
-    def _offer_fresh(self, each: Each, items: Items, fresh: range) -> None:
+    def _offer_fresh(self, each: Each, at: At, fresh: range) -> None:
         """Fresh items are all alike: when one has nothing to offer, none has, and none further on has begun."""
         for n in fresh:
             if self._full() or self._many():
                 return
-            inner, before = (*items, n), self._offered()
+            inner, before = at.item(n), self._offered()
             state = self.state(each.do, inner)
             if state is not _State.ENDED:
                 self.offer(each.do, inner)
             if state is _State.FRESH and self._offered() == before:
                 return
 
-    def _offer_skips(self, block: Block, items: Items, reason: str) -> bool:
+    def _offer_skips(self, block: Block, at: At, reason: str) -> bool:
         """Skip the steps of a block that will not run, each after what it waits for: so whatever has ended, skipped or
         not, its ancestors have. True when all are skipped, those of this answer included."""
         if isinstance(block, Task):
-            return self._offer_skip(block, items, reason)
+            return self._offer_skip(block, at, reason)
         all_before = True
         for child in block.inner:
             in_turn = all_before or isinstance(block, Parallel)
-            skipped = self._may_begin(child, items, in_turn) and self._offer_skips(child, items, reason)
+            skipped = self._may_begin(child, at, in_turn) and self._offer_skips(child, at, reason)
             all_before = all_before and skipped
         return all_before
 
-    def _offer_skip(self, task: Task, items: Items, reason: str) -> bool:
-        name = instance_name(task.name, items)
+    def _offer_skip(self, task: Task, at: At, reason: str) -> bool:
+        name = instance_name(task.name, at)
         if name in self.facts.instances:
             return True
         if not self._many():
@@ -378,27 +464,27 @@ def inputs_of(pipeline: Pipeline, facts: Facts, move: Move) -> dict[str, Referen
     `each` blocks are. None stands for a skipped step, an empty list for an empty `each`.
     """
     around, before = pipeline.eaches[move.step], pipeline.ancestors(move.step)
-    return {name: _reference(pipeline, facts, name, around, move.items) for name in pipeline.tasks if name in before}
+    return {name: _reference(pipeline, facts, name, around, move.at) for name in pipeline.tasks if name in before}
 
 
-def _reference(pipeline: Pipeline, facts: Facts, name: str, around: tuple[Each, ...], items: Items) -> References:
+def _reference(pipeline: Pipeline, facts: Facts, name: str, around: tuple[Each, ...], at: At) -> References:
     shared = sum(1 for each in pipeline.eaches[name] if each in around)
     path: list[Block] = [pipeline.blocks[name]]
     while (parent := pipeline.parents.get(path[0].name)) and parent not in around:
         path.insert(0, parent)
-    return _outputs(facts, path, items[:shared])
+    return _outputs(facts, path, At(at.items[:shared]))
 
 
-def _outputs(facts: Facts, path: list[Block], items: Items) -> References:
+def _outputs(facts: Facts, path: list[Block], at: At) -> References:
     block, *inside = path
-    key = instance_name(block.name, items)
+    key = instance_name(block.name, at)
     if block.when and facts.decisions.get(key) is False:
         return None
     if isinstance(block, Each):
         count = facts.counts.get(key)
-        return None if count is None else [_outputs(facts, inside, (*items, n)) for n in range(count)]
+        return None if count is None else [_outputs(facts, inside, at.item(n)) for n in range(count)]
     if inside:
-        return _outputs(facts, inside, items)
+        return _outputs(facts, inside, at)
     instance = facts.instances.get(key)
     return key if instance is not None and instance.state == "done" else None
 
@@ -406,12 +492,12 @@ def _outputs(facts: Facts, path: list[Block], items: Items) -> References:
 def item_expressions(pipeline: Pipeline, move: Move) -> tuple[Expand, ...]:
     """What gives a move its `item`: the lists of the `each` blocks around it, outermost first.
 
-    The item is element ``move.items[k]`` of list k; the expression of list k sees the element of list k - 1 as `item`.
+    The item is element ``move.at.items[k]`` of list k; the expression of list k sees the element of list k - 1 as `item`.
     Lists are the same for all moves with the same `Expand.key`.
     """
     return tuple(
-        Expand(instance_name(each.name, move.items[:depth]), each.name, each.over, move.items[:depth])
-        for depth, each in enumerate(pipeline.eaches[move.step])
+        Expand(instance_name(each.name, inside := pipeline.at(each.name, move.at)), each.name, each.over, inside)
+        for each in pipeline.eaches[move.step]
     )
 
 
@@ -442,6 +528,7 @@ RECOVERY: Mapping[ErrorClass, Recovery] = {
     "worker_died": Recovery("retry"),
     "bug": Recovery("fail"),
     "bad_input": Recovery("fail"),
+    "rejected": Recovery("fail"),
     "interrupted": Recovery("again", base_s=0.1, cap_s=5.0),
 }
 

@@ -225,6 +225,16 @@ class Seed(Record):
     budget: dict[str, Annotated[float, Field(ge=0)]] | None = None
     models: dict[str, str] | None = None
     reuse: bool | str | None = None
+    fork: Fork | None = None
+
+
+class Fork(Record):
+    """A seed that begins where another run stands: what is not `stale` there is taken over. See ``pop rerun --fork``."""
+
+    run: str
+    from_: list[str] = Field(alias="from", min_length=1)
+    set: dict[str, Any] = Field(default_factory=dict)
+    models: dict[str, str] = Field(default_factory=dict)
 
 
 class BudgetLimit(Record):
@@ -295,7 +305,9 @@ class Letter(Record):
     limits: Limits = Field(default_factory=Limits)
     deadline_at: float
     gateway: str | None = None
-    problems: list[str] = Field(default_factory=list)  # of the previous attempt
+    problems: list[str] = Field(default_factory=list)  # of the previous attempt, else of the previous lap
+    laps: dict[str, list[InputRef | None]] = Field(default_factory=dict)  # all outputs of the steps of the loops around
+    changes: list[str] = Field(default_factory=list)  # what persons asked to be done otherwise, newest last
 
 
 class TrailLine(Record):

@@ -6,9 +6,12 @@
 | Sequence | an entry starts when those before it, or its needs, ended  | all entries have ended            |
 | Parallel | all entries start at once, or when their needs ended       | all entries have ended            |
 | Each     | `do` once per item of a list                               | it has ended for every item       |
+| Repeat   | its body again and again, one lap after the other          | a lap's verdict ends it           |
+| Gate     | a person decides                                           | it was answered, or skipped       |
 
-Every block has a name that is unique in its pipeline: the given one, or its place (``tasks[2]``). An instance of a
-block is named ``<name>[.<item>...][@<lap>]``, items counted from 0, outermost first.
+Tasks and gates are the steps. Every block has a name that is unique in its pipeline: the given one, or its place
+(``tasks[2]``). An instance of a block is named ``<name>[.<item>...][@<lap>[.<lap>...]]``, items counted from 0, laps
+from 1, outermost first.
 """
 
 from __future__ import annotations
@@ -18,12 +21,37 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
+from pop.errors import ErrorClass
 from pop.expressions import Expression
 from pop.records import NAME_PATTERN
 
-Items: TypeAlias = tuple[int, ...]
+
+class At(NamedTuple):
+    """Which instance of a block: the items of the `each` and the laps of the `repeat` blocks around it, outermost first."""
+
+    items: tuple[int, ...] = ()
+    laps: tuple[int, ...] = ()
+
+    def item(self, number: int) -> At:
+        """The item inside, counted from 0."""
+        return At((*self.items, number), self.laps)
+
+    def lap(self, number: int) -> At:
+        """The lap inside, counted from 1."""
+        return At(self.items, (*self.laps, number))
+
+
+Remedy = Literal["retry", "retry-longer", "retry-corrected", "model", "ask", "fail"]
+
+
+class Action(NamedTuple):
+    """What is done about a failed attempt; `model` is the name of the other one to ask."""
+
+    do: Remedy
+    model: str | None = None
+
 
 ROOT = "."  # the name of the outermost block; no step can be called so
 
@@ -46,6 +74,27 @@ class Task:
     output_mb: float | None = None
     reuse_s: float | None = None
     budget: Mapping[str, float] = field(default_factory=dict, hash=False)
+    recover: Mapping[ErrorClass, tuple[Action, ...]] = field(default_factory=dict, hash=False)
+
+    @property
+    def inner(self) -> tuple[Block, ...]:
+        return ()
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A step where a person decides; it holds no process. `show` names the steps whose outputs are laid before them.
+
+    Its output is ``{"decision", "by", "at", "how", "text", "edited"}``.
+    """
+
+    name: str
+    show: tuple[str, ...] = ()
+    text: str | None = None
+    timeout_s: float | None = None
+    on_timeout: Literal["wait", "reject", "approve"] = "wait"
+    needs: tuple[str, ...] | None = None
+    when: Expression | None = None
 
     @property
     def inner(self) -> tuple[Block, ...]:
@@ -87,7 +136,31 @@ class Each:
         return (self.do,)
 
 
-Block: TypeAlias = Task | Sequence | Parallel | Each
+@dataclass(frozen=True)
+class Repeat:
+    """The body in laps, at most `at_most` of them, until the condition holds.
+
+    `until` is looked at once in every lap: as soon as the steps of the body that it reads have ended. What of the body
+    does not lead there runs after a "no", on the way to the next lap. `checks` are deterministic: while they are false
+    the condition cannot hold, and no score makes up for them.
+    """
+
+    name: str
+    body: Sequence
+    until: Expression
+    at_most: int
+    otherwise: Literal["fail", "ask", "keep-best"] = "fail"
+    score: Expression | None = None
+    checks: Expression | None = None
+    needs: tuple[str, ...] | None = None
+    when: Expression | None = None
+
+    @property
+    def inner(self) -> tuple[Block, ...]:
+        return (self.body,)
+
+
+Block: TypeAlias = Task | Gate | Sequence | Parallel | Each | Repeat
 
 
 class CyclicNeeds(Exception):
@@ -112,6 +185,8 @@ class Pipeline:
     models: Mapping[str, str] = field(default_factory=dict)
     concurrency: int | None = None
     budget: Mapping[str, float] = field(default_factory=dict)
+    recover: Mapping[ErrorClass, tuple[Action, ...]] = field(default_factory=dict)
+    views: tuple[str, ...] = ()
 
     @cached_property
     def blocks(self) -> dict[str, Block]:
@@ -120,8 +195,13 @@ class Pipeline:
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
-        """The steps by name, in the order they stand."""
+        """The tasks by name, in the order they stand."""
         return {name: block for name, block in self.blocks.items() if isinstance(block, Task)}
+
+    @cached_property
+    def steps(self) -> dict[str, Task | Gate]:
+        """Tasks and gates by name, in the order they stand."""
+        return {name: block for name, block in self.blocks.items() if isinstance(block, Task | Gate)}
 
     @cached_property
     def parents(self) -> dict[str, Block]:
@@ -138,6 +218,19 @@ class Pipeline:
         return around
 
     @cached_property
+    def repeats(self) -> dict[str, tuple[Repeat, ...]]:
+        """The `repeat` blocks around each block, outermost first; a `repeat` is not around itself."""
+        around: dict[str, tuple[Repeat, ...]] = {self.root.name: ()}
+        for block in self.blocks.values():
+            inside = (*around[block.name], block) if isinstance(block, Repeat) else around[block.name]
+            around.update((child.name, inside) for child in block.inner)
+        return around
+
+    def at(self, name: str, inside: At) -> At:
+        """Which instance of the block `name` is around, or beside, what stands at `inside`."""
+        return At(inside.items[: len(self.eaches[name])], inside.laps[: len(self.repeats[name])])
+
+    @cached_property
     def waits(self) -> dict[str, tuple[Block, ...]]:
         """What the blocks with `needs` wait for: a step inside an `each` stands for the whole `each` when asked for
         from outside of it."""
@@ -152,12 +245,12 @@ class Pipeline:
         return next((each for each in self.eaches[needed.name] if each not in around), needed)
 
     @cached_property
-    def leaves(self) -> dict[str, tuple[Task, ...]]:
+    def leaves(self) -> dict[str, tuple[Task | Gate, ...]]:
         """The steps in each block."""
-        found: dict[str, tuple[Task, ...]] = {}
+        found: dict[str, tuple[Task | Gate, ...]] = {}
         for block in reversed(self.blocks.values()):
             inner = tuple(leaf for child in block.inner for leaf in found[child.name])
-            found[block.name] = (block,) if isinstance(block, Task) else inner
+            found[block.name] = (block,) if isinstance(block, Task | Gate) else inner
         return found
 
     def ancestors(self, name: str) -> frozenset[str]:
@@ -178,7 +271,7 @@ class Pipeline:
         ended: dict[_Moment, frozenset[str]] = {}
         for moment in order:
             what, name = moment
-            itself = frozenset({name}) if what == "end" and isinstance(self.blocks[name], Task) else frozenset()
+            itself = frozenset({name}) if what == "end" and name in self.steps else frozenset()
             ended[moment] = itself.union(*(ended[earlier] for earlier in before.get(moment, ())))
         return {name: ended["begin", name] for name in self.blocks}
 
@@ -219,7 +312,13 @@ def below(block: Block) -> Iterator[Block]:
         yield from below(child)
 
 
-def instance_name(name: str, items: Items, lap: int | None = None) -> str:
-    """``<name>[.<item>...][@<lap>]``: the folder of an instance of a step, and the key of a decision about a block."""
-    dotted = ".".join((name, *map(str, items))) if items else name
-    return dotted if lap is None else f"{dotted}@{lap}"
+def instance_name(name: str, at: At = At()) -> str:  # noqa: B008 - it is immutable
+    """``<name>[.<item>...][@<lap>[.<lap>...]]``: the folder of an instance of a step, and the key of a decision about a
+    block."""
+    dotted = ".".join((name, *map(str, at.items))) if at.items else name
+    return f"{dotted}@{'.'.join(map(str, at.laps))}" if at.laps else dotted
+
+
+def step_of(instance: str) -> str:
+    """The name of the step, or block, of an instance."""
+    return instance.partition("@")[0].partition(".")[0]
