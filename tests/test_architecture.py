@@ -79,6 +79,7 @@ ORDER = [
     "queue",
     "rootcheck",
     "history",
+    "statuses",
     "admission",
     "ledger",
     "attempts",
