@@ -99,6 +99,7 @@ class Expression:
             TypeError,
             ValueError,
             AttributeError,
+            NameError,  # Jinja writes the constant inf as a name
         ) as error:
             raise self._error(_cut(str(error) or type(error).__name__)) from None
         except (RecursionError, MemoryError) as error:
