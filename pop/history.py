@@ -23,7 +23,7 @@ import orjson
 
 from pop import events
 from pop.events import unix_s
-from pop.plan import Verdict
+from pop.loops import Verdict
 from pop.records import Usage
 
 NEW_GENERATION = frozenset({"invalid_output", "refused", "truncated"})  # bad answers: the next attempt asks afresh

@@ -24,6 +24,8 @@ ORDER = [
     "places",
     "expressions",
     "steps",
+    "remedies",
+    "loops",
     "pipeline_schema",
     "pipeline_values",
     "pipeline",
