@@ -24,7 +24,7 @@ from typing import Any
 import orjson
 
 from pop import events
-from pop.plan import Verdict
+from pop.loops import Verdict
 from pop.records import Usage
 from pop.steps import step_of
 

@@ -92,7 +92,10 @@ class LetterWriter:
             config=dict(task.with_),
             model=instance.model or task.model,
             models={
-                **self._pipeline.models, **(self._envelope.models or {}), **history.models_asked, **instance.models
+                **self._pipeline.models,
+                **(self._envelope.models or {}),
+                **history.models_asked,
+                **instance.models,
             },
             reuse_s=task.reuse_s if task.reuse_s is not None else reuse_s(self._envelope.reuse),
             budgets=self._budgets(task, history.budget),

@@ -13,8 +13,8 @@ from typing import Any
 from pop import events
 from pop.history import Instance, RunHistory
 from pop.letters import LetterWriter
-from pop.pipeline import Pipeline
 from pop.loops import verdict
+from pop.pipeline import Pipeline
 from pop.plan import Judge
 from pop.records import dump_json
 from pop.steps import At, Gate, Repeat, instance_name, step_of
@@ -80,9 +80,7 @@ def _in_lap(pipeline: Pipeline, history: RunHistory, repeat: Repeat, at: At) -> 
                 yield step, place, instance
 
 
-def _made_by(
-    pipeline: Pipeline, history: RunHistory, repeat: Repeat, move: Judge
-) -> Iterator[tuple[str, str | None]]:
+def _made_by(pipeline: Pipeline, history: RunHistory, repeat: Repeat, move: Judge) -> Iterator[tuple[str, str | None]]:
     """What a lap came to: the outputs its verdict rests on, and those of what ran since the verdict before."""
     deciding = pipeline.deciding[repeat.name]
     before = At(move.at.items, (*move.at.laps[:-1], move.lap - 1))
