@@ -18,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from pop import admission
+from pop import admission, forks
 from pop.admission import Claimed
 from pop.diskwork import DiskWork, probe
 from pop.errors import PopError, RootError, SeedRejected
@@ -156,8 +156,11 @@ class Intake:
 
     def _seal(self, claimed: Claimed) -> ActiveRun:
         seed, data = admission.read_claim(claimed, self.settings.seeds)
-        name = seed.pipeline or "default"
-        shelved = self.shelf.take(name)
+        fork = forks.take_over(self.root, seed) if seed.fork else None
+        if fork:
+            forks.lay_out(self.work.disk, claimed.run_dir, fork)
+        name = fork.pipeline_name if fork else seed.pipeline or "default"
+        shelved = fork or self.shelf.take(name)
         admission.seal(
             self.root,
             self.work.disk,
@@ -168,6 +171,8 @@ class Intake:
             pipeline_bytes=shelved.data,
             provenance=self.shelf.provenance(shelved.pipeline),
             now=time.time(),
+            forked_from=fork.about if fork else None,
+            lines=fork.lines if fork else (),
         )
         return self.open(claimed.run_dir, seed_data=data)
 

@@ -35,6 +35,7 @@ __all__ = [
 
 AT_REST = ("failed", "cancelled", "waiting", "paused")
 MAX_DOCUMENT = 64 * 2**20
+MAX_FORKS = 50  # of forks of forks
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def rerun_event(
         "instances": list(stale.instances),
         "again": list(stale.again),
         "replay": list(stale.replay),
-        "asked": {name: _asked(run_dir, name) for name in stale.replay},
+        "asked": {name: asked_of(run_dir, name) for name in stale.replay},
         "keys": list(stale.keys),
         "loops": dict(stale.loops),
         "reset": _to_reset(history, stale),
@@ -146,13 +147,37 @@ def _to_reset(history: RunHistory, stale: Stale) -> list[str]:
     return [name for name in failed if name not in set(stale.instances)] + [k for k in loops if k not in stale.loops]
 
 
-def _asked(run_dir: Path, instance: str) -> dict[str, Any]:
-    """How the newest attempt of an instance asked: its answers are known by its generation and prompts."""
-    try:
-        letter = read_json(read_regular(run_dir / "tasks" / instance / "letter.json", max_bytes=MAX_DOCUMENT))
-        return {"generation": int(letter["generation"]), "problems": list(letter.get("problems") or [])}
-    except (OSError, BadJson, NotAFile, LookupError, TypeError, ValueError, AttributeError):
-        return {}
+def asked_of(run_dir: Path, instance: str, *, run: str | None = None) -> dict[str, Any]:
+    """How the newest attempt of an instance asked: its answers are known by its run, generation and prompts.
+
+    ``{"generation": int, "problems": [str]}``, with ``"run"`` where another run than this one asked.
+    """
+    for _ in range(MAX_FORKS):
+        try:
+            letter = read_json(read_regular(run_dir / "tasks" / instance / "letter.json", max_bytes=MAX_DOCUMENT))
+            about = {"generation": int(letter["generation"]), "problems": list(letter.get("problems") or [])}
+            return {**about, "run": run} if run else about
+        except (OSError, BadJson, NotAFile, LookupError, TypeError, ValueError, AttributeError):
+            origin = origin_of(run_dir, instance)
+        if origin is None:
+            break
+        run_dir, run = origin, origin.name
+    return {"run": run} if run else {}
+
+
+def origin_of(run_dir: Path, instance: str) -> Path | None:
+    """The folder of the run from which a fork took an instance over; None when it ran here, or that run is gone."""
+    name = next(
+        (
+            str(event.get("from"))
+            for event in journaled(run_dir, events.STEP_REUSED)
+            if event.get("instance") == instance
+        ),
+        "",
+    )
+    root = run_dir.parent.parent
+    places = [root / folder / name.partition("/")[0] for folder in ("pipeline-complete", "pipeline-current")]
+    return next((place for place in places if name and (place / "events.jsonl").is_file()), None)
 
 
 def changed_documents(run_dir: Path, documents: Documents, sets: Mapping[str, Any], name: str) -> dict[str, bytes]:

@@ -87,6 +87,7 @@ ORDER = [
     "sets",
     "stale",
     "rerun",
+    "forks",
     "orders",
     "watch",
     "gatekeeper",
