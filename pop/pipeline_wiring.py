@@ -72,8 +72,7 @@ class Wiring:
         self.problems += [(self.places.order(self.path_of[block.name]), problem) for problem in found]
 
     def _unread(self, one: Expression, readable: frozenset[str], place: Block, **words: str) -> list[ConfigError]:
-        around = self.pipeline.repeats[place.name]
-        in_loop = {leaf.name for leaf in self.pipeline.leaves[around[0].name]} if around else None  # `laps` is unknown
+        in_loop = steps_around(self.pipeline, place.name) or None  # outside of loops `laps` is an unknown name
         return one.check_inputs(readable, self.pipeline.steps, in_loop=in_loop, **words)
 
     def _check_shown(self, gate: Gate) -> None:
@@ -90,6 +89,12 @@ class Wiring:
             else:
                 near = did_you_mean(name[:80], readable) or "no step comes before this gate"
                 self._wrong(path, f"no step {name[:80]!r} comes before this gate", near, "unknown-step")
+
+
+def steps_around(pipeline: Pipeline, name: str) -> frozenset[str]:
+    """The steps of the loops around a step or block: what `laps` may name there."""
+    loops = pipeline.repeats[name]
+    return frozenset(leaf.name for leaf in pipeline.leaves[loops[0].name]) if loops else frozenset()
 
 
 def _outside(block: Block) -> Iterator[Expression]:
