@@ -253,16 +253,6 @@ class Pipeline:
             found[block.name] = (block,) if isinstance(block, Task | Gate) else inner
         return found
 
-    def readable(self, name: str) -> frozenset[str]:
-        """The steps whose outputs the step or block `name` may read: its ancestors, and all steps of the loops around
-        it, itself too, whose outputs of earlier laps it sees. For the condition of a `repeat`, ask for its body."""
-        loops = self.repeats[name]
-        return (
-            self.ancestors(name).union(leaf.name for leaf in self.leaves[loops[0].name])
-            if loops
-            else self.ancestors(name)
-        )
-
     def ancestors(self, name: str) -> frozenset[str]:
         """The steps that have ended, or were skipped, whenever the step or block `name` begins.
 
