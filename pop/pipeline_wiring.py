@@ -63,10 +63,10 @@ class Wiring:
         return True
 
     def _check_reads(self, block: Block) -> None:
-        known = readable(self.pipeline, block.name)
+        known = self.pipeline.readable(block.name)
         found = [problem for one in _outside(block) for problem in self._unread(one, known, block)]
         if isinstance(block, Repeat):
-            known = readable(self.pipeline, block.body.name)
+            known = self.pipeline.readable(block.body.name)
             for one in filter(None, (block.until, block.score, block.checks)):
                 found += self._unread(one, known, block.body, later=_NOT_IN_LOOP)
         self.problems += [(self.places.order(self.path_of[block.name]), problem) for problem in found]
@@ -76,7 +76,7 @@ class Wiring:
         return one.check_inputs(known, self.pipeline.steps, in_loop=in_loop, **words)
 
     def _check_shown(self, gate: Gate) -> None:
-        shown = readable(self.pipeline, gate.name) - {gate.name}
+        shown = self.pipeline.readable(gate.name) - {gate.name}
         for n, name in enumerate(gate.show):
             if name in shown:
                 continue
@@ -89,11 +89,6 @@ class Wiring:
             else:
                 near = did_you_mean(name[:80], shown) or "no step comes before this gate"
                 self._wrong(path, f"no step {name[:80]!r} comes before this gate", near, "unknown-step")
-
-
-def readable(pipeline: Pipeline, name: str) -> frozenset[str]:
-    """The steps whose outputs the step or block `name` may read: its ancestors, and all steps of the loops around it."""
-    return pipeline.ancestors(name) | steps_around(pipeline, name)
 
 
 def steps_around(pipeline: Pipeline, name: str) -> frozenset[str]:

@@ -26,7 +26,7 @@ from pop.models.providers import KINDS, load_provider
 from pop.models.providers.command import PROGRAM_HINT, command_problem
 from pop.models.providers.replay import find_recorded
 from pop.pipeline import Each, Pipeline, Repeat, Task, read_pipeline
-from pop.pipeline_wiring import readable, steps_around
+from pop.pipeline_wiring import steps_around
 from pop.places import Places, find_places
 from pop.queue import BROKEN_ZIP, Incomplete, ignore_lease_breaks, parse_seed, peek
 from pop.records import NAME_PATTERN, BadJson, Seed, read_json
@@ -249,7 +249,7 @@ class RootCheck:
             if step.task not in self.tasks:
                 continue  # told by the pipeline
             around = steps_around(pipeline, step.name)
-            use = Use(readable(pipeline, step.name), in_each=bool(pipeline.eaches[step.name]), in_loop=around)
+            use = Use(pipeline.readable(step.name), in_each=bool(pipeline.eaches[step.name]), in_loop=around)
             yield from check_task(self.root.tasks, step.task, use=use)
             if step.model is None:
                 yield from self._of_front_matter(step.task, pipeline.models)

@@ -23,7 +23,6 @@ import json
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -31,7 +30,6 @@ from pydantic import BaseModel
 
 from pop.context import Call, Context, Reply, json_text
 from pop.errors import AttemptFailed
-from pop.inputs import Inputs
 from pop.parsing import Unparsable, model_problems, parse_json, schema_problems
 from pop.tasks import LoadedTask
 from pop.templates import Prompt
@@ -150,7 +148,7 @@ class Stages:
 
     def _changes(self) -> str:
         """What persons asked for at a gate, unless the task says it in its own words."""
-        changes = self.ctx.letter.changes
+        changes = self.ctx.changes
         if not changes or self._told_by_itself("changes"):
             return ""
         return f"\n\nA person has looked at an earlier result and asks for these changes:\n{_listed(changes)}"
@@ -166,14 +164,14 @@ class Stages:
             "inputs": ctx.inputs,
             "item": ctx.item,
             "lap": ctx.lap,
-            "laps": Inputs(Path(ctx.letter.run_dir), ctx.letter.laps),
+            "laps": ctx.laps,
             "config": ctx.config,
             "material": material,
             "run_id": ctx.run_id,
             "step": ctx.step,
             "attempt": ctx.attempt,
             "problems_before": ctx.letter.problems,
-            "changes": ctx.letter.changes,
+            "changes": ctx.changes,
         }
         added = {str(key): value for key, value in material.items()} if isinstance(material, Mapping) else {}
         return {**names, **added, **more}

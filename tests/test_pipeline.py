@@ -33,7 +33,7 @@ from pop.pipeline import (
     pipeline_schema,
     read_pipeline,
 )
-from pop.pipeline_values import CURES
+from pop.remedies import CURES
 from pop.steps import Action, At, Remedy
 
 SCHEMA = Draft202012Validator(pipeline_schema())
@@ -176,12 +176,6 @@ def test_recoveries_and_views_are_read() -> None:
     of = load({"tasks": [{"task": "a", "recover": table}], "recover": table, "views": ["board"]}, known_views=["board"])
     assert of.recover == meant == of.tasks["a"].recover
     assert of.views == ("board",)
-
-
-def test_every_class_of_errors_has_its_cures() -> None:
-    """But the one that is none of the step's; each can be given up and laid before a person."""
-    assert set(CURES) == set(ERROR_CLASSES) - {"interrupted"}
-    assert all({"ask", "fail"} <= cures for cures in CURES.values())
 
 
 # ---- mistakes ---------------------------------------------------------------------------------------------------
@@ -516,8 +510,8 @@ def test_every_class_of_errors_has_a_row_with_its_cures() -> None:
     told = {name: cells[-1] for name, cells in rows("`recover`").items() if len(cells) == 3}
     assert set(told) == set(ERROR_CLASSES)
     assert {name: set(re.findall(r"`([a-z-]+)`", cell)) for name, cell in told.items()} == {
-        "interrupted": set(), **{name: set(cures) for name, cures in CURES.items()},
-    }  # fmt: skip
+        name: set(cures) for name, cures in CURES.items()
+    }
     assert set(get_args(Remedy)) - {"model"} | {"model:NAME"} <= set(rows("`recover`"))
 
 
