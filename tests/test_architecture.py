@@ -87,6 +87,7 @@ ORDER = [
     "orders",
     "gateshow",
     "gatepage",
+    "gateanswers",
     "gates",
     "watch",
     "gatekeeper",
