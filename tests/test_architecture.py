@@ -96,6 +96,7 @@ ORDER = [
     "forks",
     "gateshow",
     "gatepage",
+    "gateanswers",
     "gates",
     "loopwork",
     "gatework",
