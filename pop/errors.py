@@ -141,7 +141,7 @@ class AttemptFailed(PopError):
     """An attempt cannot go on; the worker writes it to error.json.
 
     Args:
-        error_class: What kind of failure it is; decides what happens next (see ``plan.RECOVERY``).
+        error_class: What kind of failure it is; decides what happens next (see ``remedies.RECOVERY``).
         problems: Sentences of the validators, for the reader and for the next attempt.
     """
 

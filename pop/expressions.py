@@ -1,6 +1,6 @@
-"""Expressions of the pipeline language: what stands in ``when`` and ``each``.
+"""Expressions of the pipeline language: what stands in ``when``, ``each``, ``until``, ``score`` and ``checks``.
 
-Jinja expressions over ``seed``, ``inputs``, ``item`` and ``lap``. They are evaluated in the supervisor, over data that
+Jinja expressions over ``seed``, ``inputs``, ``item``, ``lap`` and ``laps``. They are evaluated in the supervisor, over data that
 nobody vouches for, so the language is small: no loops, no ``range``, filters and tests from a list, five methods of
 texts, ``*`` ``**`` ``%`` for numbers of bounded size only. A name after a dot is always a key of the data, never a
 Python attribute. Nothing can be changed, and what an expression builds is at most as big as the data it read.
@@ -8,9 +8,12 @@ Python attribute. Nothing can be changed, and what an expression builds is at mo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, wraps
+from math import isfinite
 from typing import Any, Literal, cast
 
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined, nodes
@@ -28,10 +31,11 @@ from pop.errors import (
     did_you_mean,
 )
 
-NAMES = ("seed", "inputs", "item", "lap")
+NAMES = ("seed", "inputs", "item", "lap", "laps")
 MAX_TEXT = 4000  # characters of one expression
 MAX_ITEMS = 100_000  # of one `each`
 MAX_BITS = 4096  # of a whole number made by `*` or `**`
+MAX_SHOWN = 200  # characters of a value that `Expression.values` tells
 TEXT_METHODS = frozenset({"lower", "upper", "strip", "startswith", "endswith"})
 FILTER_NAMES = frozenset({
     "abs", "count", "d", "default", "first", "float", "int", "last", "length", "list", "lower", "map", "max", "min",
@@ -43,7 +47,7 @@ TEST_NAMES = frozenset({
     "true", "undefined", "==", "!=", "<", "<=", ">", ">=",
 })  # fmt: skip
 
-Expects = Literal["bool", "list", "any"]
+Expects = Literal["bool", "list", "number", "any"]
 
 
 class ExpressionError(PopError):
@@ -57,13 +61,19 @@ class ExpressionError(PopError):
 class Expression:
     """A checked expression.
 
-    `where` is its place for errors; `expects` is what `evaluate` insists on; `inputs` are the steps it reads.
+    `where` is its place for errors; `expects` is what `evaluate` insists on; `inputs` and `laps` are the steps it reads,
+    spelt as in the expression: ``plan_a`` may stand for the step ``plan-a`` (see `spelled`).
     """
 
     text: str
     where: str
     expects: Expects = "any"
     inputs: frozenset[str] = frozenset()
+    laps: frozenset[str] = frozenset()
+
+    def reads(self, step: str) -> bool:
+        """Whether it reads an output of this step, the newest or those of all laps."""
+        return spelled(step) in {spelled(name) for name in self.inputs | self.laps}
 
     def evaluate(self, scope: Mapping[str, Any]) -> Any:
         """Work it out.
@@ -73,7 +83,7 @@ class Expression:
                 a lazy mapping. The output of a skipped step is None.
 
         Returns:
-            A bool where a ``when`` is expected, a list where an ``each`` is, else any JSON value.
+            A bool, a list or a number where `expects` says so, else any JSON value.
 
         Raises:
             ExpressionError: It names a missing key, does not fit the data, or gives another type than expected.
@@ -89,36 +99,66 @@ class Expression:
             TypeError,
             ValueError,
             AttributeError,
+            NameError,  # Jinja writes the constant inf as a name
         ) as error:
             raise self._error(_cut(str(error) or type(error).__name__)) from None
         except (RecursionError, MemoryError) as error:
             raise self._error(f"the data is too large for it ({type(error).__name__})") from None
 
-    def check_inputs(self, known: Collection[str], steps: Collection[str] = ()) -> list[ConfigError]:
-        """One error for each ``inputs.<step>`` that names no step before this place.
+    def values(self, scope: Mapping[str, Any]) -> dict[str, Any]:
+        """What the expression read, by the longest chains of names it is written with.
+
+        ``{"inputs.review.score": 7.5, "lap": 2}``. A value that cannot be had is left out; one whose JSON is longer than
+        `MAX_SHOWN` characters is given as the beginning of that text.
+
+        Args:
+            scope: As for `evaluate`.
+        """
+        names, found = _scope(scope), {}
+        for name, *keys in _chains(_parse(self.text, self.where)):
+            if keys or name not in ("inputs", "laps"):
+                with suppress(LookupError, TypeError, ValueError, OSError, PopError):
+                    found[_chain_text(name, keys)] = _abridged(_value_of(names[name], keys))
+        return found
+
+    def check_inputs(
+        self,
+        known: Collection[str],
+        steps: Collection[str] = (),
+        *,
+        in_loop: Collection[str] | None = None,
+        later: str = "which does not come before it",
+    ) -> list[ConfigError]:
+        """One error for each ``inputs.<step>`` and ``laps.<step>`` that names no step that can be read at this place.
 
         Args:
             known: The steps whose outputs are there by then.
             steps: All steps of the pipeline, to tell a later step from an unknown one.
+            in_loop: The steps of the loops around, for ``laps``; None leaves these unchecked.
+            later: What is said of a step that cannot be read.
         """
-        readable, all_steps = (
-            {_spelled(name) for name in known},
-            {_spelled(name) for name in steps},
-        )
-        problems = []
-        for name in sorted(self.inputs):
-            if _spelled(name) in readable:
-                continue
-            if _spelled(name) in all_steps:
-                message, hint = (
-                    f"`{self.text}` reads step {name!r}, which does not come before it",
-                    "see `needs`",
-                )
-            else:
-                near = did_you_mean(_spelled(name), readable) or "no step comes before this one"
-                message, hint = f"`{self.text}` reads an unknown step {name!r}", near
-            problems.append(ConfigError(message, where=self.where, hint=hint, code="unknown-input"))
-        return problems
+        words = (later, "no step comes before this one")
+        found = [self._check_read(name, known, steps, words) for name in sorted(self.inputs)]
+        if in_loop is not None:
+            words = ("which is in no loop around this place", "no loop stands around this place")
+            found += [self._check_read(name, in_loop, steps, words) for name in sorted(self.laps)]
+        return [problem for problem in found if problem]
+
+    def _check_read(
+        self, name: str, known: Collection[str], steps: Collection[str], words: tuple[str, str]
+    ) -> ConfigError | None:
+        readable = {spelled(step) for step in known}
+        if spelled(name) in readable:
+            return None
+        later, none = words
+        if spelled(name) in {spelled(step) for step in steps}:
+            message, hint = f"`{self.text}` reads step {name!r}, {later}", "see `needs`"
+        else:
+            message, hint = (
+                f"`{self.text}` reads an unknown step {name!r}",
+                did_you_mean(spelled(name), readable) or none,
+            )
+        return ConfigError(message, where=self.where, hint=hint, code="unknown-input")
 
     def _checked(self, value: Any) -> Any:
         if isinstance(value, Undefined):
@@ -133,6 +173,10 @@ class Expression:
             )
         if self.expects == "list" and not isinstance(value, (list, tuple)):
             raise self._error(f"must be a list, gave {_type_name(value)}")
+        if self.expects == "number" and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise self._error(f"must be a number, gave {_type_name(value)}")
+        if self.expects == "number" and not isfinite(value):
+            raise self._error("must be a number, gave one without end")
         if self.expects == "list" and len(value) > MAX_ITEMS:
             raise self._error(f"{len(value)} items are too many (at most {MAX_ITEMS})")
         return list(value) if isinstance(value, tuple) else value
@@ -162,7 +206,7 @@ def compile_expression(
     """
     tree = _parse(text, where)
     problems = [ConfigError(message, where=where, hint=hint) for message, hint in _mistakes(tree, names)]
-    expression = Expression(text, str(where), expects, frozenset(_inputs_read(tree)))
+    expression = Expression(text, str(where), expects, *_steps_read(tree))
     if inputs is not None:
         problems += expression.check_inputs(inputs)
     if problems:
@@ -180,12 +224,12 @@ def compile_expression(
     return expression
 
 
-def inputs_read(text: str) -> frozenset[str]:
-    """The steps an expression reads, also where it has other mistakes; none when it cannot be parsed."""
+def unchecked(text: str, where: str, expects: Expects) -> Expression:
+    """An expression that has mistakes: what it reads is known all the same, unless it cannot be parsed."""
     try:
-        return frozenset(_inputs_read(_parse(text, "")))
+        return Expression(text, where, expects, *_steps_read(_parse(text, "")))
     except ConfigErrors:
-        return frozenset()
+        return Expression(text, where, expects)
 
 
 def _parse(text: str, where: object) -> nodes.Node:
@@ -231,21 +275,76 @@ def _unknown_name(name: str, names: Collection[str]) -> tuple[str, str | None]:
             "`item` has a meaning only inside an `each`",
             "the `each` itself and its `when` stand outside",
         )
-    if name == "lap" and name not in names:
+    if name in ("lap", "laps") and name not in names:
         return (
-            "`lap` has a meaning only inside a `repeat`, which comes with a later version",
-            None,
+            f"`{name}` has a meaning only inside a `repeat`",
+            "the `when` of the `repeat` itself stands outside",
         )
     return f"unknown name {name!r}", did_you_mean(name, names)
 
 
-def _inputs_read(tree: nodes.Node) -> Iterator[str]:
+def _steps_read(tree: nodes.Node) -> tuple[frozenset[str], frozenset[str]]:
+    """The steps after ``inputs`` and after ``laps``."""
+    read: dict[str, set[str]] = {"inputs": set(), "laps": set()}
     for node in _walk(tree):
         match node:
-            case nodes.Getattr(node=nodes.Name(name="inputs"), attr=name):
-                yield name
-            case nodes.Getitem(node=nodes.Name(name="inputs"), arg=nodes.Const(value=str() as name)):
-                yield name
+            case nodes.Getattr(node=nodes.Name(name="inputs" | "laps" as of), attr=name):
+                read[of].add(name)
+            case nodes.Getitem(node=nodes.Name(name="inputs" | "laps" as of), arg=nodes.Const(value=str() as name)):
+                read[of].add(name)
+    return frozenset(read["inputs"]), frozenset(read["laps"])
+
+
+_Key = str | int
+
+
+def _chains(node: nodes.Node) -> Iterator[tuple[Any, ...]]:
+    """The longest chains of names and constant keys in an expression: ``("inputs", "review", "score")``."""
+    chain = _chain(node)
+    if chain is not None:
+        yield chain
+        return
+    if isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr):  # a method of a text
+        yield from _chains(node.node.node)
+        children: Iterator[nodes.Node] = iter(node.args)
+    else:
+        children = node.iter_child_nodes()
+    for child in children:
+        yield from _chains(child)
+
+
+def _chain(node: nodes.Node) -> tuple[Any, ...] | None:
+    match node:
+        case nodes.Name(name=name) if name in NAMES:
+            return (name,)
+        case nodes.Getattr(node=inner, attr=name) if (chain := _chain(inner)) is not None:
+            return (*chain, name)
+        case nodes.Getitem(node=inner, arg=arg) if (chain := _chain(inner)) is not None:
+            match arg:
+                case nodes.Const(value=str() | int() as key):
+                    return (*chain, key)
+                case nodes.Neg(node=nodes.Const(value=int() as index)):
+                    return (*chain, -index)
+    return None
+
+
+def _chain_text(name: str, keys: Sequence[_Key]) -> str:
+    dotted = (f".{key}" if isinstance(key, str) and key.isidentifier() else f"[{key!r}]" for key in keys)
+    return name + "".join(dotted)
+
+
+def _value_of(value: Any, keys: Sequence[_Key]) -> Any:
+    """Raises: LookupError: It is not there."""
+    for key in keys:
+        value = _ENVIRONMENT.getitem(value, key)
+        if isinstance(value, Undefined):
+            raise LookupError(key)
+    return value
+
+
+def _abridged(value: Any) -> Any:
+    shown = json.dumps(value, ensure_ascii=False)
+    return value if len(shown) <= MAX_SHOWN else shown[: MAX_SHOWN - 1] + "…"
 
 
 def _walk(tree: nodes.Node) -> Iterator[nodes.Node]:
@@ -253,8 +352,8 @@ def _walk(tree: nodes.Node) -> Iterator[nodes.Node]:
     yield from tree.find_all(nodes.Node)
 
 
-class _Inputs(Mapping[str, Any]):
-    """Outputs by step, where ``_`` also reads ``-``."""
+class _BySteps(Mapping[str, Any]):
+    """Outputs, or lists of them, by step, where ``_`` also reads ``-``."""
 
     def __init__(self, outputs: Mapping[str, Any]):
         self._outputs = outputs
@@ -262,7 +361,7 @@ class _Inputs(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name in self._outputs:
             return self._outputs[name]
-        return self._outputs[next((key for key in self._outputs if _spelled(key) == name), name)]
+        return self._outputs[next((key for key in self._outputs if spelled(key) == name), name)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._outputs)
@@ -272,10 +371,11 @@ class _Inputs(Mapping[str, Any]):
 
 
 def _scope(scope: Mapping[str, Any]) -> dict[str, Any]:
-    return {**scope, "inputs": _Inputs(scope["inputs"])} if "inputs" in scope else dict(scope)
+    return {**scope, **{name: _BySteps(scope[name]) for name in ("inputs", "laps") if name in scope}}
 
 
-def _spelled(name: str) -> str:
+def spelled(name: str) -> str:
+    """A step's name as expressions may spell it: `-` reads `_`."""
     return name.replace("-", "_")
 
 

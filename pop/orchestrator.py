@@ -23,14 +23,16 @@ from pop.attempts import Outcome
 from pop.diskwork import MIN_FREE_BYTES, DiskWork
 from pop.errors import PopError, RootError
 from pop.executors import Attempt, Executor, Result
-from pop.history import Instance, RunHistory, read_history, run_record, status_of
+from pop.history import Instance, RunHistory, read_history
 from pop.letters import LetterWriter
 from pop.models.catalogue import EMBEDDED_NOTE
 from pop.models.questions import ask_gateway
 from pop.pipeline import Pipeline
-from pop.plan import MAX_INTERRUPTIONS, Moves, Settled, Start, next_moves, recovery
+from pop.plan import Moves, Settled, Start, next_moves
 from pop.records import ErrorRecord, Letter, Usage, dump_json
+from pop.remedies import MAX_INTERRUPTIONS, recovery
 from pop.settings import Root, Settings
+from pop.statuses import run_record, status_of
 from pop.steps import step_of
 from pop.store import Disk, DiskFailed, Later, mend_tail
 from pop.tally import Tally, calls_landed
@@ -305,6 +307,7 @@ class Orchestrator:
         instance = run.history.instances[letter.instance]
         again = recovery(
             error.error_class,
+            table={**run.pipeline.recover, **run.pipeline.tasks[letter.step].recover},
             failures=instance.failures + 1,
             interruptions=instance.interruptions + 1,
             attempts_allowed=run.letters.attempts_allowed(letter.step),

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from pop import events
-from pop.history import RunHistory, read_history, status_of
+from pop.history import RunHistory, read_history
 from pop.pipeline_values import budget as budgets
 from pop.records import BadJson, dump_json, read_json
 from pop.settings import Root
+from pop.statuses import status_of
 from pop.store import Disk, NotAFile, mend_tail, read_regular
 
 VERBS = ("cancel", "retry")

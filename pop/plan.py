@@ -11,34 +11,40 @@ what the daemon was told before.
 | its `when` is false                     | Skip for every step in it                             |
 | an `each` without a count               | Expand                                                |
 | an `each` with a count of 0             | Skip for every step in it                             |
-| a step without an instance              | Start                                                 |
-| an instance in ``retry``                | Start once `not_before` has come, else `wake_at`      |
+| a step that was ordered not to run      | Skip                                                  |
+| a task without an instance, or stale    | Start                                                 |
+| a gate without an instance, or stale    | Open                                                  |
+| an instance in ``retry``                | the same once `not_before` has come, else `wake_at`   |
+| a gate that is ``waiting``              | Expire once `expires_at` has come, else `wake_at`     |
 | an instance that has failed             | no further moves; ``failed`` once nothing is running  |
-| cancelled                               | no further moves; ``cancelled`` once nothing is running |
+| a `repeat` whose deciding steps ended   | Judge                                                 |
+| - whose last lap said ``again``         | the rest of that lap, then the next lap               |
+| - whose last lap said ``ask``           | Open                                                  |
+| - whose last lap said ``failed``        | no further moves; ``failed`` once nothing is running  |
+| - whose last lap ended it               | Skip for the rest of that lap                         |
+| cancelled, paused                       | no further moves; that outcome once nothing is running |
+| held                                    | Expire; ``waiting`` once nothing is running           |
+| nothing to do but waiting for a person  | ``waiting``                                           |
 | everything done or skipped              | ``complete``                                          |
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping
-from collections.abc import Sequence as Sequence_
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from itertools import islice
-from typing import Literal, Protocol, TypeAlias, assert_never, cast
+from typing import Literal, Protocol, TypeAlias, TypeVar, assert_never, cast
 
-from pop.errors import ErrorClass
 from pop.expressions import Expression
-from pop.steps import At, Block, Each, Gate, Parallel, Pipeline, Repeat, Sequence, Task, instance_name
+from pop.loops import LoopFacts
+from pop.remedies import MAX_WAIT_S
+from pop.steps import At, Block, Each, Gate, Parallel, Pipeline, Repeat, Sequence, Task, instance_name, step_of
 
 Outcome = Literal["complete", "failed", "waiting", "paused", "cancelled"]
-Verdict = Literal["again", "converged", "kept", "accepted", "ask", "failed"]
 References: TypeAlias = "str | list[References] | None"
 
-BATCH = 256  # decisions, expansions and skips in one answer
-MAX_INTERRUPTIONS = 100
-MAX_WAIT_S = 150.0  # no wait before an attempt is longer: a time further off means that the clock was put back
+BATCH = 256  # moves in one answer, starts and expired gates not counted
 
 
 class InstanceFacts(Protocol):
@@ -57,43 +63,9 @@ class InstanceFacts(Protocol):
         """Unix time in seconds at which a ``waiting`` one is answered by its timeout."""
 
 
-class LapFacts(Protocol):
-    """One lap of a `repeat` whose condition was looked at."""
-
-    @property
-    def verdict(self) -> Verdict:
-        """``again``: another lap. ``converged``, ``kept`` (the best one) and ``accepted`` (by a person) end the loop,
-        ``ask`` opens a gate, ``failed`` ends the run."""
-
-    @property
-    def score(self) -> float | None: ...
-
-    @property
-    def checks(self) -> bool:
-        """False when the deterministic checks said no."""
-
-    @property
-    def sha256(self) -> str:
-        """Of all that the lap made: two equal ones are a standstill."""
-
-
-class LoopFacts(Protocol):
-    """What is known about one `repeat`."""
-
-    @property
-    def laps(self) -> Sequence_[LapFacts]: ...
-
-    @property
-    def since(self) -> int:
-        """Laps that do not count any more, because a person granted further ones."""
-
-    @property
-    def kept(self) -> int | None:
-        """The lap whose outputs stand for the loop once it has ended, counted from 1."""
-
-
 class Facts(Protocol):
-    """What is known about a run. Only ``running``, ``retry`` and ``failed`` are ever left for another state."""
+    """What is known about a run. An instance that is ``done`` or ``skipped`` stays so, and a loop that has ended, until
+    a rerun: then the facts belong to a new `Settled`."""
 
     @property
     def instances(self) -> Mapping[str, InstanceFacts]:
@@ -199,8 +171,8 @@ Move: TypeAlias = Start | Decide | Expand | Open | Judge
 class Moves:
     """What may happen now; starts and skips are to be taken from the front.
 
-    `outcome` is None as long as something can happen by itself; `wake_at` is the Unix time in seconds at which a
-    waiting retry becomes due.
+    `outcome` is None as long as something can happen by itself; `wake_at` is the Unix time in seconds at which a retry
+    becomes due or a gate's time is over.
     """
 
     start: tuple[Start, ...] = ()
@@ -223,35 +195,44 @@ class _ItemsSeen:
     turn: int = 0
 
 
+_OVER = frozenset({"converged", "kept", "accepted"})  # verdicts that end a loop
+_Seen = TypeVar("_Seen")
+
+
 @dataclass
 class Settled:
-    """What need not be looked at again, because a step that is done or skipped stays so.
+    """What need not be looked at again, because a step that is done or skipped stays so, and a loop that has ended.
 
     A cache beside one facts object: it makes an answer cost what is open, not what has ended, and never changes it.
     """
 
     turn: int = 0
-    known: int = 0
     open: dict[str, None] = field(default_factory=dict)
+    loops: dict[str, None] = field(default_factory=dict)
+    known: dict[str, int] = field(default_factory=dict)
     eaches: dict[str, _ItemsSeen] = field(default_factory=dict)
 
-    def open_states(self, instances: Mapping[str, InstanceFacts]) -> set[str]:
-        """The states of the instances that have not ended."""
+    def look(self, facts: Facts) -> None:
+        """Take in what is new in the facts: `open` and `loops` then name the instances and loops that have not ended."""
         self.turn += 1
-        new = len(instances) - self.known
+        self._take_in("instances", facts.instances, self.open)
+        self._take_in("loops", facts.loops, self.loops)
+        self.open = {name: None for name in self.open if facts.instances[name].state not in _ENDED}
+        self.loops = {key: None for key in self.loops if _last_verdict(facts, key) not in _OVER}
+
+    def _take_in(self, kind: str, facts: Mapping[str, object], into: dict[str, None]) -> None:
+        new = len(facts) - self.known.get(kind, 0)
         if new:
-            newest_first = reversed(cast(dict[str, InstanceFacts], instances))
-            self.open.update(dict.fromkeys(islice(newest_first, new)))
-            self.known += new
-        self.open = {name: None for name in self.open if instances[name].state not in _ENDED}
-        return {instances[name].state for name in self.open}
+            into.update(dict.fromkeys(islice(reversed(cast(dict[str, object], facts)), new)))
+            self.known[kind] = len(facts)
 
 
 _ENDED = frozenset({"done", "skipped"})
+_DUE = frozenset({"retry", "stale"})  # states of instances that are to run again
 
 
 class _State(IntEnum):
-    FRESH = 0  # nothing is recorded about it
+    FRESH = 0  # nothing of it has begun
     BEGUN = 1
     ENDED = 2
 
@@ -270,14 +251,31 @@ def next_moves(
         settled: A cache that belongs to `facts`; without one, the answer costs time in proportion to all instances.
     """
     settled = settled if settled is not None else Settled()
-    states = settled.open_states(facts.instances)
-    if facts.cancelled or "failed" in states:
-        return Moves(outcome=None if "running" in states else "cancelled" if facts.cancelled else "failed")
+    settled.look(facts)
+    states = {facts.instances[name].state for name in settled.open}
+    if stopped := _stopped(facts, states, settled):
+        return Moves(outcome=None if "running" in states else stopped)
     walk = _Walk(pipeline, facts, now, _places(pipeline, facts, settled, limit), settled)
-    if walk.state(pipeline.root, At()) is _State.ENDED:
-        return Moves(outcome="complete")
-    walk.offer(pipeline.root, At())
-    return Moves(tuple(walk.start), tuple(walk.decide), tuple(walk.expand), tuple(walk.skip), wake_at=walk.wake_at)
+    if "waiting" in states:
+        walk.expire_gates()
+    if not facts.held:
+        if walk.state(pipeline.root, At()) is _State.ENDED:
+            return Moves(outcome="complete")
+        walk.offer(pipeline.root, At())
+    return walk.moves(waiting="running" not in states and (facts.held or "waiting" in states))
+
+
+def _stopped(facts: Facts, states: set[str], settled: Settled) -> Outcome | None:
+    if facts.cancelled:
+        return "cancelled"
+    if "failed" in states or any(_last_verdict(facts, key) == "failed" for key in settled.loops):
+        return "failed"
+    return "paused" if facts.paused else None
+
+
+def _last_verdict(facts: Facts, key: str) -> str | None:
+    loop = facts.loops.get(key)
+    return loop.laps[-1].verdict if loop and loop.laps else None
 
 
 def _places(pipeline: Pipeline, facts: Facts, settled: Settled, limit: int | None) -> int | None:
@@ -301,28 +299,79 @@ class _Walk:
         self.decide: list[Decide] = []
         self.expand: list[Expand] = []
         self.skip: list[Skip] = []
+        self.open: list[Open] = []
+        self.expire: list[Expire] = []
+        self.judge: list[Judge] = []
         self.wake_at: float | None = None
+        self.by_itself = False  # something will be done without a person: a retry is due later, or there is no place
+        self.held_back: frozenset[str] = frozenset()  # blocks that wait for the verdict of the lap we are in
+
+    def moves(self, *, waiting: bool) -> Moves:
+        """What was collected; `waiting`: a gate is open and nothing is running."""
+        found = Moves(
+            start=tuple(self.start),
+            decide=tuple(self.decide),
+            expand=tuple(self.expand),
+            skip=tuple(self.skip),
+            open=tuple(self.open),
+            expire=tuple(self.expire),
+            judge=tuple(self.judge),
+            wake_at=self.wake_at,
+        )
+        return replace(found, outcome="waiting") if waiting and not self._any() else found
+
+    def _any(self) -> bool:
+        """Whether anything may happen without a person."""
+        return bool(self._offered() or self.expire or self.by_itself)
+
+    def expire_gates(self) -> None:
+        """Collect the answers of gates whose time is over."""
+        for name in self.settled.open:
+            instance, gate = self.facts.instances[name], self.pipeline.steps.get(step_of(name))
+            due = instance.expires_at if instance.state == "waiting" else None
+            if due is None or not isinstance(gate, Gate) or gate.on_timeout == "wait":
+                continue
+            if self.now < due:
+                self._wake(due)
+            else:
+                self.expire.append(Expire(name, gate.on_timeout))
 
     def state(self, block: Block, at: At) -> _State:
         """Whether the block has ended, has begun, or is untouched by the facts."""
-        if isinstance(block, Task):
-            return self._task_state(block, at)
+        if isinstance(block, Task | Gate):
+            return self._step_state(block, at)
         decided = self.facts.decisions.get(instance_name(block.name, at)) if block.when else None
         if decided is False:
             return _State.ENDED if self._all_skipped(block, at) else _State.BEGUN
-        state = self._each_state(block, at) if isinstance(block, Each) else self._inner_state(block, at)
+        match block:
+            case Each():
+                state = self._each_state(block, at)
+            case Repeat():
+                state = self._repeat_state(block, at)
+            case Sequence() | Parallel():
+                state = self._inner_state(block, at)
         return _State.BEGUN if decided and state is _State.FRESH else state
 
-    def _task_state(self, task: Task, at: At) -> _State:
-        name = instance_name(task.name, at)
+    def _step_state(self, step: Task | Gate, at: At) -> _State:
+        name = instance_name(step.name, at)
         instance = self.facts.instances.get(name)
-        if instance is None:
-            return _State.BEGUN if task.when and name in self.facts.decisions else _State.FRESH
+        if instance is None or instance.state == "stale":
+            return _State.BEGUN if step.when and name in self.facts.decisions else _State.FRESH
         return _State.ENDED if instance.state in _ENDED else _State.BEGUN
 
     def _inner_state(self, block: Block, at: At) -> _State:
         states = {self.state(child, at) for child in block.inner}
         return states.pop() if len(states) == 1 else _State.BEGUN
+
+    def _repeat_state(self, repeat: Repeat, at: At) -> _State:
+        loop = self.facts.loops.get(instance_name(repeat.name, at))
+        if loop is None or not loop.laps:
+            if self._all_skipped(repeat, at):  # with a block around it
+                return _State.ENDED
+            fresh = self.state(repeat.body, at.lap(1)) is _State.FRESH
+            return _State.FRESH if fresh else _State.BEGUN
+        over = loop.laps[-1].verdict in _OVER and self.state(repeat.body, at.lap(len(loop.laps))) is _State.ENDED
+        return _State.ENDED if over else _State.BEGUN
 
     def _each_state(self, each: Each, at: At) -> _State:
         count = self.facts.counts.get(instance_name(each.name, at))
@@ -348,11 +397,15 @@ class _Walk:
         return seen
 
     def _all_skipped(self, block: Block, at: At) -> bool:
-        return all(instance_name(leaf.name, at) in self.facts.instances for leaf in self.pipeline.leaves[block.name])
+        skipped = (self.facts.instances.get(instance_name(leaf.name, at)) for leaf in self.pipeline.leaves[block.name])
+        return all(instance is not None and instance.state in _ENDED for instance in skipped)
 
     def offer(self, block: Block, at: At) -> None:
         """Collect the moves of a block that has not ended and waits for nothing."""
         key = instance_name(block.name, at)
+        if isinstance(block, Task | Gate) and block.name in self.facts.skips:
+            self._offer_skip(block, at, self.facts.skips[block.name])
+            return
         decided = self.facts.decisions.get(key) if block.when else True
         if block.when and decided is None:
             if not self._many():
@@ -366,31 +419,66 @@ class _Walk:
         match block:
             case Task():
                 self._offer_start(block, at, key)
+            case Gate():
+                self._offer_gate(key, block.name, at)
             case Each():
                 self._offer_items(block, at, key)
+            case Repeat():
+                self._offer_lap(block, at, key)
             case Sequence() | Parallel():
                 self._offer_entries(block, at)
-            case Gate() | Repeat():
-                raise NotImplementedError
             case _:
                 assert_never(block)
 
     def _offer_start(self, task: Task, at: At, name: str) -> None:
         instance = self.facts.instances.get(name)
-        if instance is not None and instance.state != "retry":
+        if instance is not None and instance.state not in _DUE:
             return
-        due = instance.not_before if instance is not None else None
+        due = instance.not_before if instance is not None and instance.state == "retry" else None
         if due is not None and self.now < due <= self.now + MAX_WAIT_S:
-            self.wake_at = due if self.wake_at is None else min(due, self.wake_at)
-        elif not self._full():
+            self.by_itself = True
+            self._wake(due)
+        elif self._full():
+            self.by_itself = True
+        else:
             self.start.append(Start(name, task.name, at))
+
+    def _wake(self, due: float) -> None:
+        self.wake_at = due if self.wake_at is None else min(due, self.wake_at)
+
+    def _offer_gate(self, name: str, step: str, at: At) -> None:
+        instance = self.facts.instances.get(name)
+        if (instance is None or instance.state in _DUE) and not self._many():
+            self.open.append(Open(name, step, at))
+
+    def _offer_lap(self, repeat: Repeat, at: At, key: str) -> None:
+        loop = self.facts.loops.get(key)
+        laps = len(loop.laps) if loop else 0
+        verdict, lap = _last_verdict(self.facts, key), at.lap(laps)
+        if verdict in _OVER:
+            self._offer_skips(repeat.body, lap, f"the loop {repeat.name} has ended")
+        elif verdict == "ask":
+            self._offer_gate(instance_name(repeat.name, lap), repeat.name, lap)
+        elif laps and self.state(repeat.body, lap) is not _State.ENDED:
+            self.offer(repeat.body, lap)
+        else:
+            self._offer_deciding(repeat, at.lap(laps + 1), key)
+
+    def _offer_deciding(self, repeat: Repeat, lap: At, key: str) -> None:
+        """What leads to the verdict of a lap, or the verdict; the rest of the body is held back until then."""
+        if any(self.state(unit, lap) is not _State.ENDED for unit in self.pipeline.units[repeat.name]):
+            around, self.held_back = self.held_back, self.pipeline.held_back[repeat.name]
+            self.offer(repeat.body, lap)
+            self.held_back = around
+        elif not self._many():
+            self.judge.append(Judge(key, repeat.name, lap.laps[-1], lap))
 
     def _offer_entries(self, block: Sequence | Parallel, at: At) -> None:
         all_before = True
         for child in block.inner:
             ended = self.state(child, at) is _State.ENDED
             in_turn = all_before or isinstance(block, Parallel)
-            if not ended and self._may_begin(child, at, in_turn):
+            if not ended and child.name not in self.held_back and self._may_begin(child, at, in_turn):
                 self.offer(child, at)
             all_before = all_before and ended
 
@@ -419,6 +507,7 @@ class _Walk:
         """Fresh items are all alike: when one has nothing to offer, none has, and none further on has begun."""
         for n in fresh:
             if self._full() or self._many():
+                self.by_itself = True
                 return
             inner, before = at.item(n), self._offered()
             state = self.state(each.do, inner)
@@ -430,8 +519,10 @@ class _Walk:
     def _offer_skips(self, block: Block, at: At, reason: str) -> bool:
         """Skip the steps of a block that will not run, each after what it waits for: so whatever has ended, skipped or
         not, its ancestors have. True when all are skipped, those of this answer included."""
-        if isinstance(block, Task):
+        if isinstance(block, Task | Gate):
             return self._offer_skip(block, at, reason)
+        if self.state(block, at) is _State.ENDED:
+            return True
         all_before = True
         for child in block.inner:
             in_turn = all_before or isinstance(block, Parallel)
@@ -439,22 +530,27 @@ class _Walk:
             all_before = all_before and skipped
         return all_before
 
-    def _offer_skip(self, task: Task, at: At, reason: str) -> bool:
-        name = instance_name(task.name, at)
-        if name in self.facts.instances:
-            return True
+    def _offer_skip(self, step: Task | Gate, at: At, reason: str) -> bool:
+        name = instance_name(step.name, at)
+        instance = self.facts.instances.get(name)
+        if instance is not None and instance.state not in _DUE:
+            return instance.state in _ENDED
         if not self._many():
-            self.skip.append(Skip(name, task.name, reason))
+            self.skip.append(Skip(name, step.name, reason))
         return not self._many()
 
     def _full(self) -> bool:
         return self.limit is not None and len(self.start) >= self.limit
 
     def _many(self) -> bool:
-        return len(self.decide) + len(self.expand) + len(self.skip) >= BATCH
+        return self._offered() - len(self.start) >= BATCH
 
     def _offered(self) -> int:
-        return len(self.start) + len(self.decide) + len(self.expand) + len(self.skip)
+        offered = len(self.start) + len(self.decide) + len(self.expand) + len(self.skip)
+        return offered + len(self.open) + len(self.judge)
+
+
+# ---- what a move may read ---------------------------------------------------------------------------------------
 
 
 def inputs_of(pipeline: Pipeline, facts: Facts, move: Move) -> dict[str, References]:
@@ -462,31 +558,102 @@ def inputs_of(pipeline: Pipeline, facts: Facts, move: Move) -> dict[str, Referen
 
     Inside an `each`: the same item's instance of the steps beside it. From outside: a list in item order, nested where
     `each` blocks are. None stands for a skipped step, an empty list for an empty `each`.
+
+    Inside a `repeat`: the newest output up to this lap of a step that has ended before the move, up to the lap before
+    of the others. From outside: the newest output up to the lap that was kept.
     """
-    around, before = pipeline.eaches[move.step], pipeline.ancestors(move.step)
-    return {name: _reference(pipeline, facts, name, around, move.at) for name in pipeline.tasks if name in before}
+    return _Reader(pipeline, facts, move).inputs()
 
 
-def _reference(pipeline: Pipeline, facts: Facts, name: str, around: tuple[Each, ...], at: At) -> References:
-    shared = sum(1 for each in pipeline.eaches[name] if each in around)
-    path: list[Block] = [pipeline.blocks[name]]
-    while (parent := pipeline.parents.get(path[0].name)) and parent not in around:
-        path.insert(0, parent)
-    return _outputs(facts, path, At(at.items[:shared]))
+def laps_of(pipeline: Pipeline, facts: Facts, move: Move) -> dict[str, list[References]]:
+    """The outputs of the steps of all loops around a move, lap by lap up to this one.
+
+    The laps are those of the innermost loop around both the step and the move; None stands where a step has none.
+    """
+    return _Reader(pipeline, facts, move).laps()
 
 
-def _outputs(facts: Facts, path: list[Block], at: At) -> References:
-    block, *inside = path
-    key = instance_name(block.name, at)
-    if block.when and facts.decisions.get(key) is False:
+class _Reader:
+    """Finds outputs, as seen from one move."""
+
+    def __init__(self, pipeline: Pipeline, facts: Facts, move: Move) -> None:
+        self.pipeline, self.facts, self.at = pipeline, facts, move.at
+        block = pipeline.blocks[move.step]
+        inside = isinstance(block, Repeat) and len(move.at.laps) > len(pipeline.repeats[block.name])
+        here = block.inner[0].name if inside else block.name  # the end of a lap is looked at from inside of it
+        self.around, self.readable = pipeline.around[here], pipeline.readable(here)
+        self.before = pipeline.ancestors(here) | (pipeline.deciding[block.name] if inside else frozenset())
+
+    def inputs(self) -> dict[str, References]:
+        return {name: self._newest(name) for name in self.pipeline.steps if name in self.readable}
+
+    def laps(self) -> dict[str, list[References]]:
+        loops = [one for one in self.around if isinstance(one, Repeat)]
+        inside = {leaf.name for leaf in self.pipeline.leaves[loops[0].name]} if loops else ()
+        return {name: self._all_laps(name) for name in self.pipeline.steps if name in inside}
+
+    def _newest(self, name: str) -> References:
+        path, shared = self._path(name)
+        if not shared:
+            return self._output(name, path, ())
+        for depth in range(shared, 0, -1):
+            for lap in range(self._last(name, depth, innermost=depth == shared), 0, -1):
+                found = self._output(name, path, (*self.at.laps[: depth - 1], lap))
+                if found is not None:
+                    return found
         return None
-    if isinstance(block, Each):
-        count = facts.counts.get(key)
-        return None if count is None else [_outputs(facts, inside, at.item(n)) for n in range(count)]
-    if inside:
-        return _outputs(facts, inside, at)
-    instance = facts.instances.get(key)
-    return key if instance is not None and instance.state == "done" else None
+
+    def _all_laps(self, name: str) -> list[References]:
+        path, shared = self._path(name)
+        outer, number = self.at.laps[: shared - 1], self.at.laps[shared - 1]
+        last = self._last(name, shared, innermost=True)
+        found = [self._output(name, path, (*outer, lap)) for lap in range(1, last + 1)]
+        return [*found, *[None] * (number - last)]
+
+    def _path(self, name: str) -> tuple[list[Block], int]:
+        """The blocks from the outermost one down to the step, and the number of loops around it and the move."""
+        loops = sum(1 for one in self.pipeline.repeats[name] if one in self.around)
+        return [*self._above(name), self.pipeline.blocks[name]], loops
+
+    def _above(self, name: str) -> Iterator[Block]:
+        parent = self.pipeline.parents.get(name)
+        if parent is not None:
+            yield from self._above(parent.name)
+            yield parent
+
+    def _last(self, name: str, depth: int, *, innermost: bool) -> int:
+        """The last lap of the loop at this depth of which the output can be seen."""
+        return self.at.laps[depth - 1] - (0 if innermost and name in self.before else 1)
+
+    def _output(self, name: str, path: list[Block], laps: tuple[int, ...], at: At = At()) -> References:  # noqa: B008
+        """The output of the last block of `path`, in these laps of the outermost loops."""
+        block, *inside = path
+        key = instance_name(block.name, at)
+        if block.when and self.facts.decisions.get(key) is False:
+            return None
+        if not inside:
+            instance = self.facts.instances.get(key)
+            return key if instance is not None and instance.state == "done" else None
+        if isinstance(block, Each) and block in self.around:
+            return self._output(name, inside, laps, at.item(self.at.items[len(at.items)]))
+        if isinstance(block, Each):
+            count = self.facts.counts.get(key)
+            return None if count is None else [self._output(name, inside, laps, at.item(n)) for n in range(count)]
+        if isinstance(block, Repeat) and len(at.laps) < len(laps):
+            return self._output(name, inside, laps, at.lap(laps[len(at.laps)]))
+        if isinstance(block, Repeat):
+            return self._kept_output(name, block, inside, laps, at)
+        return self._output(name, inside, laps, at)
+
+    def _kept_output(self, name: str, repeat: Repeat, inside: list[Block], laps: tuple[int, ...], at: At) -> References:
+        """From outside of an ended loop: the newest output that led to the lap that was kept, or belongs to it."""
+        loop = self.facts.loops.get(instance_name(repeat.name, at))
+        kept = loop.kept or 0 if loop else 0
+        for lap in range(kept if name in self.pipeline.deciding[repeat.name] else kept - 1, 0, -1):
+            found = self._output(name, inside, (*at.laps, lap), at.lap(lap))
+            if found is not None:
+                return found
+        return None
 
 
 def item_expressions(pipeline: Pipeline, move: Move) -> tuple[Expand, ...]:
@@ -499,66 +666,3 @@ def item_expressions(pipeline: Pipeline, move: Move) -> tuple[Expand, ...]:
         Expand(instance_name(each.name, inside := pipeline.at(each.name, move.at)), each.name, each.over, inside)
         for each in pipeline.eaches[move.step]
     )
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """What follows a failed attempt.
-
-    `again` uses up no attempt. The wait before it is drawn evenly below a bound that doubles from `base_s` up to
-    `cap_s`; 0 means at once. `more_time` doubles the next attempt's deadline.
-    """
-
-    action: Literal["retry", "fail", "again"]
-    base_s: float = 0.0
-    cap_s: float = 0.0
-    more_time: bool = False
-
-
-RECOVERY: Mapping[ErrorClass, Recovery] = {
-    "invalid_output": Recovery("retry"),
-    "refused": Recovery("fail"),
-    "truncated": Recovery("retry"),
-    "timeout": Recovery("retry", more_time=True),
-    "stalled": Recovery("retry"),
-    "rate_limited": Recovery("retry", base_s=2.0, cap_s=120.0),
-    "unavailable": Recovery("retry", base_s=1.0, cap_s=60.0),
-    "auth": Recovery("fail"),
-    "budget": Recovery("fail"),
-    "worker_died": Recovery("retry"),
-    "bug": Recovery("fail"),
-    "bad_input": Recovery("fail"),
-    "rejected": Recovery("fail"),
-    "interrupted": Recovery("again", base_s=0.1, cap_s=5.0),
-}
-
-
-@dataclass(frozen=True)
-class Next:
-    """What to do after a failed attempt, and how many seconds to wait before it."""
-
-    action: Literal["retry", "fail", "again"]
-    delay_s: float = 0.0
-    more_time: bool = False
-
-
-def recovery(
-    error_class: ErrorClass, *, failures: int, attempts_allowed: int, rng: random.Random, interruptions: int = 0
-) -> Next:
-    """What follows an attempt that ended with `error_class`.
-
-    Args:
-        failures: Attempts that failed so far, this one included, interrupted ones not.
-        attempts_allowed: Of the step.
-        rng: Draws the wait.
-        interruptions: Interrupted attempts so far, this one included.
-
-    Source of the waits: Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
-    """
-    rule = RECOVERY[error_class]
-    again = rule.action == "again"
-    count, most = (interruptions, MAX_INTERRUPTIONS) if again else (failures, attempts_allowed)
-    if rule.action == "fail" or count >= most:
-        return Next("fail")
-    bound_s = min(rule.cap_s, rule.base_s * 2 ** min(max(0, count - 1), 30))
-    return Next(rule.action, rng.uniform(0.0, bound_s), rule.more_time)

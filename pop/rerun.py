@@ -130,10 +130,19 @@ def rerun_event(
         "set": sets,
         "seed": _about(files, f"seed.rerun-{number}.json"),
         "pipeline": _about(files, f"pipeline.rerun-{number}.json"),
-        "models": models,
+        "models": _every_name(run_dir, documents, pipeline, models),
         "changes": {},
     }
     return event, files
+
+
+def _every_name(run_dir: Path, documents: Documents, pipeline: Pipeline, models: Mapping[str, str]) -> dict[str, str]:
+    """Where one model stands for all, the names that seed and pipeline give another meaning are told too."""
+    if "*" not in models:
+        return dict(models)
+    seed = read_json((run_dir / documents.seed).read_bytes(), where=documents.seed)
+    own = seed.get("models") if isinstance(seed, dict) and "data" in seed else None
+    return {**dict.fromkeys([*pipeline.models, *(own or {})], models["*"]), **models}
 
 
 def _about(files: Mapping[str, bytes], name: str) -> dict[str, str] | None:
@@ -150,12 +159,12 @@ def _to_reset(history: RunHistory, stale: Stale) -> list[str]:
 def asked_of(run_dir: Path, instance: str, *, run: str | None = None) -> dict[str, Any]:
     """How the newest attempt of an instance asked: its answers are known by its run, generation and prompts.
 
-    ``{"generation": int, "problems": [str]}``, with ``"run"`` where another run than this one asked.
+    ``{"generation": int, "problems": [str], "model": str | None}``, with ``"run"`` where another run than this one asked.
     """
     for _ in range(MAX_FORKS):
         try:
             letter = read_json(read_regular(run_dir / "tasks" / instance / "letter.json", max_bytes=MAX_DOCUMENT))
-            about = {"generation": int(letter["generation"]), "problems": list(letter.get("problems") or [])}
+            about: dict[str, Any] = {key: letter.get(key) for key in ("generation", "problems", "model")}
             return {**about, "run": run} if run else about
         except (OSError, BadJson, NotAFile, LookupError, TypeError, ValueError, AttributeError):
             origin = origin_of(run_dir, instance)

@@ -209,22 +209,23 @@ class Pipeline:
         return {child.name: block for block in self.blocks.values() for child in block.inner}
 
     @cached_property
-    def eaches(self) -> dict[str, tuple[Each, ...]]:
-        """The `each` blocks around each block, outermost first; an `each` is not around itself."""
-        around: dict[str, tuple[Each, ...]] = {self.root.name: ()}
+    def around(self) -> dict[str, tuple[Each | Repeat, ...]]:
+        """The `each` and `repeat` blocks around each block, outermost first; a block is not around itself."""
+        around: dict[str, tuple[Each | Repeat, ...]] = {self.root.name: ()}
         for block in self.blocks.values():
-            inside = (*around[block.name], block) if isinstance(block, Each) else around[block.name]
+            inside = (*around[block.name], block) if isinstance(block, Each | Repeat) else around[block.name]
             around.update((child.name, inside) for child in block.inner)
         return around
 
     @cached_property
+    def eaches(self) -> dict[str, tuple[Each, ...]]:
+        """The `each` blocks among those."""
+        return {name: tuple(one for one in around if isinstance(one, Each)) for name, around in self.around.items()}
+
+    @cached_property
     def repeats(self) -> dict[str, tuple[Repeat, ...]]:
-        """The `repeat` blocks around each block, outermost first; a `repeat` is not around itself."""
-        around: dict[str, tuple[Repeat, ...]] = {self.root.name: ()}
-        for block in self.blocks.values():
-            inside = (*around[block.name], block) if isinstance(block, Repeat) else around[block.name]
-            around.update((child.name, inside) for child in block.inner)
-        return around
+        """The `repeat` blocks among those."""
+        return {name: tuple(one for one in around if isinstance(one, Repeat)) for name, around in self.around.items()}
 
     def at(self, name: str, inside: At) -> At:
         """Which instance of the block `name` is around, or beside, what stands at `inside`."""
@@ -232,17 +233,18 @@ class Pipeline:
 
     @cached_property
     def waits(self) -> dict[str, tuple[Block, ...]]:
-        """What the blocks with `needs` wait for: a step inside an `each` stands for the whole `each` when asked for
-        from outside of it."""
+        """What the blocks with `needs` wait for: a step inside an `each` or a `repeat` stands for the whole of it when
+        asked for from outside."""
         return {
-            block.name: tuple(self._seen_from(block, self.blocks[name]) for name in block.needs)
+            block.name: tuple(self.seen_from(block.name, self.blocks[name]) for name in block.needs)
             for block in self.blocks.values()
             if block.needs is not None
         }
 
-    def _seen_from(self, asking: Block, needed: Block) -> Block:
-        around = self.eaches[asking.name]
-        return next((each for each in self.eaches[needed.name] if each not in around), needed)
+    def seen_from(self, asking: str, block: Block) -> Block:
+        """The block itself, or the outermost `each` or `repeat` around it that is not around the block `asking`."""
+        around = self.around[asking]
+        return next((outer for outer in self.around[block.name] if outer not in around), block)
 
     @cached_property
     def leaves(self) -> dict[str, tuple[Task | Gate, ...]]:
@@ -252,6 +254,63 @@ class Pipeline:
             inner = tuple(leaf for child in block.inner for leaf in found[child.name])
             found[block.name] = (block,) if isinstance(block, Task | Gate) else inner
         return found
+
+    @cached_property
+    def deciding(self) -> dict[str, frozenset[str]]:
+        """For each `repeat` the steps that must have ended in a lap before its condition is looked at: those it reads,
+        and what leads to them; all, when it reads none of the body."""
+        return {block.name: self._deciding(block) for block in self.blocks.values() if isinstance(block, Repeat)}
+
+    def _deciding(self, repeat: Repeat) -> frozenset[str]:
+        inside = frozenset(leaf.name for leaf in self.leaves[repeat.name])
+        conditions = [one for one in (repeat.until, repeat.score, repeat.checks) if one is not None]
+        new = {name for name in inside if any(_reads(condition, name) for condition in conditions)}
+        found: set[str] = set()
+        while new - found:
+            found |= new
+            units = [self.seen_from(repeat.body.name, self.blocks[name]) for name in new]
+            new = {leaf.name for unit in units for leaf in self.leaves[unit.name]}
+            new |= {earlier for name in new for earlier in self.ancestors(name) & inside}
+        return frozenset(found) or inside
+
+    @cached_property
+    def units(self) -> dict[str, tuple[Block, ...]]:
+        """What of the body of each `repeat` must have ended before its condition is looked at: deciding steps, and
+        the `each` and `repeat` blocks that hold some, as wholes."""
+        return {
+            name: tuple({
+                unit.name: unit
+                for leaf in self.leaves[name]
+                if leaf.name in deciding
+                for unit in [self.seen_from(self._body(name), leaf)]
+            }.values())
+            for name, deciding in self.deciding.items()
+        }  # fmt: skip
+
+    @cached_property
+    def held_back(self) -> dict[str, frozenset[str]]:
+        """For each `repeat` the blocks of its body that wait for a lap's verdict."""
+        return {
+            name: frozenset(
+                block.name
+                for block in below(self.blocks[self._body(name)])
+                if deciding.isdisjoint(leaf.name for leaf in self.leaves[block.name])
+            )
+            for name, deciding in self.deciding.items()
+        }
+
+    def _body(self, repeat: str) -> str:
+        return self.blocks[repeat].inner[0].name
+
+    def readable(self, name: str) -> frozenset[str]:
+        """The steps whose outputs the step or block `name` may read: its ancestors, and all steps of the loops around
+        it, itself too, whose outputs of earlier laps it sees. For the condition of a `repeat`, ask for its body."""
+        loops = self.repeats[name]
+        return (
+            self.ancestors(name).union(leaf.name for leaf in self.leaves[loops[0].name])
+            if loops
+            else self.ancestors(name)
+        )
 
     def ancestors(self, name: str) -> frozenset[str]:
         """The steps that have ended, or were skipped, whenever the step or block `name` begins.
@@ -310,6 +369,11 @@ def below(block: Block) -> Iterator[Block]:
     yield block
     for child in block.inner:
         yield from below(child)
+
+
+def _reads(expression: Expression, step: str) -> bool:
+    names = expression.inputs | getattr(expression, "laps", frozenset())
+    return step.replace("-", "_") in {name.replace("-", "_") for name in names}
 
 
 def instance_name(name: str, at: At = At()) -> str:  # noqa: B008 - it is immutable

@@ -21,8 +21,10 @@ from pop.pipeline import (
     MAX_STEPS,
     TOP_KEYS,
     Each,
+    Gate,
     Parallel,
     Pipeline,
+    Repeat,
     Sequence,
     Task,
     instance_name,
@@ -30,6 +32,8 @@ from pop.pipeline import (
     pipeline_schema,
     read_pipeline,
 )
+from pop.pipeline_values import CURES
+from pop.steps import Action, At
 
 SCHEMA = Draft202012Validator(pipeline_schema())
 
@@ -123,9 +127,60 @@ def test_what_is_no_duration(written: Any) -> None:
 
 def test_instances_are_named_by_item_and_lap() -> None:
     """The name is the folder under tasks/, so it stays as it is."""
-    assert instance_name("draft", ()) == "draft"
-    assert instance_name("draft", (2, 0)) == "draft.2.0"
-    assert instance_name("draft", (2,), 1) == "draft.2@1"
+    assert instance_name("draft", At()) == "draft"
+    assert instance_name("draft", At((2, 0))) == "draft.2.0"
+    assert instance_name("draft", At((2,), (1,))) == "draft.2@1"
+
+
+LOOP = {"repeat": ["a"], "until": "lap > 3", "at_most": 3}
+
+
+def test_a_loop_is_read() -> None:
+    """It is called by its first step; inside it expressions know `lap` and `laps`, and later steps of it."""
+    given = {"until": "inputs.review.score >= 8 and lap > 1", "score": "laps.review[-1].score", "checks": "inputs.a.ok"}
+    body = ["review", {"task": "revise", "when": "inputs.revise is none or laps.revise | length > 1"}]
+    of = steps("a", {"repeat": body, **given, "at_most": 5, "otherwise": "keep-best", "when": "seed.x == 1"})
+    loop = of.blocks["review-loop"]
+    assert isinstance(loop, Repeat)
+    assert [block.name for block in loop.body.inner] == ["review", "revise"]
+    assert (loop.until.text, loop.at_most, loop.otherwise) == (given["until"], 5, "keep-best")
+    assert loop.score and loop.score.expects == "number" and loop.score.laps == {"review"}
+    assert loop.checks and loop.checks.expects == "bool" and loop.when
+    assert of.repeats["revise"] == (loop,)
+
+
+def test_the_body_of_a_loop_may_be_any_step() -> None:
+    """One task, or a block."""
+    one = steps({**LOOP, "repeat": "b", "name": "again"}).blocks["again"]
+    side = steps({**LOOP, "repeat": {"parallel": ["b", "c"]}}).blocks["b-loop"]
+    within = steps({**LOOP, "repeat": {**LOOP, "repeat": ["b"], "name": "inner"}})
+    assert isinstance(one, Repeat) and one.body.inner == (Task("b", "b"),)
+    assert isinstance(side, Repeat) and isinstance(side.body.inner[0], Parallel)
+    assert [loop.name for loop in within.repeats["b"]] == ["b-loop", "inner"]
+
+
+def test_a_gate_is_read() -> None:
+    """It is a step, and its answer an input like another."""
+    words = {"show": ["plan"], "text": "Is it good?", "timeout": "1h", "on_timeout": "reject"}
+    of = steps("plan", {"approve": "plan-ok", **words}, {"task": "b", "when": "inputs.plan_ok.decision == 'approve'"})
+    assert of.steps["plan-ok"] == Gate("plan-ok", ("plan",), "Is it good?", 3600.0, "reject")
+    assert list(of.tasks) == ["plan", "b"]
+    assert steps({"approve": "go"}).steps["go"] == Gate("go")
+
+
+def test_recoveries_and_views_are_read() -> None:
+    """At the top for all steps, in a step for it; one action or one for each failure."""
+    table = {"timeout": ["retry-longer", "model:large", "ask"], "auth": "fail"}
+    meant = {"timeout": (Action("retry-longer"), Action("model", "large"), Action("ask")), "auth": (Action("fail"),)}
+    of = load({"tasks": [{"task": "a", "recover": table}], "recover": table, "views": ["board"]}, known_views=["board"])
+    assert of.recover == meant == of.tasks["a"].recover
+    assert of.views == ("board",)
+
+
+def test_every_class_of_errors_has_its_cures() -> None:
+    """But the one that is none of the step's; each can be given up and laid before a person."""
+    assert set(CURES) == set(ERROR_CLASSES) - {"interrupted"}
+    assert all({"ask", "fail"} <= cures for cures in CURES.values())
 
 
 # ---- mistakes ---------------------------------------------------------------------------------------------------
@@ -169,7 +224,7 @@ invalid-config: unknown key 'modles'
     ("entry", "said"),
     [
         (3, "a step must be a task's name, an object, or a list of steps"),
-        ({}, "a step needs one of `task`, `parallel`, `each`, `do`"),
+        ({}, "a step needs one of `task`, `parallel`, `each`, `do`, `repeat`, `approve`"),
         ("Über", "a task must be a name"),
         ("../x", "a task must be a name"),
         ({"task": "a", "name": "a.b"}, "`name` must be a name"),
@@ -185,9 +240,47 @@ invalid-config: unknown key 'modles'
         ({"each": "seed.x"}, "`do` is missing"),
         ({"each": ["a"], "do": "a"}, "must be an expression, written as a text"),
         ({"each": "seed.x", "do": "a", "timeout": 5}, "unknown key 'timeout'"),
-        ({"repeat": ["a"], "until": "lap > 3"}, "`repeat` comes with a later version"),
-        ({"approve": "plan"}, "`approve` comes with a later version"),
-        ({"task": "a", "recover": {}}, "`recover` comes with a later version"),
+        (LOOP | {"at_most": 0}, "`at_most` must be a whole number from 1 to 1000"),
+        (LOOP | {"otherwise": "keep-best"}, "`keep-best` needs a `score`"),
+        (LOOP | {"otherwise": "stop"}, '`otherwise` must be "fail", "ask" or "keep-best"'),
+        (LOOP | {"repeat": []}, "must be a list of at least one step"),
+        (LOOP | {"until": 3}, "must be an expression, written as a text"),
+        (LOOP | {"until": "laps.b[0].score > 3"}, "reads an unknown step 'b'"),
+        (LOOP | {"until": "inputs.x.score > 3"}, "reads an unknown step 'x'"),
+        (LOOP | {"when": "lap > 1"}, "`lap` has a meaning only inside a `repeat`"),
+        (LOOP | {"task": "a"}, "unknown key 'task'"),
+        ({"repeat": ["a"], "at_most": 3}, "`until` is missing"),
+        ({"repeat": ["a"], "until": "lap > 3"}, "`at_most` is missing"),
+        ({"repeat": ["a" * 64], "until": "lap > 3", "at_most": 3}, "is too long for a name"),
+        ({"task": "a", "until": "seed.x"}, "`until` belongs to a step with `repeat`"),
+        ({"parallel": ["a"], "at_most": 3}, "`at_most` belongs to a step with `repeat`"),
+        ({"task": "a", "show": []}, "`show` belongs to a step with `approve`"),
+        ({"approve": "Plan!"}, "`approve` must be a name"),
+        ({"approve": "plan", "name": "x"}, "the name of a gate is what stands behind `approve`"),
+        ({"approve": "plan", "show": ["plan"]}, "a gate cannot show itself"),
+        ({"approve": "plan", "show": "a"}, "`show` must be a list of names of steps"),
+        ({"approve": "plan", "show": ["x"]}, "no step 'x' comes before this gate"),
+        ({"approve": "plan", "text": " "}, "`text` must be a text"),
+        ({"approve": "plan", "timeout": "soon"}, "`timeout` must be a duration"),
+        ({"approve": "plan", "on_timeout": "reject"}, "`on_timeout` means nothing without a `timeout`"),
+        (
+            {"approve": "plan", "timeout": "1h", "on_timeout": "yes"},
+            '`on_timeout` must be "wait", "reject" or "approve"',
+        ),
+        ({"approve": "plan", "attempts": 2}, "unknown key 'attempts'"),
+        ({"task": "a", "recover": []}, "`recover` must be an object"),
+        ({"task": "a", "recover": {"auht": "ask"}}, "no class of errors 'auht'"),
+        (
+            {"task": "a", "recover": {"auth": "retry"}},
+            "auth errors are not cured by retry; they can be: model, ask, fail",
+        ),
+        ({"task": "a", "recover": {"bug": ["ask", "model:x"]}}, "bug errors are not cured by model"),
+        ({"task": "a", "recover": {"timeout": "retry-lnger"}}, "did you mean 'retry-longer'?"),
+        ({"task": "a", "recover": {"timeout": "model"}}, "must name the model"),
+        ({"task": "a", "recover": {"timeout": "retry:3"}}, "must be one of retry"),
+        ({"task": "a", "recover": {"timeout": 3}}, "must be one of retry"),
+        ({"task": "a", "recover": {"timeout": []}}, "must be an action, or a list of at least one"),
+        ({"task": "a", "recover": {"interrupted": "fail"}}, "`interrupted` cannot be set"),
     ],
 )
 def test_each_mistake_is_named(entry: Any, said: str) -> None:
@@ -272,6 +365,40 @@ def test_models_must_exist() -> None:
     assert "models.default\n  hint: did you mean 'large'?" in said
 
 
+def test_models_of_recoveries_must_exist() -> None:
+    """At their place in the list."""
+    said = problem({"task": "a", "recover": {"timeout": ["retry", "model:larg"]}}, known_models=["large"])
+    assert said.startswith("unknown-model: no model 'larg'\n  where: pipeline.json:1:")
+    assert said.endswith("tasks[0].recover.timeout[1]\n  hint: did you mean 'large'?")
+
+
+def test_views_must_exist() -> None:
+    """As far as it is known which there are."""
+    (said,) = problems({"tasks": ["a"], "views": ["bord"]}, known_views=["board"])
+    assert said.startswith("unknown-view: no view 'bord'") and said.endswith("views[0]\n  hint: did you mean 'board'?")
+    (said,) = problems({"tasks": ["a"], "views": "board"})
+    assert "`views` must be a list of names of views" in said
+
+
+def test_a_loop_ends_by_what_is_in_it_or_before_it() -> None:
+    """A step behind the loop, or beside it, is told to be neither."""
+    loop = {"repeat": ["a", "b"], "until": "inputs.c.ok", "at_most": 2}
+    assert "reads step 'c', which is neither in the loop nor before it" in problem(loop, "c")
+    assert steps("c", loop)
+    assert "reads step 'c', which is in no loop around this place" in problem(
+        "c", loop | {"until": "laps.c | length > 1"}
+    )
+    assert "`laps` has a meaning only inside a `repeat`" in problem("c", {"task": "d", "when": "laps.c"})
+    said = problem({"parallel": [LOOP, "c"]}, {"approve": "d", "show": ["c", "e"]}, "e")
+    assert "`show` names step 'e', which does not come before the gate\n" in said and "show[1]" in said
+
+
+def test_two_loops_need_two_names() -> None:
+    """Those that begin with the same step."""
+    said = problem({**LOOP, "repeat": [LOOP]})
+    assert said.startswith("name-taken: the name 'a-loop' is taken\n") and "give this one a `name`" in said
+
+
 def test_a_mistaken_pipeline_still_has_its_steps() -> None:
     """So that the mistakes of their tasks can be told in the same go; without an order it has none."""
     data = b'{"tasks": ["a", {"task": "b", "model": "x"}], "tsaks": 1}'
@@ -300,7 +427,7 @@ def test_a_thousand_steps_are_fine() -> None:
     assert len(of.ancestors(f"s{MAX_STEPS - 1}")) == MAX_STEPS - 1
 
 
-_WORDS = sorted({key for keys in KEYS.values() for key in keys} | {"repeat", "frob"})
+_WORDS = sorted({key for keys in KEYS.values() for key in keys} | {"frob"})
 _VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-2, 200), st.sampled_from(["a", "b", "5m", "seed.x", "", "é"])),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(_WORDS), inner, max_size=4)),

@@ -15,10 +15,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from pop.errors import ERROR_CLASSES, ConfigErrors
-from pop.pipeline import Block, Each, Items, Pipeline, instance_name, load_pipeline
+from pop.history import Loop
+from pop.pipeline import Block, Each, Pipeline, instance_name, load_pipeline
 from pop.plan import (
-    MAX_INTERRUPTIONS,
-    RECOVERY,
     Decide,
     Expand,
     Moves,
@@ -28,8 +27,9 @@ from pop.plan import (
     inputs_of,
     item_expressions,
     next_moves,
-    recovery,
 )
+from pop.remedies import MAX_INTERRUPTIONS, RECOVERY, recovery
+from pop.steps import At
 
 ENDED = ("done", "skipped")
 
@@ -38,6 +38,7 @@ ENDED = ("done", "skipped")
 class Instance:
     state: str
     not_before: float | None = None
+    expires_at: float | None = None
 
 
 @dataclass
@@ -47,6 +48,10 @@ class Run:
     instances: dict[str, Instance] = field(default_factory=dict)
     decisions: dict[str, bool] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    loops: dict[str, Loop] = field(default_factory=dict)
+    skips: dict[str, str] = field(default_factory=dict)
+    held: bool = False
+    paused: bool = False
     cancelled: bool = False
 
     def apply(self, what: str, key: str, value: Any) -> None:
@@ -123,20 +128,20 @@ def read(document: dict[str, Any]) -> Pipeline:
     return pipeline(*document["steps"], **{key: document[key] for key in document if key != "steps"})
 
 
-def expected(run: Run, block: Block, items: Items) -> Iterator[str]:
+def expected(run: Run, block: Block, at: At) -> Iterator[str]:
     """The instances a block has when it has ended, worked out from the decisions and counts alone."""
-    key = instance_name(block.name, items)
+    key = instance_name(block.name, at)
     if block.when and not run.decisions[key]:
-        yield from (instance_name(leaf, items) for leaf in leaves(block))
+        yield from (instance_name(leaf, at) for leaf in leaves(block))
     elif isinstance(block, Each):
         if run.counts[key] == 0:
-            yield from (instance_name(leaf, items) for leaf in leaves(block))
+            yield from (instance_name(leaf, at) for leaf in leaves(block))
         for n in range(run.counts[key]):
-            yield from expected(run, block.do, (*items, n))
+            yield from expected(run, block.do, at.item(n))
     elif not block.inner:
         yield key
     for child in () if isinstance(block, Each) or (block.when and not run.decisions[key]) else block.inner:
-        yield from expected(run, child, items)
+        yield from expected(run, child, at)
 
 
 def leaves(block: Block) -> Iterator[str]:
@@ -191,12 +196,12 @@ class Driver:
     def check_start(self, start: Start) -> None:
         known = self.run.instances.get(start.instance)
         assert known is None or known.state == "retry", "started twice"
-        assert start.instance == instance_name(start.step, start.items)
+        assert start.instance == instance_name(start.step, start.at)
         self.check_ready(start)
 
     def check_ready(self, move: Start | Decide | Expand) -> None:
         around = self.pipeline.eaches[move.step]
-        assert len(move.items) == len(around)
+        assert len(move.at.items) == len(around)
         for name in self.pipeline.ancestors(move.step):
             for instance in self.instances_seen(name, move, around):
                 assert self.run.instances[instance].state in ENDED, "started before what it needs"
@@ -206,16 +211,16 @@ class Driver:
     def instances_seen(self, name: str, move: Start | Decide | Expand, around: tuple[Each, ...]) -> list[str]:
         """All instances of the step `name` that a move inside `around` must find ended."""
         unit = next((each for each in self.pipeline.eaches[name] if each not in around), self.pipeline.blocks[name])
-        items = move.items[: len(self.pipeline.eaches[unit.name])]
-        if self.skipped_above(unit, items):
-            return [instance_name(name, items)]
-        return [one for one in expected(self.run, unit, items) if one.partition(".")[0] == name]
+        at = self.pipeline.at(unit.name, move.at)
+        if self.skipped_above(unit, at):
+            return [instance_name(name, at)]
+        return [one for one in expected(self.run, unit, at) if one.partition(".")[0] == name]
 
-    def skipped_above(self, block: Block, items: Items) -> bool:
+    def skipped_above(self, block: Block, at: At) -> bool:
         parent = self.pipeline.parents.get(block.name)
         if parent is None or isinstance(parent, Each):
             return False
-        return self.run.decisions.get(instance_name(parent.name, items)) is False or self.skipped_above(parent, items)
+        return self.run.decisions.get(instance_name(parent.name, at)) is False or self.skipped_above(parent, at)
 
     def step(self, answer: Moves) -> None:
         choices: list[Any] = [*answer.decide, *answer.expand, *answer.skip[:1], *answer.start[:1], *self.running()]
@@ -251,7 +256,7 @@ def test_every_run_ends_with_each_instance_done_or_skipped_once(document: dict[s
     of = read(document)
     driver = Driver(of, rng)
     assert driver.play().outcome == "complete"
-    assert sorted(driver.run.instances) == sorted(expected(driver.run, of.root, ()))
+    assert sorted(driver.run.instances) == sorted(expected(driver.run, of.root, At()))
     assert all(instance.state in ENDED for instance in driver.run.instances.values())
     begun = [name for what, name, state in driver.journal if (what, state) == ("state", "done")]
     assert len(begun) == len(set(begun))
@@ -359,14 +364,14 @@ def test_each_runs_its_step_once_per_item_and_gives_a_list() -> None:
     of, run = pipeline("a", {"each": "inputs.a.parts", "do": ["b", "c"]}, "d"), Run()
     run.apply("state", "a", "done")
     (expand,) = moves(of, run).expand
-    assert (expand.key, expand.items, expand.expression.text) == ("tasks[1]", (), "inputs.a.parts")
+    assert (expand.key, expand.at, expand.expression.text) == ("tasks[1]", At(), "inputs.a.parts")
     assert inputs_of(of, run, expand) == {"a": "a"}
     run.apply("counts", expand.key, 2)
     assert starts(moves(of, run)) == ["b.0", "b.1"]
     run.apply("state", "b.1", "done")
     assert starts(moves(of, run)) == ["b.0", "c.1"]
     c1 = moves(of, run).start[1]
-    assert (c1.step, c1.items) == ("c", (1,))
+    assert (c1.step, c1.at) == ("c", At((1,)))
     assert inputs_of(of, run, c1) == {"a": "a", "b": "b.1"}
     for name in ("b.0", "c.0", "c.1"):
         run.apply("state", name, "done")
@@ -391,8 +396,8 @@ def test_nested_each_blocks_give_nested_lists() -> None:
     run.apply("counts", "tasks[0].do.1", 0)
     assert starts(moves(of, run)) == ["read.0.0", "read.0.1"]
     outer, inner = item_expressions(of, moves(of, run).start[1])
-    assert (outer.expression.text, outer.items) == ("seed.books", ())
-    assert (inner.expression.text, inner.items, inner.key) == ("item.pages", (0,), "tasks[0].do.0")
+    assert (outer.expression.text, outer.at) == ("seed.books", At())
+    assert (inner.expression.text, inner.at, inner.key) == ("item.pages", At((0,)), "tasks[0].do.0")
     assert [(skip.instance, skip.reason) for skip in moves(of, run).skip] == [("read.1", "`item.pages` is empty")]
     run.apply("state", "read.1", "skipped")
     run.apply("state", "read.0.0", "done")
@@ -531,34 +536,34 @@ def test_every_error_class_has_a_recovery() -> None:
 @pytest.mark.parametrize("error_class", ["auth", "bug", "bad_input", "budget", "refused"])
 def test_what_would_fail_again_is_not_retried(error_class: Any) -> None:
     """However many attempts are allowed."""
-    assert recovery(error_class, failures=1, attempts_allowed=9, rng=random.Random(1)).action == "fail"
+    assert recovery(error_class, table={}, failures=1, attempts_allowed=9, rng=random.Random(1)).action == "fail"
 
 
 def test_attempts_run_out() -> None:
     """The last allowed failure is final."""
     rng = random.Random(1)
-    assert recovery("timeout", failures=1, attempts_allowed=2, rng=rng).action == "retry"
-    assert recovery("timeout", failures=2, attempts_allowed=2, rng=rng).action == "fail"
+    assert recovery("timeout", table={}, failures=1, attempts_allowed=2, rng=rng).action == "retry"
+    assert recovery("timeout", table={}, failures=2, attempts_allowed=2, rng=rng).action == "fail"
 
 
 def test_a_timeout_gets_more_time() -> None:
     """Asking for the same again within the same time would end the same way."""
-    assert recovery("timeout", failures=1, attempts_allowed=2, rng=random.Random(1)).more_time
+    assert recovery("timeout", table={}, failures=1, attempts_allowed=2, rng=random.Random(1)).more_time
 
 
 def test_interruptions_use_up_no_attempt_but_end_some_day() -> None:
     """A step that takes the daemon down each time must not do so for ever."""
     rng = random.Random(1)
-    early = recovery("interrupted", failures=0, interruptions=1, attempts_allowed=1, rng=rng)
+    early = recovery("interrupted", table={}, failures=0, interruptions=1, attempts_allowed=1, rng=rng)
     assert (early.action, early.delay_s <= 0.1) == ("again", True)
-    late = recovery("interrupted", failures=0, interruptions=MAX_INTERRUPTIONS, attempts_allowed=1, rng=rng)
+    late = recovery("interrupted", table={}, failures=0, interruptions=MAX_INTERRUPTIONS, attempts_allowed=1, rng=rng)
     assert late.action == "fail"
 
 
 @given(st.integers(1, 10**6), st.integers(0, 2**32))
 def test_waits_are_drawn_below_a_growing_bound(failures: int, seed: int) -> None:
     """Full jitter: anywhere from 0 to the bound, which doubles up to its cap."""
-    wait = recovery("unavailable", failures=failures, attempts_allowed=10**7, rng=random.Random(seed)).delay_s
+    wait = recovery("unavailable", table={}, failures=failures, attempts_allowed=10**7, rng=random.Random(seed)).delay_s
     assert 0 <= wait <= min(60.0, 2.0 ** min(failures - 1, 30))
 
 
