@@ -56,6 +56,17 @@ def documents_of(run_dir: Path) -> Documents:
     return found
 
 
+def pipeline_of(run_dir: Path, history: RunHistory) -> Pipeline:
+    """The pipeline of a run as it is now: its newest document, and the steps that tasks have added.
+
+    Raises:
+        ConfigError: Somebody broke the run's own copy.
+    """
+    document = documents_of(run_dir).pipeline
+    data, name = (run_dir / document).read_bytes(), str(history.created.get("pipeline") or "default")
+    return load_pipeline(data, where=f"{run_dir.name}/{document}", name=name)
+
+
 def journaled(run_dir: Path, name: str) -> Iterator[dict[str, Any]]:
     """The events of one name in a run's journal; a torn line is passed over."""
     mark = f'"{name}"'.encode()
