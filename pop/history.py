@@ -60,8 +60,7 @@ class Instance:
     decision: str | None = None
     model: str | None = None  # asked instead of the step's own, as its recovery says
     models: dict[str, str] = field(default_factory=dict)  # of a rerun: recorded answers
-    problems: list[str] = field(default_factory=list)  # of a rerun: what the attempt was told that got these
-    corrected: bool = True  # whether the next attempt is told the problems of this one
+    problems: list[str] | None = None  # what the next attempt is told; None: what remained in the lap before
     live: dict[str, Any] = field(default_factory=dict)  # stage, progress: seen in the trail, not journaled
 
 
@@ -169,6 +168,7 @@ def _step_done(run: RunHistory, event: dict[str, Any]) -> None:
         _obey(run, step_of(event["instance"]), event)
     if event.get("control_error"):
         _ask(run, event["instance"] + CONTROL, "control")
+        run.instances[event["instance"] + CONTROL].error = event["control_error"]
         run.held = True
     _rest(run)
 
@@ -208,12 +208,12 @@ def _step_attempt_failed(run: RunHistory, event: dict[str, Any]) -> None:
     instance.not_before = event.get("not_before")
     instance.more_time = event.get("more_time", instance.more_time)
     instance.model = event.get("model") or instance.model
-    instance.corrected = event.get("corrected", True)
     if event["error"]["error_class"] == "interrupted":
         instance.attempts -= 1
         instance.interruptions += 1
     else:
         instance.failures += 1
+        instance.problems = list(event["error"].get("problems") or ()) if event.get("corrected", True) else []
     if event["error"]["error_class"] in NEW_GENERATION:
         instance.generation += 1
     _end_attempt(run, instance, event)
@@ -356,6 +356,8 @@ def _run_rerun(run: RunHistory, event: dict[str, Any]) -> None:
         run.instance(name).generation += 1
     for name in event.get("replay") or ():
         _answer_as_before(run, run.instance(name), (event.get("asked") or {}).get(name) or {})
+    for name in event.get("reset") or ():
+        _step_reset(run, {"instance": name})
     for key in event.get("keys") or ():
         run.decisions.pop(key, None)
         run.counts.pop(key, None)
@@ -370,10 +372,9 @@ def _run_rerun(run: RunHistory, event: dict[str, Any]) -> None:
     run.models_asked.update(event.get("models") or {})
     run.changes.extend((key, text) for key, text in (event.get("changes") or {}).items())
     run.reruns += 1
-    for name in event.get("reset") or ():
-        _step_reset(run, {**event, "instance": name})
     run.held = any(i.kind == "control" and i.state == "waiting" for i in run.instances.values())
-    run.state, run.cancelled, run.paused, run.error, run.finished_at = "running", False, False, None, None
+    run.state, run.cancelled, run.error, run.finished_at = "running", False, None, None
+    run.paused = run.paused and "gate" in event
 
 
 def _answer_as_before(run: RunHistory, instance: Instance, asked: dict[str, Any]) -> None:
@@ -381,7 +382,7 @@ def _answer_as_before(run: RunHistory, instance: Instance, asked: dict[str, Any]
     instance.models = {"*": f"replay:{asked.get('run') or run.created['run_id']}"}
     instance.generation = asked.get("generation") or instance.generation
     instance.model = asked.get("model")
-    instance.problems = list(asked.get("problems") or ())
+    instance.problems = asked.get("problems")
 
 
 def _forget(instance: Instance) -> None:
@@ -389,7 +390,7 @@ def _forget(instance: Instance) -> None:
     instance.attempts = instance.failures = instance.interruptions = 0
     instance.error, instance.not_before, instance.expires_at, instance.reason = None, None, None, None
     instance.decision, instance.model, instance.more_time, instance.models = None, None, 1.0, {}
-    instance.problems = []
+    instance.problems = None
 
 
 def _when_decided(run: RunHistory, event: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ import structlog
 
 from pop import admission, forks
 from pop.admission import Claimed
+from pop.controlwork import pipeline_of
 from pop.diskwork import DiskWork, probe
 from pop.errors import PopError, RootError, SeedRejected
 from pop.history import read_history
@@ -30,6 +31,7 @@ from pop.queue import Incomplete, NotYet, PendingQueue, Refusal, peek
 from pop.records import printable
 from pop.settings import Root, Settings
 from pop.store import DiskFailed, mend_tail, root_trouble
+from pop.viewwork import RunViews
 
 log = structlog.get_logger()
 
@@ -198,6 +200,8 @@ class Intake:
         """A sealed run as its files tell it."""
         mend_tail(run_dir / "events.jsonl")
         history = read_history(run_dir)
-        pipeline = self.shelf.frozen(run_dir, history.created.get("pipeline", "default"))
-        letters = LetterWriter(self.root, self.settings, run_dir, pipeline, history.created, seed_data=seed_data)
-        return ActiveRun(run_dir, history, pipeline, letters)
+        pipeline = pipeline_of(self.root, run_dir, history)
+        about = (self.root, self.settings, run_dir, pipeline, history.created)
+        letters = LetterWriter(*about, seed_data=seed_data, seed=history.seed_file())
+        views = RunViews(run_dir, pipeline.views) if pipeline.views else None
+        return ActiveRun(run_dir, history, pipeline, letters, views=views)

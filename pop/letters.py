@@ -62,6 +62,10 @@ class LetterWriter:
         with self._lock:
             self._lists.clear()
 
+    def follow(self, pipeline: Pipeline) -> None:
+        """Go on with a pipeline that has more steps."""
+        self._pipeline = pipeline
+
     def attempts_allowed(self, step: str) -> int:
         return self._pipeline.tasks[step].attempts or self._settings.worker.attempts
 
@@ -107,10 +111,8 @@ class LetterWriter:
 
     def _problems(self, history: RunHistory, start: Start, instance: Instance) -> list[str]:
         """What was wrong with the last attempt; in the first of a lap, what remained wrong in the lap before."""
-        if instance.models:
+        if instance.problems is not None:
             return instance.problems
-        if instance.error:
-            return list(instance.error.get("problems") or ()) if instance.corrected else []
         if not start.at.laps or start.at.laps[-1] == 1:
             return []
         before = instance_name(start.step, At(start.at.items, (*start.at.laps[:-1], start.at.laps[-1] - 1)))

@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from pop import events
+from pop.control import Addition, extended
 from pop.errors import PopError
 from pop.history import RunHistory
 from pop.pipeline import load_pipeline
@@ -64,7 +65,8 @@ def pipeline_of(run_dir: Path, history: RunHistory) -> Pipeline:
     """
     document = documents_of(run_dir).pipeline
     data, name = (run_dir / document).read_bytes(), str(history.created.get("pipeline") or "default")
-    return load_pipeline(data, where=f"{run_dir.name}/{document}", name=name)
+    added = [Addition(*one) for one in history.added]
+    return extended(data, added, where=f"{run_dir.name}/{document}", name=name)
 
 
 def journaled(run_dir: Path, name: str) -> Iterator[dict[str, Any]]:

@@ -111,7 +111,7 @@ def test_after_a_timeout_the_next_letter_gives_twice_the_time(tmp_path: Path) ->
 def test_a_letter_tells_the_problems_of_the_attempt_before(tmp_path: Path) -> None:
     """And an attempt's id is never used twice."""
     desk = Desk(tmp_path, {"tasks": ["a"]})
-    desk.history.instances["a"] = Instance(state="retry", started=1, generation=2, error={"problems": ["/n: no"]})
+    desk.history.instances["a"] = Instance(state="retry", started=1, generation=2, problems=["/n: no"])
     letter = desk.letter()
     assert (letter.problems, letter.generation) == (["/n: no"], 2)
     assert desk.letter().attempt_id != letter.attempt_id
