@@ -19,6 +19,7 @@ from pop.pipeline_schema import pipeline_schema
 from pop.pipeline_wiring import Wiring
 from pop.places import Path, Places, find_places, json_path
 from pop.records import NAME_PATTERN, BadJson, read_json
+from pop.remedies import CURES
 from pop.steps import (
     ROOT,
     Action,
@@ -213,11 +214,11 @@ class _Reader:
         found: dict[ErrorClass, tuple[Action, ...]] = {}
         for error_class, given in (self._checked(step, "recover", values.json_object, path) or {}).items():
             place = (*path, "recover", error_class)
-            if error_class == "interrupted":
+            if CURES.get(cast(ErrorClass, error_class)) == frozenset():
                 message = "`interrupted` cannot be set: such an attempt is made again and counts for nothing"
                 self.wrong(place, message, key=True)
             elif error_class not in ERROR_CLASSES:
-                hint = did_you_mean(error_class[:80], values.CURES)
+                hint = did_you_mean(error_class[:80], CURES)
                 self.wrong(place, f"no class of errors {error_class[:80]!r}", hint, key=True)
             else:
                 known = cast(ErrorClass, error_class)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pop.errors import ErrorClass
-from pop.pipeline_values import CURES, MAX_LAPS
+from pop.pipeline_values import MAX_LAPS
 from pop.records import NAME_PATTERN
+from pop.remedies import CURES
 
 _NAME = {"type": "string", "pattern": f"^{NAME_PATTERN}$"}
 _DURATION = {
@@ -25,7 +26,7 @@ def _budget(*scopes: str) -> dict[str, Any]:
 
 def _recover() -> dict[str, Any]:
     """A table from the classes of errors to what cures them."""
-    table = {error_class: _actions(error_class) for error_class in CURES}
+    table = {error_class: _actions(error_class) for error_class, cures in CURES.items() if cures}
     return {"type": "object", "properties": table, "additionalProperties": False}
 
 

@@ -14,6 +14,7 @@ from typing import Any, get_args
 from pop.durations import reuse_s, seconds
 from pop.errors import ErrorClass
 from pop.records import NAME_PATTERN
+from pop.remedies import CURES
 from pop.steps import Action, Remedy
 
 
@@ -109,23 +110,6 @@ def budget(*scopes: str) -> Callable[[Any], dict[str, float]]:
 
 MAX_LAPS = 1000
 REMEDIES: tuple[Remedy, ...] = get_args(Remedy)
-_ALL: frozenset[Remedy] = frozenset(("ask", "fail"))
-_OTHER: frozenset[Remedy] = _ALL | {"model"}
-CURES: Mapping[ErrorClass, frozenset[Remedy]] = {  # what can be done about which failure
-    "invalid_output": _OTHER | {"retry", "retry-corrected"},
-    "truncated": _OTHER | {"retry", "retry-corrected"},
-    "refused": _OTHER | {"retry-corrected"},
-    "timeout": _OTHER | {"retry", "retry-longer"},
-    "stalled": _OTHER | {"retry", "retry-longer"},
-    "rate_limited": _OTHER | {"retry"},
-    "unavailable": _OTHER | {"retry"},
-    "auth": _OTHER,
-    "budget": _OTHER,
-    "worker_died": _ALL | {"retry", "retry-longer"},
-    "bug": _ALL,
-    "bad_input": _ALL,
-    "rejected": _ALL,
-}
 
 
 def action(value: Any, error_class: ErrorClass) -> Action:

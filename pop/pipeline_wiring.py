@@ -63,33 +63,38 @@ class Wiring:
         return True
 
     def _check_reads(self, block: Block) -> None:
-        readable = self.pipeline.readable(block.name)
-        found = [problem for one in _outside(block) for problem in self._unread(one, readable, block)]
+        known = self.pipeline.readable(block.name)
+        found = [problem for one in _outside(block) for problem in self._unread(one, known, block)]
         if isinstance(block, Repeat):
             known = self.pipeline.readable(block.body.name)
             for one in filter(None, (block.until, block.score, block.checks)):
                 found += self._unread(one, known, block.body, later=_NOT_IN_LOOP)
         self.problems += [(self.places.order(self.path_of[block.name]), problem) for problem in found]
 
-    def _unread(self, one: Expression, readable: frozenset[str], place: Block, **words: str) -> list[ConfigError]:
-        around = self.pipeline.repeats[place.name]
-        in_loop = {leaf.name for leaf in self.pipeline.leaves[around[0].name]} if around else None  # `laps` is unknown
-        return one.check_inputs(readable, self.pipeline.steps, in_loop=in_loop, **words)
+    def _unread(self, one: Expression, known: frozenset[str], place: Block, **words: str) -> list[ConfigError]:
+        in_loop = steps_around(self.pipeline, place.name) or None  # outside of loops `laps` is an unknown name
+        return one.check_inputs(known, self.pipeline.steps, in_loop=in_loop, **words)
 
     def _check_shown(self, gate: Gate) -> None:
-        readable = self.pipeline.readable(gate.name) - {gate.name}
+        shown = self.pipeline.readable(gate.name) - {gate.name}
         for n, name in enumerate(gate.show):
-            if name in readable:
+            if name in shown:
                 continue
             path = (*self.path_of[gate.name], "show", n)
             if name == gate.name:
-                self._wrong(path, "a gate cannot show itself", did_you_mean("", readable), "unknown-step")
+                self._wrong(path, "a gate cannot show itself", did_you_mean("", shown), "unknown-step")
             elif name in self.pipeline.steps:
                 message = f"`show` names step {name!r}, which does not come before the gate"
                 self._wrong(path, message, "see `needs`", "unknown-step")
             else:
-                near = did_you_mean(name[:80], readable) or "no step comes before this gate"
+                near = did_you_mean(name[:80], shown) or "no step comes before this gate"
                 self._wrong(path, f"no step {name[:80]!r} comes before this gate", near, "unknown-step")
+
+
+def steps_around(pipeline: Pipeline, name: str) -> frozenset[str]:
+    """The steps of the loops around a step or block: what `laps` may name there."""
+    loops = pipeline.repeats[name]
+    return frozenset(leaf.name for leaf in pipeline.leaves[loops[0].name]) if loops else frozenset()
 
 
 def _outside(block: Block) -> Iterator[Expression]:

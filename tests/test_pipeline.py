@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -27,13 +27,14 @@ from pop.pipeline import (
     Repeat,
     Sequence,
     Task,
+    _Kind,
     instance_name,
     load_pipeline,
     pipeline_schema,
     read_pipeline,
 )
-from pop.pipeline_values import CURES
-from pop.steps import Action, At
+from pop.remedies import CURES
+from pop.steps import Action, At, Remedy
 
 SCHEMA = Draft202012Validator(pipeline_schema())
 
@@ -175,12 +176,6 @@ def test_recoveries_and_views_are_read() -> None:
     of = load({"tasks": [{"task": "a", "recover": table}], "recover": table, "views": ["board"]}, known_views=["board"])
     assert of.recover == meant == of.tasks["a"].recover
     assert of.views == ("board",)
-
-
-def test_every_class_of_errors_has_its_cures() -> None:
-    """But the one that is none of the step's; each can be given up and laid before a person."""
-    assert set(CURES) == set(ERROR_CLASSES) - {"interrupted"}
-    assert all({"ask", "fail"} <= cures for cures in CURES.values())
 
 
 # ---- mistakes ---------------------------------------------------------------------------------------------------
@@ -461,10 +456,26 @@ def test_the_schema_knows_every_key() -> None:
         "timeout": "5m",
     }
     task |= {"stall": 5, "attempts": 1, "refinements": 0, "memory_mb": 64, "output_mb": 1}
-    document = {"tasks": [task, [{"parallel": ["c"]}], {"each": "seed.x", "do": {"do": ["d"], "when": "item"}}]}
+    document: dict[str, Any] = {
+        "tasks": [task, [{"parallel": ["c"]}], {"each": "seed.x", "do": {"do": ["d"], "when": "item"}}]
+    }
+    loop = {
+        "repeat": "e",
+        "until": "lap == 2",
+        "at_most": 2,
+        "otherwise": "keep-best",
+        "score": "lap",
+        "checks": "true",
+    }
+    gate = {"approve": "ok", "show": ["e"], "text": "Well?", "timeout": 5, "on_timeout": "wait", "when": "true"}
+    table = {"timeout": ["retry-longer", "model:m"], "bug": "ask"}
+    document["tasks"] += [loop, gate, {"task": "g", "recover": table}]
+    document |= {"recover": table, "views": ["x"]}
     load(document)
     SCHEMA.validate(document)
-    assert not SCHEMA.is_valid({"tasks": [{"task": "a", "frob": 1}]})
+    for wrong in ({"task": "a", "frob": 1}, loop | {"at_most": 0}, gate | {"name": "x"}, {"repeat": "a", "at_most": 1}):
+        assert not SCHEMA.is_valid({"tasks": [wrong]})
+    assert not SCHEMA.is_valid({"tasks": ["a"], "recover": {"bug": "retry"}})
 
 
 # ---- the page for users -----------------------------------------------------------------------------------------
@@ -476,6 +487,32 @@ PAGE = (Path(__file__).parent.parent / "docs" / "pipelines.md").read_text("utf-8
 def test_every_example_of_the_page_is_a_pipeline(example: str) -> None:
     """What users copy works."""
     load(example.encode())
+
+
+def rows(heading: str) -> dict[str, list[str]]:
+    """The tables below a heading of the page: the cells behind the first one, by each word in it."""
+    below = PAGE.partition(f"\n## {heading}")[2].partition("\n## ")[0]
+    found = {}
+    for line in re.findall(r"^\| `.*$", below, re.MULTILINE):
+        first, *rest = (cell.strip() for cell in line.strip("|").split("|"))
+        found.update(dict.fromkeys(re.findall(r"`([^`]+)`", first), rest))
+    return found
+
+
+@pytest.mark.parametrize(("heading", "kind"), [("`repeat`", "repeat"), ("`approve`", "approve"), ("Steps", "task")])
+def test_every_word_of_a_step_has_a_row(heading: str, kind: _Kind) -> None:
+    """Below the heading that explains it."""
+    assert set(KEYS[kind]) - {"name", "needs", "when"} <= set(rows(heading))
+
+
+def test_every_class_of_errors_has_a_row_with_its_cures() -> None:
+    """Exactly those that a table may name."""
+    told = {name: cells[-1] for name, cells in rows("`recover`").items() if len(cells) == 3}
+    assert set(told) == set(ERROR_CLASSES)
+    assert {name: set(re.findall(r"`([a-z-]+)`", cell)) for name, cell in told.items()} == {
+        name: set(cures) for name, cures in CURES.items()
+    }
+    assert set(get_args(Remedy)) - {"model"} | {"model:NAME"} <= set(rows("`recover`"))
 
 
 def test_the_page_names_every_key_filter_and_test() -> None:
