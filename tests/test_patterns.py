@@ -7,6 +7,7 @@ What POP has no word for stands in docs/pipelines.md, under "Patterns".
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -72,7 +73,7 @@ class Played:
 
     def in_order(self, *instances: str) -> bool:
         """Whether each began after the one before was done."""
-        pairs = zip(instances, instances[1:], strict=False)
+        pairs = itertools.pairwise(instances)
         return all(self.place("step.done", one) < self.place("step.started", two) for one, two in pairs)
 
     def side_by_side(self, one: str, two: str) -> bool:
