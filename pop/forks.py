@@ -30,9 +30,8 @@ from pop import events
 from pop.admission import CLAIM, claim_path
 from pop.errors import PopError, SeedRejected
 from pop.history import RunHistory, read_history
-from pop.pipeline import load_pipeline
 from pop.records import Fork, Seed
-from pop.rerun import asked_of, changed_documents, documents_of
+from pop.rerun import asked_of, changed_documents, documents_of, pipeline_of
 from pop.settings import Root
 from pop.stale import CONTROL, Stale, place_of, stale_of
 from pop.steps import At, Gate, Pipeline, Repeat, instance_name
@@ -100,7 +99,7 @@ def _take_over(parent: Path, seed: Seed, fork: Fork) -> TakenOver:
     documents = documents_of(parent)
     data = changed_documents(parent, documents, fork.set, name).get("pipeline")
     data = data if data is not None else (parent / documents.pipeline).read_bytes()
-    pipeline = load_pipeline(data, where=f"{parent.name}/{documents.pipeline}", name=name)
+    pipeline = pipeline_of(parent, history)
     stale = stale_of(pipeline, history, fork.from_)
     lines = list(_kept_lines(parent, pipeline, history, stale))
     kept = {line["instance"]: line.get("sha256") for line in lines if line["event"] == events.STEP_REUSED}

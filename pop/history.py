@@ -274,6 +274,8 @@ def _go_on(loop: Loop) -> None:
 def _step_reused(run: RunHistory, event: dict[str, Any]) -> None:
     instance = run.instance(event["instance"])
     instance.state, instance.sha256, instance.error = "done", event["sha256"], None
+    if event.get("control"):
+        _obey(run, step_of(event["instance"]), event)
 
 
 def _gate_opened(run: RunHistory, event: dict[str, Any]) -> None:
@@ -353,10 +355,7 @@ def _run_rerun(run: RunHistory, event: dict[str, Any]) -> None:
     for name in event.get("again") or ():
         run.instance(name).generation += 1
     for name in event.get("replay") or ():
-        run.instance(name).models = {"*": f"replay:{run.created['run_id']}"}
-    for name, asked in (event.get("asked") or {}).items():
-        run.instance(name).generation = asked.get("generation", run.instance(name).generation)
-        run.instance(name).problems = asked.get("problems")
+        _answer_as_before(run, run.instance(name), (event.get("asked") or {}).get(name) or {})
     for name in event.get("reset") or ():
         _step_reset(run, {"instance": name})
     for key in event.get("keys") or ():
@@ -376,6 +375,14 @@ def _run_rerun(run: RunHistory, event: dict[str, Any]) -> None:
     run.held = any(i.kind == "control" and i.state == "waiting" for i in run.instances.values())
     run.state, run.cancelled, run.error, run.finished_at = "running", False, None, None
     run.paused = run.paused and "gate" in event
+
+
+def _answer_as_before(run: RunHistory, instance: Instance, asked: dict[str, Any]) -> None:
+    """Recorded answers: they are known by the run, the generation and the words of the attempt that got them."""
+    instance.models = {"*": f"replay:{asked.get('run') or run.created['run_id']}"}
+    instance.generation = asked.get("generation") or instance.generation
+    instance.model = asked.get("model")
+    instance.problems = asked.get("problems")
 
 
 def _forget(instance: Instance) -> None:

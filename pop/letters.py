@@ -95,12 +95,8 @@ class LetterWriter:
             lap=start.at.laps[-1] if start.at.laps else None,
             config=dict(task.with_),
             model=instance.model or task.model,
-            models={
-                **self._pipeline.models,
-                **(self._envelope.models or {}),
-                **history.models_asked,
-                **instance.models,
-            },
+            models=instance.models
+            or {**self._pipeline.models, **(self._envelope.models or {}), **history.models_asked},
             reuse_s=task.reuse_s if task.reuse_s is not None else reuse_s(self._envelope.reuse),
             budgets=self._budgets(task, history.budget),
             pipeline=self._created.get("pipeline", ""),

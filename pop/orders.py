@@ -17,6 +17,7 @@ from __future__ import annotations
 import getpass
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,18 +55,25 @@ class Order:
 
 
 def write_order(
-    disk: Disk, run_dir: Path, verb: str, reason: str | None = None, budget: dict[str, float] | None = None
+    disk: Disk,
+    run_dir: Path,
+    verb: str,
+    reason: str | None = None,
+    budget: dict[str, float] | None = None,
+    *,
+    more: Mapping[str, Any] | None = None,
 ) -> Path:
     """Give an order as a person at this machine; returns the file that was written.
 
     Args:
         budget: With retry: what the run may use up from now on, instead of the seed's and the pipeline's own words.
+        more: What else the order says; see ``rerun.read_order``.
     """
     folder = run_dir / "orders"
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"{verb}.json"
     by = getpass.getuser() if os.environ.get("USER") or os.environ.get("LOGNAME") else f"uid {os.getuid()}"
-    about = {"by": by, "reason": reason, "at": events.rfc3339(time.time())}
+    about = {"by": by, "reason": reason, "at": events.rfc3339(time.time()), **(more or {})}
     disk.put(path, dump_json({**about, "budget": budget} if budget else about))
     return path
 

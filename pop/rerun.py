@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from pop import events
+from pop.control import Addition, extended
 from pop.errors import PopError
 from pop.history import RunHistory
 from pop.pipeline import load_pipeline
@@ -54,6 +55,18 @@ def documents_of(run_dir: Path) -> Documents:
         seed, pipeline = (event.get(key) or {} for key in ("seed", "pipeline"))
         found = Documents(seed.get("path") or found.seed, pipeline.get("path") or found.pipeline, found.reruns + 1)
     return found
+
+
+def pipeline_of(run_dir: Path, history: RunHistory) -> Pipeline:
+    """The pipeline of a run as it is now: its newest document, and the steps that tasks have added.
+
+    Raises:
+        ConfigError: Somebody broke the run's own copy.
+    """
+    document = documents_of(run_dir).pipeline
+    data, name = (run_dir / document).read_bytes(), str(history.created.get("pipeline") or "default")
+    added = [Addition(*one) for one in history.added]
+    return extended(data, added, where=f"{run_dir.name}/{document}", name=name)
 
 
 def journaled(run_dir: Path, name: str) -> Iterator[dict[str, Any]]:
@@ -130,10 +143,19 @@ def rerun_event(
         "set": sets,
         "seed": _about(files, f"seed.rerun-{number}.json"),
         "pipeline": _about(files, f"pipeline.rerun-{number}.json"),
-        "models": models,
+        "models": _every_name(run_dir, documents, pipeline, models),
         "changes": {},
     }
     return event, files
+
+
+def _every_name(run_dir: Path, documents: Documents, pipeline: Pipeline, models: Mapping[str, str]) -> dict[str, str]:
+    """Where one model stands for all, the names that seed and pipeline give another meaning are told too."""
+    if "*" not in models:
+        return dict(models)
+    seed = read_json((run_dir / documents.seed).read_bytes(), where=documents.seed)
+    own = seed.get("models") if isinstance(seed, dict) and "data" in seed else None
+    return {**dict.fromkeys([*pipeline.models, *(own or {})], models["*"]), **models}
 
 
 def _about(files: Mapping[str, bytes], name: str) -> dict[str, str] | None:
@@ -150,12 +172,12 @@ def _to_reset(history: RunHistory, stale: Stale) -> list[str]:
 def asked_of(run_dir: Path, instance: str, *, run: str | None = None) -> dict[str, Any]:
     """How the newest attempt of an instance asked: its answers are known by its run, generation and prompts.
 
-    ``{"generation": int, "problems": [str]}``, with ``"run"`` where another run than this one asked.
+    ``{"generation": int, "problems": [str], "model": str | None}``, with ``"run"`` where another run than this one asked.
     """
     for _ in range(MAX_FORKS):
         try:
             letter = read_json(read_regular(run_dir / "tasks" / instance / "letter.json", max_bytes=MAX_DOCUMENT))
-            about = {"generation": int(letter["generation"]), "problems": list(letter.get("problems") or [])}
+            about: dict[str, Any] = {key: letter.get(key) for key in ("generation", "problems", "model")}
             return {**about, "run": run} if run else about
         except (OSError, BadJson, NotAFile, LookupError, TypeError, ValueError, AttributeError):
             origin = origin_of(run_dir, instance)

@@ -104,7 +104,6 @@ class _Reach:
         self.pipeline = pipeline
         self.history = history
         self.places = places
-        self.around = _around(pipeline)
         self.relation = cache(self._relation)
 
     def stale(self) -> Stale:
@@ -138,7 +137,7 @@ class _Reach:
 
     def _relation(self, begin: str, name: str) -> tuple[tuple[Each | Repeat, ...], bool]:
         """The blocks around both, outermost first; and whether `name` depends on `begin` in the same item and lap."""
-        here, there = self.around[begin], self.around[name]
+        here, there = self.pipeline.around[begin], self.pipeline.around[name]
         count = next((n for n, (a, b) in enumerate(zip(here, there, strict=False)) if a is not b), None)
         shared = here[: min(len(here), len(there)) if count is None else count]
         follows = (
@@ -162,9 +161,9 @@ class _Reach:
         repeat = self.pipeline.blocks.get(name)
         if not isinstance(repeat, Repeat):
             return everything
-        if repeat not in self.around[place.block]:
+        if repeat not in self.pipeline.around[place.block]:
             return 0 if self._depends(place, name, at) else everything
-        order = _order(self.around[name], place, at)
+        order = _order(self.pipeline.around[name], place, at)
         if order:
             return 0 if order > 0 else everything
         depth = len(self.pipeline.repeats[name])
@@ -188,20 +187,9 @@ def _order(shared: tuple[Each | Repeat, ...], place: Place, at: At) -> int:
     return 0
 
 
-def _around(pipeline: Pipeline) -> dict[str, tuple[Each | Repeat, ...]]:
-    """The `each` and `repeat` blocks around each block, outermost first."""
-    around: dict[str, tuple[Each | Repeat, ...]] = {pipeline.root.name: ()}
-    for block in pipeline.blocks.values():
-        inside = (*around[block.name], block) if isinstance(block, Each | Repeat) else around[block.name]
-        around.update((child.name, inside) for child in block.inner)
-    return around
-
-
 def _decides(pipeline: Pipeline, repeat: Repeat, name: str) -> bool:
     """Whether the verdict of a lap waits for the block."""
-    deciding: Mapping[str, frozenset[str]] = getattr(pipeline, "deciding", {})
-    steps = deciding.get(repeat.name)
-    return steps is None or any(leaf.name in steps for leaf in pipeline.leaves[name])
+    return any(leaf.name in pipeline.deciding[repeat.name] for leaf in pipeline.leaves[name])
 
 
 def _place(pipeline: Pipeline, history: RunHistory, text: str) -> Place:

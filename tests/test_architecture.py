@@ -97,6 +97,7 @@ ORDER = [
     "forks",
     "gateshow",
     "gatepage",
+    "gateanswers",
     "gates",
     "loopwork",
     "gatework",

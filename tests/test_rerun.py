@@ -423,7 +423,11 @@ def test_a_replay_asks_as_the_newest_attempt_asked(root: Path, run_dir: Path) ->
     (run_dir / "tasks" / "plan").mkdir()
     (run_dir / "tasks" / "plan" / "letter.json").write_text('{"generation": 3, "problems": ["too long"]}')
     event, _ = event_of(root, run_dir, done("plan", "draft"), **{"from": ["plan:parse"]})
-    assert event["replay"] == ["plan"] and event["asked"] == {"plan": {"generation": 3, "problems": ["too long"]}}
+    assert event["replay"] == ["plan"] and event["asked"]["plan"] == {
+        "generation": 3,
+        "problems": ["too long"],
+        "model": None,
+    }
 
 
 def test_what_failed_elsewhere_gets_fresh_attempts_too(root: Path, run_dir: Path) -> None:

@@ -88,7 +88,7 @@ class Changes:
         if self.recorded:
             self._refuse_another(root, pipeline, self.recorded)
             envelope.pop("id", None)  # it is the recorded run's, which this one stands beside
-        _check_roles(root, [role for role in self.models if role != "*"], pipeline)
+        check_roles(root, [role for role in self.models if role != "*"], pipeline)
         if self.models:
             envelope["models"] = self._models_of(root, pipeline, envelope.get("models") or {})
         seed.write_bytes(dump_json(envelope))
@@ -153,7 +153,7 @@ def _check_model(root: Root, text: str, name: str) -> None:
         raise UsageError(error.message, where=f"-m {text}", hint=error.hint, code=error.code) from None
 
 
-def _check_roles(root: Root, roles: list[str], pipeline: str) -> None:
+def check_roles(root: Root, roles: list[str], pipeline: str) -> None:
     """A role that nothing asks for would change nothing."""
     import tempfile
 

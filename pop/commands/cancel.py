@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
+
 import click
 
-from pop.commands._shared import as_json, chosen_root, print_json, with_root
+from pop.commands._ordering import DoesNotFit, Plan, choose, give, in_current, waits, with_runs
+from pop.commands._shared import as_json, chosen_root, with_root
 from pop.errors import UsageError
+from pop.runs import Run
 
 
 @click.command()
-@click.argument("run")
+@with_runs
 @click.option("-m", "reason", help="Why, for the record.")
+@click.option("--yes", is_flag=True, help="Do not ask before all runs are cancelled.")
 @as_json
 @with_root
-def command(run: str, reason: str | None, as_json: bool, root: str | None) -> None:
-    """End RUN: its workers are stopped, what it did stays, and `pop retry` can take it up again."""
-    from pop.orders import write_order
-    from pop.runs import find_run
-    from pop.store import Disk, lock_holder
+def command(
+    runs: tuple[str, ...],
+    pipeline: str | None,
+    everything: bool,
+    reason: str | None,
+    yes: bool,
+    as_json: bool,
+    root: str | None,
+) -> None:
+    """End RUN...: their workers are stopped, what they did stays, and `pop retry` can take them up again."""
+    chosen_here = chosen_root(root)
+    chosen = choose(chosen_here, runs, pipeline, everything, in_current)
+    if everything and not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("--all cancels every run that has not ended", hint="pop cancel --all --yes")
+        click.confirm(f"cancel {len(chosen.runs)} run(s)?", abort=True, err=True)
+    later = "the order takes effect with the next pop up"
+    give(chosen_here, chosen, partial(_plan, named=chosen.named), reason=reason, as_json=as_json, later=later)
 
-    chosen = chosen_root(root)
-    found = find_run(chosen, run)
-    if found.place == "complete":
-        raise UsageError(f"{found.run_id} is complete; there is nothing to end")
-    withdrawn = found.path / "orders" / "retry.json"
-    if found.status().get("state") == "cancelled" and not withdrawn.exists():
-        if as_json:
-            print_json({"run_id": found.run_id, "order": None})
-        else:
-            click.echo(f"{found.run_id} is cancelled already: pop show {found.run_id} tells why", err=True)
-        return
-    withdrawn.unlink(missing_ok=True)  # else it would be carried out after this one
-    path = write_order(Disk(), found.path, "cancel", reason)
-    if as_json:
-        print_json({"run_id": found.run_id, "order": str(path)})
-        return
-    click.echo(path)
-    if lock_holder(chosen.machine_room) is None:
-        click.echo("no daemon is running here: the order takes effect with the next pop up", err=True)
+
+def _plan(run: Run, *, named: bool) -> Plan:
+    state = run.status().get("state")
+    if run.place == "complete":
+        raise DoesNotFit(f"{run.run_id} is complete; there is nothing to end")
+    if not named and state in ("failed", "cancelled"):
+        raise DoesNotFit(f"{run.run_id} is {state}")
+    newer = tuple(verb for verb in ("retry", "resume", "rerun") if waits(run, verb))
+    if state == "cancelled" and not newer:
+        return Plan(run, None, f"{run.run_id} is cancelled already: pop show {run.run_id} tells why")
+    return Plan(run, "cancel", withdraws=newer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from pop.commands._ordering import withdraw
 from pop.commands._shared import as_json, chosen_root, print_json, with_root
 from pop.errors import UsageError
 
@@ -32,6 +33,8 @@ def command(run: str, reason: str | None, budget: tuple[str, ...], as_json: bool
     state = found.status().get("state")
     if state not in ("failed", "cancelled"):
         raise UsageError(f"{found.run_id} is {state}; only failed and cancelled runs are retried")
+    for verb in ("cancel", "pause"):  # else the older order would be carried out after this one
+        withdraw(found, verb)
     path = write_order(Disk(), found.path, "retry", reason, amounts)
     if as_json:
         print_json({"run_id": found.run_id, "order": str(path)})

@@ -20,6 +20,7 @@ from pop.errors import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_RUN_FAILED,
+    EXIT_WAITING,
     PopError,
     UsageError,
     did_you_mean,
@@ -46,7 +47,7 @@ def command(
     as_json: bool,
     root: str | None,
 ) -> int:
-    """Run SEED (a file, a folder with seed.json, a .zip, or -) to its end.
+    """Run SEED (a file, a folder with seed.json, a .zip, or -) to its end, or until it waits for a person (exit code 5).
 
     Where a daemon serves this folder the seed goes into its queue; otherwise one is started for this seed alone.
     With --replay and without SEED the recorded run's own seed is taken.
@@ -254,6 +255,8 @@ def _tell(root: Root, run: Run, as_json: bool, interrupted: bool) -> int:
     if status.get("state") in ("failed", "cancelled"):
         error = status.get("error") or {}
         return EXIT_BUDGET if error.get("error_class") == "budget" else EXIT_RUN_FAILED
+    if status.get("state") in ("waiting", "paused"):
+        return EXIT_WAITING
     if status.get("state") in ("queued", "running"):
         click.echo("it goes on with the next pop up", err=True)
     return EXIT_INTERRUPTED if interrupted else EXIT_RUN_FAILED

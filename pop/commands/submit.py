@@ -67,6 +67,13 @@ def submit_alone(root: Root, asked: str, changes: Changes | None = None) -> Path
         return _appear(draft, root.pending, f"{_stem(source)}.{secrets.token_hex(4)}")
 
 
+def put_seed(root: Root, data: bytes, name: str) -> Path:
+    """A seed's bytes into the queue under a free name like this one; it appears there whole."""
+    with _draft(root) as draft:
+        draft.write_bytes(data)
+        return _appear(draft, root.pending, name)
+
+
 def _lay_out(root: Root, source: Path, draft: Path, asked: str, *, check: bool = True) -> None:
     """Any kind of seed as a folder.
 
