@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 
 from pop.durations import seconds
 from pop.errors import ERROR_CLASSES, ConfigErrors
-from pop.expressions import FILTER_NAMES, TEXT_METHODS
+from pop.expression_sandbox import FILTER_NAMES, TEXT_METHODS
 from pop.pipeline import (
     KEYS,
     MAX_NESTING,
