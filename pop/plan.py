@@ -223,7 +223,8 @@ class Settled:
     def _take_in(self, kind: str, facts: Mapping[str, object], into: dict[str, None]) -> None:
         new = len(facts) - self.known.get(kind, 0)
         if new:
-            into.update(dict.fromkeys(islice(reversed(cast(dict[str, object], facts)), new)))
+            newest_first = list(islice(reversed(cast(dict[str, object], facts)), new))
+            into.update(dict.fromkeys(reversed(newest_first)))
             self.known[kind] = len(facts)
 
 

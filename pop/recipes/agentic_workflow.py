@@ -49,7 +49,11 @@ ROLES: Mapping[str, Role] = {
         3, "planner", "step3_plan_revision_planner_prompt_template.md", _P1, "the plan is not accepted yet"
     ),
     "implement": Role(
-        4, "programmer", "step4_implementation_programmer_prompt_template.md", _P2, "the approved plan is to be carried out"
+        4,
+        "programmer",
+        "step4_implementation_programmer_prompt_template.md",
+        _P2,
+        "the approved plan is to be carried out",
     ),
     "tools": Role(5, "tools", None, _P2, "the newest files are to be compiled, linted and tested"),
     "validate-code": Role(
@@ -74,7 +78,10 @@ GATES: Mapping[str, tuple[str, Phase]] = {
     CODE_LOOP: ("code_approved", _P2),
     "final-approval": ("final_approved", _P2),
 }
-OPENS_WHEN_CONVERGED = {"plan-approval": PLAN_LOOP, "final-approval": CODE_LOOP}  # a person asks for changes: not any more
+OPENS_WHEN_CONVERGED = {
+    "plan-approval": PLAN_LOOP,
+    "final-approval": CODE_LOOP,
+}  # a person asks for changes: not any more
 
 
 class Scores(Record):
@@ -354,7 +361,7 @@ class _Fold:
 
     def _converged(self, loop: str) -> bool:
         laps = self.laps[loop]
-        return loop in self.passed or bool(laps) and laps[-1]["verdict"] in ("converged", "accepted", "kept")
+        return loop in self.passed or (bool(laps) and laps[-1]["verdict"] in ("converged", "accepted", "kept"))
 
     def _output(self, instance: str) -> Any:
         """What a step gave; None while it is not there, or cannot be read."""
@@ -429,7 +436,10 @@ class _Fold:
         with suppress(OSError, BadJson, ValueError):
             pipeline = read_json((self.run_dir / "pipeline.json").read_bytes())
             loops = {block.get("name"): block for block in pipeline["tasks"] if isinstance(block, dict)}
-            phases: tuple[tuple[Literal["phase_1", "phase_2"], str], ...] = (("phase_1", PLAN_LOOP), ("phase_2", CODE_LOOP))
+            phases: tuple[tuple[Literal["phase_1", "phase_2"], str], ...] = (
+                ("phase_1", PLAN_LOOP),
+                ("phase_2", CODE_LOOP),
+            )
             return {phase: self._criteria_of(loops[loop], self.laps[loop]) for phase, loop in phases if loop in loops}
         return {}
 
