@@ -22,6 +22,7 @@ import shutil
 import time
 import unicodedata
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -235,8 +236,14 @@ def seal(
     pipeline_bytes: bytes,
     provenance: dict[str, Any],
     now: float,
+    forked_from: dict[str, Any] | None = None,
+    lines: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Make the run stand on its own; returns the run.created event. Repeatable after a crash at any point.
+
+    Args:
+        forked_from: The run of which this is a fork; what it takes over is laid out already (``forks.lay_out``).
+        lines: What its journal goes on with.
 
     Raises:
         SeedRejected: A run with the same seed id exists.
@@ -262,7 +269,10 @@ def seal(
         "seed_sha256": hashlib.sha256(data).hexdigest(),
         "pipeline_sha256": hashlib.sha256(pipeline_bytes).hexdigest(),
     }
-    disk.put(run_dir / "events.jsonl", dump_json(event, pretty=False))
+    if forked_from:
+        event["forked_from"] = forked_from
+    journal = [event, *({"at": event["at"], **line} for line in lines)]
+    disk.put(run_dir / "events.jsonl", b"".join(dump_json(line, pretty=False) for line in journal))
     drop_claim(run_dir)
     return event
 
@@ -391,7 +401,7 @@ def drop_run_dir(run_dir: Path) -> None:
     for name in ("seed.json", "pipeline.json", "provenance.json"):
         (run_dir / name).unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError):
-        (run_dir / "tasks").rmdir()
+        remove_tree(run_dir / "tasks")  # with what a fork had taken over
     run_dir.rmdir()
 
 

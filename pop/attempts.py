@@ -24,6 +24,7 @@ from pop import events
 from pop.errors import ErrorClass
 from pop.executors import Attempt, Result
 from pop.records import BadJson, ErrorRecord, Letter, Usage, dump_json, read_json
+from pop.remedies import Next
 from pop.store import (
     Disk,
     DiskFailed,
@@ -263,6 +264,30 @@ def done_event(letter: Letter, outcome: Outcome, seconds: float) -> dict[str, An
         "attempt": letter.attempt,
         "sha256": outcome.sha256,
         "size_bytes": outcome.size_bytes,
+        "seconds": round(seconds, 6),
+        "refinements": outcome.refinements,
+        "usage": outcome.usage.model_dump(),
+        "models": outcome.models,
+    }
+
+
+def failed_event(
+    letter: Letter, outcome: Outcome, error: ErrorRecord, again: Next, *, more_time: float, seconds: float
+) -> dict[str, Any]:
+    """The journal's line about an attempt that failed, and what follows it."""
+    action = "retry" if again.action == "again" else again.action
+    return {
+        "at": events.rfc3339(time.time()),
+        "event": events.STEP_ATTEMPT_FAILED,
+        "instance": letter.instance,
+        "attempt": letter.attempt,
+        "error": error.model_dump(exclude_none=True),
+        "action": action,
+        "reason": again.reason,
+        "model": again.model,
+        "corrected": again.corrected,
+        "not_before": round(time.time() + again.delay_s, 3) if again.delay_s else None,
+        "more_time": more_time * (2 if again.more_time else 1),
         "seconds": round(seconds, 6),
         "refinements": outcome.refinements,
         "usage": outcome.usage.model_dump(),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from pop.compression import Compression
+from pop.control_orders import Control
 from pop.errors import AttemptFailed
 from pop.inputs import Inputs
 from pop.models.counts import MOST_COUNTS, Counts
@@ -64,6 +65,7 @@ class Context:
     default_model: str = "default"
     max_output_tokens: int | None = None
     temperature: float | None = None
+    control: Control = field(default_factory=Control)
     log: Log = field(init=False)
     _warned: set[str] = field(init=False, default_factory=set)
 
@@ -297,10 +299,15 @@ class Context:
         self.trail.note("note", text=told)
         return shorter
 
+    @cached_property
+    def laps(self) -> Inputs:
+        """All outputs of the steps of the loops around, lap by lap: ``ctx.laps.review[-1]``."""
+        return Inputs(Path(self.letter.run_dir), self.letter.laps)
+
     @property
-    def control(self) -> Any:
-        """Orders to the own run (add, skip, pause)."""
-        raise AttemptFailed("bug", "ctx.control is not part of this version of POP")
+    def changes(self) -> list[str]:
+        """What persons asked to be done otherwise, the newest last."""
+        return self.letter.changes
 
 
 class _InTurn:

@@ -25,7 +25,7 @@ from pop import admission, events
 from pop.admission import Claimed
 from pop.confine import landlock_version, protect_keys
 from pop.diskwork import MIN_FREE_BYTES, DiskWork
-from pop.errors import RootError
+from pop.errors import PopError, RootError
 from pop.executors import open_executor
 from pop.executors.process import reap_orphans
 from pop.gatekeeper import GatewayProcess
@@ -33,12 +33,14 @@ from pop.intake import Intake
 from pop.ledger import Ledger
 from pop.models.answers import Spent
 from pop.orchestrator import ActiveRun, Orchestrator
-from pop.orders import Order, Orders
+from pop.orders import ANSWER, Order, Orders
 from pop.queue import ignore_lease_breaks
 from pop.records import dump_json
+from pop.rerun import changed_tasks
 from pop.settings import Root, Settings, load_settings
 from pop.store import Disk, DiskFailed, hold_root
 from pop.tally import Tally
+from pop.waiting import WaitingRuns
 from pop.watch import Watch
 
 log = structlog.get_logger()
@@ -111,7 +113,9 @@ class Daemon:
             tally=Tally(Spent(root.machine_room / "answers.db")),
             gateway_life=lambda: self.gateway.life,
         )
-        self.orders = Orders(root, self.disk)
+        self.waiting = WaitingRuns()
+        self.orders = Orders(root, self.disk, self.waiting)
+        self._ordered: Path | None = None  # an order to this run at rest is being carried out
         self._wake = asyncio.Event()
         self._hints: set[str] = set()
         self._backlog: deque[Path] = deque()
@@ -158,7 +162,8 @@ class Daemon:
         if self.only is None:
             self._unsealed.extend(admission.unfinished_claims(self.root))
             claimed = {claim.run_dir for claim in self._unsealed}
-            self._backlog.extend(path for path in unfinished_runs(self.root) if path not in claimed)
+            unfinished = (path for path in unfinished_runs(self.root) if path not in claimed)
+            self._backlog.extend(path for path in unfinished if not self.waiting.add_from(path))
         elif self.only.run:
             self._backlog.append(self.root.current / self.only.run)
 
@@ -210,7 +215,7 @@ class Daemon:
             return
         while self._room() and self._unsealed:
             self._take(self._seal_and_drive(self._unsealed.popleft()))
-        while self._room() and self._backlog:
+        while self._room() and self._backlog and self._backlog[0] != self._ordered:
             self._opening.add(self._backlog[0])
             self._take(self._resume(self._backlog.popleft()))
         if self.only is not None:
@@ -274,12 +279,16 @@ class Daemon:
             return
         finally:
             self._opening.discard(run_dir)
+        self.waiting.drop(run.run_id)
         log.info("run.resumed", run=run.run_id)
+        run.notes = await self.work.in_thread(changed_tasks, self.root, run_dir)
         await self._drive(run)
 
     async def _drive(self, run: ActiveRun) -> None:
-        if run.history.state not in ("complete", "failed", "cancelled"):
+        if run.history.state not in ("complete", "failed", "cancelled", "paused"):
             await self.orchestrator.drive(run)
+        if run.history.state == "waiting":
+            self.waiting.add(run.run_id, run.history.waiting(), run.wake_at)
         if run.history.state == "complete":
             self._ending.add(run.run_id)
             if not run.record:  # a daemon before us journaled the end
@@ -343,6 +352,9 @@ class Daemon:
 
     async def _obey(self) -> None:
         active = self.orchestrator.runs
+        self.orchestrator.look_at_gates()
+        for run_id in self.waiting.expired(time.time()) if self.only is None else ():
+            self._take_up(self.root.current / run_id)
         try:
             if not os.listdir(self.root.current):  # an idle daemon wakes no thread
                 return
@@ -358,25 +370,50 @@ class Daemon:
             ):
                 continue  # it will be at work in a moment; and the orders of other runs wait for their daemon
             try:
+                self._ordered = None if order.run_id in active else order.run_dir
                 await self._carry_out(order)
-                await self.work.surely(self.orders.file_away, order)
+                if order.verb != ANSWER:
+                    await self.work.surely(self.orders.file_away, order)
             except RootError:
                 return
             except DiskFailed:
                 raise
+            except PopError as error:
+                log.error("order.refused", run=order.run_id, verb=order.verb, error=error.message, hint=error.hint)
+                await self.work.surely(self.orders.file_away, order, error)
             except Exception as error:
                 log.error("order.failed", run=order.run_id, verb=order.verb, error=f"{type(error).__name__}: {error}")
+            finally:
+                self._ordered = None
 
     async def _carry_out(self, order: Order) -> None:
         run = self.orchestrator.runs.get(order.run_id)
-        if run and order.verb == "cancel":
-            await self.orchestrator.cancel(run, order.by, order.reason)
-        elif not run and not await self.work.surely(self.orders.apply_to_resting, order):
+        if run:
+            await self._order_active(run, order)
+        elif order.verb == ANSWER or await self.work.surely(self.orders.apply_to_resting, order):
+            self._take_up(order.run_dir)
+        else:
+            self.waiting.drop(order.run_id)
+            await self.work.in_thread(self.waiting.add_from, order.run_dir)  # the order changed nothing
             self.orchestrator.unsettled.add(order.run_dir)  # it may be cancelled before it was taken up
-        elif not run:
-            if order.run_dir not in self._backlog:
-                self._backlog.append(order.run_dir)
-                self._wake.set()
+
+    async def _order_active(self, run: ActiveRun, order: Order) -> None:
+        obey = {
+            "cancel": self.orchestrator.cancel,
+            "pause": self.orchestrator.pause,
+            "resume": self.orchestrator.resume,
+        }
+        if order.verb in obey:
+            await obey[order.verb](run, order.by, order.reason)
+        elif order.verb == "rerun":
+            log.error("order.refused", run=run.run_id, verb=order.verb, error="it is at work: pop pause it first")
+
+    def _take_up(self, run_dir: Path) -> None:
+        """A run at rest is to go on."""
+        self.waiting.drop(run_dir.name)
+        if run_dir.name not in self.orchestrator.runs and run_dir not in self._opening and run_dir not in self._backlog:
+            self._backlog.append(run_dir)
+            self._wake.set()
 
     def _on_recovery(self) -> None:
         self.orchestrator.wake_all()

@@ -1,6 +1,6 @@
-"""Expressions of the pipeline language: what stands in ``when`` and ``each``.
+"""Expressions of the pipeline language: what stands in ``when``, ``each``, ``until``, ``score`` and ``checks``.
 
-Jinja expressions over ``seed``, ``inputs``, ``item`` and ``lap``. They are evaluated in the supervisor, over data that
+Jinja expressions over ``seed``, ``inputs``, ``item``, ``lap`` and ``laps``. They are evaluated in the supervisor, over data that
 nobody vouches for, so the language is small: no loops, no ``range``, filters and tests from a list, five methods of
 texts, ``*`` ``**`` ``%`` for numbers of bounded size only. A name after a dot is always a key of the data, never a
 Python attribute. Nothing can be changed, and what an expression builds is at most as big as the data it read.
@@ -8,42 +8,26 @@ Python attribute. Nothing can be changed, and what an expression builds is at mo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache, wraps
+from functools import lru_cache
+from math import isfinite
 from typing import Any, Literal, cast
 
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined, nodes
+from jinja2 import TemplateError, TemplateSyntaxError, Undefined, nodes
 from jinja2.environment import TemplateExpression
-from jinja2.filters import FILTERS
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.tests import TESTS
 
-from pop.errors import (
-    EXIT_RUN_FAILED,
-    ConfigError,
-    ConfigErrors,
-    PopError,
-    did_you_mean,
-)
+from pop.errors import EXIT_RUN_FAILED, ConfigError, ConfigErrors, PopError, did_you_mean
+from pop.expression_sandbox import ENVIRONMENT, TEST_NAMES, TEXT_METHODS, cut, type_name
 
-NAMES = ("seed", "inputs", "item", "lap")
+NAMES = ("seed", "inputs", "item", "lap", "laps")
 MAX_TEXT = 4000  # characters of one expression
 MAX_ITEMS = 100_000  # of one `each`
-MAX_BITS = 4096  # of a whole number made by `*` or `**`
-TEXT_METHODS = frozenset({"lower", "upper", "strip", "startswith", "endswith"})
-FILTER_NAMES = frozenset({
-    "abs", "count", "d", "default", "first", "float", "int", "last", "length", "list", "lower", "map", "max", "min",
-    "reject", "rejectattr", "reverse", "round", "select", "selectattr", "sort", "sum", "trim", "unique", "upper",
-})  # fmt: skip
-TEST_NAMES = frozenset({
-    "boolean", "defined", "divisibleby", "eq", "equalto", "even", "false", "float", "ge", "greaterthan", "gt", "in",
-    "integer", "iterable", "le", "lessthan", "lt", "mapping", "ne", "none", "number", "odd", "sequence", "string",
-    "true", "undefined", "==", "!=", "<", "<=", ">", ">=",
-})  # fmt: skip
-
-Expects = Literal["bool", "list", "any"]
+MAX_SHOWN = 200  # characters of a value that `Expression.values` tells
+Expects = Literal["bool", "list", "number", "any"]
 
 
 class ExpressionError(PopError):
@@ -57,13 +41,19 @@ class ExpressionError(PopError):
 class Expression:
     """A checked expression.
 
-    `where` is its place for errors; `expects` is what `evaluate` insists on; `inputs` are the steps it reads.
+    `where` is its place for errors; `expects` is what `evaluate` insists on; `inputs` and `laps` are the steps it reads,
+    spelt as in the expression: ``plan_a`` may stand for the step ``plan-a`` (see `spelled`).
     """
 
     text: str
     where: str
     expects: Expects = "any"
     inputs: frozenset[str] = frozenset()
+    laps: frozenset[str] = frozenset()
+
+    def reads(self, step: str) -> bool:
+        """Whether it reads an output of this step, the newest or those of all laps."""
+        return spelled(step) in {spelled(name) for name in self.inputs | self.laps}
 
     def evaluate(self, scope: Mapping[str, Any]) -> Any:
         """Work it out.
@@ -73,7 +63,7 @@ class Expression:
                 a lazy mapping. The output of a skipped step is None.
 
         Returns:
-            A bool where a ``when`` is expected, a list where an ``each`` is, else any JSON value.
+            A bool, a list or a number where `expects` says so, else any JSON value.
 
         Raises:
             ExpressionError: It names a missing key, does not fit the data, or gives another type than expected.
@@ -89,36 +79,66 @@ class Expression:
             TypeError,
             ValueError,
             AttributeError,
+            NameError,  # Jinja writes the constant inf as a name
         ) as error:
-            raise self._error(_cut(str(error) or type(error).__name__)) from None
+            raise self._error(cut(str(error) or type(error).__name__)) from None
         except (RecursionError, MemoryError) as error:
             raise self._error(f"the data is too large for it ({type(error).__name__})") from None
 
-    def check_inputs(self, known: Collection[str], steps: Collection[str] = ()) -> list[ConfigError]:
-        """One error for each ``inputs.<step>`` that names no step before this place.
+    def values(self, scope: Mapping[str, Any]) -> dict[str, Any]:
+        """What the expression read, by the longest chains of names it is written with.
+
+        ``{"inputs.review.score": 7.5, "lap": 2}``. A value that cannot be had is left out; one whose JSON is longer than
+        `MAX_SHOWN` characters is given as the beginning of that text.
+
+        Args:
+            scope: As for `evaluate`.
+        """
+        names, found = _scope(scope), {}
+        for name, *keys in _chains(_parse(self.text, self.where)):
+            if keys or name not in ("inputs", "laps"):
+                with suppress(LookupError, TypeError, ValueError, OSError, PopError):
+                    found[_chain_text(name, keys)] = _abridged(_value_of(names[name], keys))
+        return found
+
+    def check_inputs(
+        self,
+        known: Collection[str],
+        steps: Collection[str] = (),
+        *,
+        in_loop: Collection[str] | None = None,
+        later: str = "which does not come before it",
+    ) -> list[ConfigError]:
+        """One error for each ``inputs.<step>`` and ``laps.<step>`` that names no step that can be read at this place.
 
         Args:
             known: The steps whose outputs are there by then.
             steps: All steps of the pipeline, to tell a later step from an unknown one.
+            in_loop: The steps of the loops around, for ``laps``; None leaves these unchecked.
+            later: What is said of a step that cannot be read.
         """
-        readable, all_steps = (
-            {_spelled(name) for name in known},
-            {_spelled(name) for name in steps},
-        )
-        problems = []
-        for name in sorted(self.inputs):
-            if _spelled(name) in readable:
-                continue
-            if _spelled(name) in all_steps:
-                message, hint = (
-                    f"`{self.text}` reads step {name!r}, which does not come before it",
-                    "see `needs`",
-                )
-            else:
-                near = did_you_mean(_spelled(name), readable) or "no step comes before this one"
-                message, hint = f"`{self.text}` reads an unknown step {name!r}", near
-            problems.append(ConfigError(message, where=self.where, hint=hint, code="unknown-input"))
-        return problems
+        words = (later, "no step comes before this one")
+        found = [self._check_read(name, known, steps, words) for name in sorted(self.inputs)]
+        if in_loop is not None:
+            words = ("which is in no loop around this place", "no loop stands around this place")
+            found += [self._check_read(name, in_loop, steps, words) for name in sorted(self.laps)]
+        return [problem for problem in found if problem]
+
+    def _check_read(
+        self, name: str, known: Collection[str], steps: Collection[str], words: tuple[str, str]
+    ) -> ConfigError | None:
+        readable = {spelled(step) for step in known}
+        if spelled(name) in readable:
+            return None
+        later, none = words
+        if spelled(name) in {spelled(step) for step in steps}:
+            message, hint = f"`{self.text}` reads step {name!r}, {later}", "see `needs`"
+        else:
+            message, hint = (
+                f"`{self.text}` reads an unknown step {name!r}",
+                did_you_mean(spelled(name), readable) or none,
+            )
+        return ConfigError(message, where=self.where, hint=hint, code="unknown-input")
 
     def _checked(self, value: Any) -> Any:
         if isinstance(value, Undefined):
@@ -128,11 +148,15 @@ class Expression:
             raise self._error("a value inside the list or object is missing")
         if self.expects == "bool" and not isinstance(value, bool):
             raise self._error(
-                f"must be true or false, gave {_type_name(value)}",
+                f"must be true or false, gave {type_name(value)}",
                 "compare it with something",
             )
         if self.expects == "list" and not isinstance(value, (list, tuple)):
-            raise self._error(f"must be a list, gave {_type_name(value)}")
+            raise self._error(f"must be a list, gave {type_name(value)}")
+        if self.expects == "number" and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise self._error(f"must be a number, gave {type_name(value)}")
+        if self.expects == "number" and not isfinite(value):
+            raise self._error("must be a number, gave one without end")
         if self.expects == "list" and len(value) > MAX_ITEMS:
             raise self._error(f"{len(value)} items are too many (at most {MAX_ITEMS})")
         return list(value) if isinstance(value, tuple) else value
@@ -162,7 +186,7 @@ def compile_expression(
     """
     tree = _parse(text, where)
     problems = [ConfigError(message, where=where, hint=hint) for message, hint in _mistakes(tree, names)]
-    expression = Expression(text, str(where), expects, frozenset(_inputs_read(tree)))
+    expression = Expression(text, str(where), expects, *_steps_read(tree))
     if inputs is not None:
         problems += expression.check_inputs(inputs)
     if problems:
@@ -176,29 +200,29 @@ def compile_expression(
         ValueError,
         TemplateError,
     ) as error:
-        raise ConfigErrors([ConfigError(f"not an expression: {_cut(str(error))}", where=where)]) from None
+        raise ConfigErrors([ConfigError(f"not an expression: {cut(str(error))}", where=where)]) from None
     return expression
 
 
-def inputs_read(text: str) -> frozenset[str]:
-    """The steps an expression reads, also where it has other mistakes; none when it cannot be parsed."""
+def unchecked(text: str, where: str, expects: Expects) -> Expression:
+    """An expression that has mistakes: what it reads is known all the same, unless it cannot be parsed."""
     try:
-        return frozenset(_inputs_read(_parse(text, "")))
+        return Expression(text, where, expects, *_steps_read(_parse(text, "")))
     except ConfigErrors:
-        return frozenset()
+        return Expression(text, where, expects)
 
 
 def _parse(text: str, where: object) -> nodes.Node:
     try:
         if len(text) > MAX_TEXT:
             raise TemplateSyntaxError(f"{len(text)} characters are too many (at most {MAX_TEXT})", 1)
-        parser = Parser(_ENVIRONMENT, text, state="variable")
+        parser = Parser(ENVIRONMENT, text, state="variable")
         tree = parser.parse_expression()
         if not parser.stream.eos:
             raise TemplateSyntaxError(f"unexpected {parser.stream.current.value!r}", 1)
         return tree
     except TemplateSyntaxError as error:
-        message = f"`{_cut(text)}` is not an expression: {_cut(str(error.message))}"
+        message = f"`{cut(text)}` is not an expression: {cut(str(error.message))}"
     except RecursionError:
         message = "the expression is nested too deep"
     raise ConfigErrors([ConfigError(message, where=where, hint="see docs/pipelines.md")])
@@ -209,10 +233,10 @@ def _mistakes(tree: nodes.Node, names: Collection[str]) -> Iterator[tuple[str, s
         match node:
             case nodes.Name(name=name) if name not in names:
                 yield _unknown_name(name, names)
-            case nodes.Filter(name=name) if name not in _ENVIRONMENT.filters:
+            case nodes.Filter(name=name) if name not in ENVIRONMENT.filters:
                 yield (
                     f"unknown filter {name!r}",
-                    did_you_mean(name, _ENVIRONMENT.filters),
+                    did_you_mean(name, ENVIRONMENT.filters),
                 )
             case nodes.Test(name=name) if name not in TEST_NAMES:
                 yield f"unknown test {name!r}", did_you_mean(name, TEST_NAMES)
@@ -231,21 +255,76 @@ def _unknown_name(name: str, names: Collection[str]) -> tuple[str, str | None]:
             "`item` has a meaning only inside an `each`",
             "the `each` itself and its `when` stand outside",
         )
-    if name == "lap" and name not in names:
+    if name in ("lap", "laps") and name not in names:
         return (
-            "`lap` has a meaning only inside a `repeat`, which comes with a later version",
-            None,
+            f"`{name}` has a meaning only inside a `repeat`",
+            "the `when` of the `repeat` itself stands outside",
         )
     return f"unknown name {name!r}", did_you_mean(name, names)
 
 
-def _inputs_read(tree: nodes.Node) -> Iterator[str]:
+def _steps_read(tree: nodes.Node) -> tuple[frozenset[str], frozenset[str]]:
+    """The steps after ``inputs`` and after ``laps``."""
+    read: dict[str, set[str]] = {"inputs": set(), "laps": set()}
     for node in _walk(tree):
         match node:
-            case nodes.Getattr(node=nodes.Name(name="inputs"), attr=name):
-                yield name
-            case nodes.Getitem(node=nodes.Name(name="inputs"), arg=nodes.Const(value=str() as name)):
-                yield name
+            case nodes.Getattr(node=nodes.Name(name="inputs" | "laps" as of), attr=name):
+                read[of].add(name)
+            case nodes.Getitem(node=nodes.Name(name="inputs" | "laps" as of), arg=nodes.Const(value=str() as name)):
+                read[of].add(name)
+    return frozenset(read["inputs"]), frozenset(read["laps"])
+
+
+_Key = str | int
+
+
+def _chains(node: nodes.Node) -> Iterator[tuple[Any, ...]]:
+    """The longest chains of names and constant keys in an expression: ``("inputs", "review", "score")``."""
+    chain = _chain(node)
+    if chain is not None:
+        yield chain
+        return
+    if isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr):  # a method of a text
+        yield from _chains(node.node.node)
+        children: Iterator[nodes.Node] = iter(node.args)
+    else:
+        children = node.iter_child_nodes()
+    for child in children:
+        yield from _chains(child)
+
+
+def _chain(node: nodes.Node) -> tuple[Any, ...] | None:
+    match node:
+        case nodes.Name(name=name) if name in NAMES:
+            return (name,)
+        case nodes.Getattr(node=inner, attr=name) if (chain := _chain(inner)) is not None:
+            return (*chain, name)
+        case nodes.Getitem(node=inner, arg=arg) if (chain := _chain(inner)) is not None:
+            match arg:
+                case nodes.Const(value=str() | int() as key):
+                    return (*chain, key)
+                case nodes.Neg(node=nodes.Const(value=int() as index)):
+                    return (*chain, -index)
+    return None
+
+
+def _chain_text(name: str, keys: Sequence[_Key]) -> str:
+    dotted = (f".{key}" if isinstance(key, str) and key.isidentifier() else f"[{key!r}]" for key in keys)
+    return name + "".join(dotted)
+
+
+def _value_of(value: Any, keys: Sequence[_Key]) -> Any:
+    """Raises: LookupError: It is not there."""
+    for key in keys:
+        value = ENVIRONMENT.getitem(value, key)
+        if isinstance(value, Undefined):
+            raise LookupError(key)
+    return value
+
+
+def _abridged(value: Any) -> Any:
+    shown = json.dumps(value, ensure_ascii=False)
+    return value if len(shown) <= MAX_SHOWN else shown[: MAX_SHOWN - 1] + "…"
 
 
 def _walk(tree: nodes.Node) -> Iterator[nodes.Node]:
@@ -253,8 +332,8 @@ def _walk(tree: nodes.Node) -> Iterator[nodes.Node]:
     yield from tree.find_all(nodes.Node)
 
 
-class _Inputs(Mapping[str, Any]):
-    """Outputs by step, where ``_`` also reads ``-``."""
+class _BySteps(Mapping[str, Any]):
+    """Outputs, or lists of them, by step, where ``_`` also reads ``-``."""
 
     def __init__(self, outputs: Mapping[str, Any]):
         self._outputs = outputs
@@ -262,7 +341,7 @@ class _Inputs(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name in self._outputs:
             return self._outputs[name]
-        return self._outputs[next((key for key in self._outputs if _spelled(key) == name), name)]
+        return self._outputs[next((key for key in self._outputs if spelled(key) == name), name)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._outputs)
@@ -272,25 +351,12 @@ class _Inputs(Mapping[str, Any]):
 
 
 def _scope(scope: Mapping[str, Any]) -> dict[str, Any]:
-    return {**scope, "inputs": _Inputs(scope["inputs"])} if "inputs" in scope else dict(scope)
+    return {**scope, **{name: _BySteps(scope[name]) for name in ("inputs", "laps") if name in scope}}
 
 
-def _spelled(name: str) -> str:
+def spelled(name: str) -> str:
+    """A step's name as expressions may spell it: `-` reads `_`."""
     return name.replace("-", "_")
-
-
-def _type_name(value: Any) -> str:
-    if isinstance(value, Undefined):
-        return "nothing"
-    kinds: tuple[tuple[Any, str], ...] = (
-        (type(None), "null"), (bool, "true or false"), ((int, float), "a number"), (str, "a text"),
-        ((list, tuple), "a list"), (Mapping, "an object"),
-    )  # fmt: skip
-    return next((name for kind, name in kinds if isinstance(value, kind)), "something else")
-
-
-def _cut(text: str, limit: int = 300) -> str:
-    return text if len(text) <= limit else text[:limit] + "…"
 
 
 def _is_data(value: Any) -> bool:
@@ -302,91 +368,7 @@ def _is_data(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox: dots and brackets reach keys and indexes of data and the methods in `TEXT_METHODS`."""
-
-    intercepted_binops = frozenset({"*", "**", "%"})
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        if isinstance(obj, str) and attribute in TEXT_METHODS:
-            return getattr(obj, attribute)
-        return self.getitem(obj, attribute)
-
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        by_index = isinstance(obj, (list, tuple, str)) and isinstance(argument, int)
-        if by_index or isinstance(obj, Mapping):
-            try:
-                return obj[argument]
-            except LookupError:
-                pass
-        return self.undefined(hint=_missing(obj, argument), obj=obj, name=_cut(str(argument), 80))
-
-    def is_safe_callable(self, obj: Any) -> bool:
-        return isinstance(getattr(obj, "__self__", None), str) and getattr(obj, "__name__", "") in TEXT_METHODS
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if not isinstance(left, (int, float)) or not isinstance(right, (int, float)):
-            raise TypeError(f"{operator} is for numbers, not {_type_name(left)} and {_type_name(right)}")
-        if operator == "*" and _bits(left) + _bits(right) > MAX_BITS:
-            raise OverflowError("the product is too large")
-        if operator == "**" and (abs(right) > 64 or _bits(left) * abs(right) > MAX_BITS):
-            raise OverflowError("the power is too large")
-        return super().call_binop(context, operator, left, right)
-
-
-def _bits(number: float) -> int:
-    return number.bit_length() if isinstance(number, int) else 64
-
-
-def _missing(obj: Any, key: Any) -> str:
-    if isinstance(obj, Undefined):
-        return "a value is missing"
-    if obj is None:
-        return f"{_cut(str(key), 80)!r} is asked of null (the output of a skipped step is null)"
-    if isinstance(obj, Mapping):
-        keys = [name for _, name in zip(range(200), obj, strict=False) if isinstance(name, str) and len(name) <= 80]
-        near = did_you_mean(str(key)[:80], keys)
-        return f"no key {_cut(str(key), 80)!r}" + (f", {near}" if near else "")
-    return f"{_type_name(obj)} has no {_cut(str(key), 80)!r}"
-
-
-def _eager(lazy: Callable[..., Any]) -> Callable[..., Any]:
-    """The same filter, giving a list at once where it would give a generator, and no missing values in it."""
-
-    @wraps(lazy)
-    def eager(*args: Any, **kwargs: Any) -> Any:
-        value = lazy(*args, **kwargs)
-        if not isinstance(value, Iterator):
-            return value
-        found = list(value)
-        for element in found:
-            if isinstance(element, Undefined):
-                str(element)
-                raise TypeError("an element is missing")
-        return found
-
-    return eager
-
-
-def _batch(value: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    """Cut a list into lists of `size`, the last one may be shorter."""
-    if not isinstance(value, (list, tuple)) or not isinstance(size, int) or size < 1:
-        raise TypeError("batch is for a list and a size of at least 1")
-    return [value[start : start + size] for start in range(0, len(value), size)]
-
-
-def _environment() -> _Environment:
-    environment = _Environment(undefined=StrictUndefined, autoescape=False)
-    environment.globals.clear()
-    environment.filters = {name: _eager(FILTERS[name]) for name in sorted(FILTER_NAMES)} | {"batch": _batch}
-    environment.tests = {name: TESTS[name] for name in sorted(TEST_NAMES)}
-    return environment
-
-
-_ENVIRONMENT = _environment()
-
-
 @lru_cache(maxsize=1000)
 def _compiled(text: str) -> TemplateExpression:
-    compiled: Callable[..., Any] = _ENVIRONMENT.compile_expression(text, undefined_to_none=False)
+    compiled: Callable[..., Any] = ENVIRONMENT.compile_expression(text, undefined_to_none=False)
     return cast(TemplateExpression, compiled)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from pop.steps import Block, Each, Pipeline, Task, below, step_of
+from pop.steps import Block, Each, Gate, Pipeline, Repeat, Task, step_of
 
 _INDENT = "    "
 _COLOURS = {
@@ -23,7 +23,8 @@ _WORST_FIRST = ("failed", "running", "waiting", "cancelled", "stale", "pending")
 def mermaid(pipeline: Pipeline, states: Mapping[str, str] | None = None) -> str:
     """The flowchart as text, ending in a newline.
 
-    An arrow leads to a step from each step it directly waits for. `each` blocks and blocks with a condition are frames.
+    An arrow leads to a step from each step it directly waits for. `each` and `repeat` blocks and blocks with a condition
+    are frames; a dotted arrow leads back from the last steps of a loop to its first ones. Gates are hexagons.
 
     Args:
         states: State by instance, as in tasks-status.json; the instances of a step are summed up in one node.
@@ -32,15 +33,16 @@ def mermaid(pipeline: Pipeline, states: Mapping[str, str] | None = None) -> str:
     by_step = _by_step(states or {})
     lines = ["flowchart TD", *_nodes(pipeline.root, ids, by_step, depth=1)]
     lines += [f"{_INDENT}{ids[before]} --> {ids[after]}" for before, after in edges(pipeline)]
+    lines += [f"{_INDENT}{ids[last]} -.->|again| {ids[first]}" for last, first in ways_back(pipeline)]
     lines += _classes(pipeline, ids, by_step)
     return "\n".join(lines) + "\n"
 
 
 def edges(pipeline: Pipeline) -> Iterator[tuple[str, str]]:
     """Pairs of steps of which the second waits for the first, without those that follow from others."""
-    for name in pipeline.tasks:
+    for name in pipeline.steps:
         direct = _direct(pipeline, name)
-        yield from ((one, name) for one in pipeline.tasks if one in direct)
+        yield from ((one, name) for one in pipeline.steps if one in direct)
 
 
 def _direct(pipeline: Pipeline, name: str) -> set[str]:
@@ -53,10 +55,21 @@ def _direct(pipeline: Pipeline, name: str) -> set[str]:
     return direct
 
 
+def ways_back(pipeline: Pipeline) -> Iterator[tuple[str, str]]:
+    """For each loop the steps that no step of a lap follows, with those that follow none."""
+    for block in pipeline.blocks.values():
+        if isinstance(block, Repeat):
+            inside = [leaf.name for leaf in pipeline.leaves[block.name]]
+            followed = {name for leaf in inside for name in pipeline.ancestors(leaf)}
+            firsts = [name for name in inside if not pipeline.ancestors(name) & set(inside)]
+            yield from ((last, first) for last in inside if last not in followed for first in firsts)
+
+
 def _nodes(block: Block, ids: Mapping[str, str], states: Mapping[str, Counter[str]], depth: int) -> Iterator[str]:
     pad = _INDENT * depth
-    if isinstance(block, Task):
-        yield f'{pad}{ids[block.name]}["{_step_label(block, states.get(block.name))}"]'
+    if isinstance(block, Task | Gate):
+        opening, closing = ("{{", "}}") if isinstance(block, Gate) else ("[", "]")
+        yield f'{pad}{ids[block.name]}{opening}"{_step_label(block, states.get(block.name))}"{closing}'
         return
     title = _frame_title(block)
     if title:
@@ -67,12 +80,12 @@ def _nodes(block: Block, ids: Mapping[str, str], states: Mapping[str, Counter[st
         yield f"{pad}end"
 
 
-def _step_label(task: Task, states: Counter[str] | None) -> str:
-    parts = [_escaped(task.name)]
-    if task.task != task.name:
-        parts.append(f"<small>{_escaped(task.task)}</small>")
-    if task.when:
-        parts.append(f"<small>when {_escaped(task.when.text)}</small>")
+def _step_label(step: Task | Gate, states: Counter[str] | None) -> str:
+    parts = [_escaped(step.name)]
+    if isinstance(step, Task) and step.task != step.name:
+        parts.append(f"<small>{_escaped(step.task)}</small>")
+    if step.when:
+        parts.append(f"<small>when {_escaped(step.when.text)}</small>")
     if states and states.total() > 1:
         parts.append(f"{states['done']} of {states.total()} done")
     return "<br>".join(parts)
@@ -80,6 +93,8 @@ def _step_label(task: Task, states: Counter[str] | None) -> str:
 
 def _frame_title(block: Block) -> str:
     parts = [f"each {_escaped(block.over.text)}"] if isinstance(block, Each) else []
+    if isinstance(block, Repeat):
+        parts.append(f"repeat until {_escaped(block.until.text)}, at most {block.at_most}")
     if block.when:
         parts.append(f"when {_escaped(block.when.text)}")
     return ", ".join(parts)
@@ -95,13 +110,14 @@ def _escaped(text: str) -> str:
 def _by_step(states: Mapping[str, str]) -> dict[str, Counter[str]]:
     by_step: dict[str, Counter[str]] = {}
     for instance, state in states.items():
-        step = step_of(instance)
-        by_step.setdefault(step, Counter())[state] += 1
+        begun, _, gate = instance.partition("+")  # the gate of an order that cannot be followed
+        if not gate or state == "waiting":
+            by_step.setdefault(step_of(begun), Counter())[state] += 1
     return by_step
 
 
 def _classes(pipeline: Pipeline, ids: Mapping[str, str], states: Mapping[str, Counter[str]]) -> list[str]:
-    shown = {block.name: _summed_up(states[block.name]) for block in below(pipeline.root) if block.name in states}
+    shown = {name: _summed_up(states[name]) for name in pipeline.blocks if name in states}
     used = [state for state in _COLOURS if state in shown.values()]
     lines = [f"{_INDENT}classDef {state} {_COLOURS[state]}" for state in used]
     for state in used:

@@ -7,9 +7,11 @@ that a restart that replays ``events.jsonl`` knows what the daemon knew.
 |----------------|----------------------------------------------|-----------------------------------|
 | running        | an attempt was started and has not ended     | step.done, step.attempt_failed    |
 | retry          | the attempt failed, another is due           | step.started                      |
-| done           | its output stands on disk with this sha256   | -                                 |
-| failed         | no further attempt is allowed                | step.reset (a person asked)       |
-| skipped        | its condition said no                        | -                                 |
+| waiting        | a person is asked                            | gate.decided                      |
+| done           | its output stands on disk with this sha256   | run.rerun                         |
+| failed         | no further attempt is allowed                | step.reset, run.rerun             |
+| skipped        | its condition said no                        | run.rerun                         |
+| stale          | it is to run again when its turn comes       | step.started, gate.opened, step.skipped |
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ from typing import Any
 import orjson
 
 from pop import events
-from pop.events import unix_s
 from pop.loops import Verdict
 from pop.records import Usage
+from pop.steps import step_of
 
+CONTROL = "+control"  # ends the name of the gate that an invalid order of an instance opens
 NEW_GENERATION = frozenset({"invalid_output", "refused", "truncated"})  # bad answers: the next attempt asks afresh
 
 
@@ -50,6 +53,14 @@ class Instance:
     sha256: str | None = None
     reason: str | None = None
     expires_at: float | None = None
+    kind: str | None = None  # of the gate that is open, or was last
+    key: str | None = None  # of the loop that gate stands in, or at the end of
+    opening: int = 0
+    shown: list[dict[str, Any]] = field(default_factory=list)
+    decision: str | None = None
+    model: str | None = None  # asked instead of the step's own, as its recovery says
+    models: dict[str, str] = field(default_factory=dict)  # of a rerun: recorded answers
+    problems: list[str] | None = None  # what the next attempt is told; None: what remained in the lap before
     live: dict[str, Any] = field(default_factory=dict)  # stage, progress: seen in the trail, not journaled
 
 
@@ -61,6 +72,8 @@ class Lap:
     score: float | None = None
     checks: bool = True
     sha256: str = ""
+    reason: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -94,6 +107,13 @@ class RunHistory:
     models: dict[str, None] = field(default_factory=dict)
     budget: dict[str, float] = field(default_factory=dict)  # raised by a person for this run
     warnings: list[str] = field(default_factory=list)  # soft budgets that were passed
+    added: list[tuple[str, list[Any]]] = field(default_factory=list)  # steps that tasks ordered, each after which
+    changes: list[tuple[str, str]] = field(default_factory=list)  # what persons asked for: of a loop, step or instance
+    unopened: dict[str, str] = field(default_factory=dict)  # gates that are to be opened beside the pipeline's: kinds
+    reruns: int = 0
+    seed: dict[str, str] | None = None  # path and sha256 of the newest one, after a rerun that set something
+    pipeline: dict[str, str] | None = None
+    models_asked: dict[str, str] = field(default_factory=dict)  # by a rerun
 
     def apply(self, event: dict[str, Any]) -> None:
         """Take one event of the journal into account; an unknown one (a newer POP's) is passed over."""
@@ -104,6 +124,17 @@ class RunHistory:
     def instance(self, name: str) -> Instance:
         return self.instances.setdefault(name, Instance(state="retry"))
 
+    def waiting(self) -> list[str]:
+        """The instances a person is asked about, in the order they came."""
+        return [name for name, instance in self.instances.items() if instance.state == "waiting"]
+
+    def failed_loops(self) -> list[str]:
+        return [key for key, loop in self.loops.items() if loop.laps and loop.laps[-1].verdict == "failed"]
+
+    def seed_file(self) -> tuple[str, str]:
+        """Path and sha256 of the seed that counts."""
+        return ("seed.json", self.created["seed_sha256"]) if not self.seed else (self.seed["path"], self.seed["sha256"])
+
 
 def _run_created(run: RunHistory, event: dict[str, Any]) -> None:
     run.created = event
@@ -112,6 +143,7 @@ def _run_created(run: RunHistory, event: dict[str, Any]) -> None:
 def _run_started(run: RunHistory, event: dict[str, Any]) -> None:
     run.started_at = run.started_at or event["at"]
     run.state = "running"
+    _rest(run)
 
 
 def _step_started(run: RunHistory, event: dict[str, Any]) -> None:
@@ -132,22 +164,60 @@ def _step_done(run: RunHistory, event: dict[str, Any]) -> None:
     instance.sha256 = event["sha256"]
     instance.refinements = event.get("refinements", 0)
     _end_attempt(run, instance, event)
+    if event.get("control"):
+        _obey(run, step_of(event["instance"]), event)
+    if event.get("control_error"):
+        _ask(run, event["instance"] + CONTROL, "control")
+        run.instances[event["instance"] + CONTROL].error = event["control_error"]
+        run.held = True
+    _rest(run)
+
+
+def _obey(run: RunHistory, step: str, event: dict[str, Any]) -> None:
+    """What a task ordered, checked when its step was committed."""
+    control = event["control"]
+    if control.get("add"):
+        run.added.append((step, control["add"]))
+    run.skips.update(control.get("skip") or {})
+    run.paused = run.paused or control.get("pause") is not None
+
+
+def _ask(run: RunHistory, name: str, kind: str) -> None:
+    """A gate beside the pipeline's is due; the instance waits from now on, whether it is open yet or not."""
+    instance = run.instance(name)
+    instance.state, instance.kind, instance.expires_at = "waiting", kind, None
+    run.unopened[name] = kind
+
+
+def _rest(run: RunHistory) -> None:
+    """A paused run is at rest once nothing of it runs."""
+    if (
+        run.paused
+        and run.state in ("running", "waiting")
+        and not any(i.state == "running" for i in run.instances.values())
+    ):
+        run.state = "paused"
 
 
 def _step_attempt_failed(run: RunHistory, event: dict[str, Any]) -> None:
     instance = run.instance(event["instance"])
     instance.error = event["error"]
     instance.state = "failed" if event["action"] == "fail" else "retry"
+    if event["action"] == "ask":
+        _ask(run, event["instance"], "recovery")
     instance.not_before = event.get("not_before")
     instance.more_time = event.get("more_time", instance.more_time)
+    instance.model = event.get("model") or instance.model
     if event["error"]["error_class"] == "interrupted":
         instance.attempts -= 1
         instance.interruptions += 1
     else:
         instance.failures += 1
+        instance.problems = list(event["error"].get("problems") or ()) if event.get("corrected", True) else []
     if event["error"]["error_class"] in NEW_GENERATION:
         instance.generation += 1
     _end_attempt(run, instance, event)
+    _rest(run)
 
 
 def _end_attempt(run: RunHistory, instance: Instance, event: dict[str, Any]) -> None:
@@ -179,11 +249,141 @@ def _step_skipped(run: RunHistory, event: dict[str, Any]) -> None:
 
 
 def _step_reset(run: RunHistory, event: dict[str, Any]) -> None:
-    instance = run.instance(event["instance"])
-    if instance.state == "failed":
-        instance.state = "retry"
+    if event["instance"] in run.loops:
+        _go_on(run.loops[event["instance"]])
+    else:
+        _afresh(run.instance(event["instance"]))
+        if event["instance"].endswith(CONTROL):
+            _ask(run, event["instance"], "control")
+            run.held = True
+
+
+def _afresh(instance: Instance) -> None:
+    """Fresh attempts, or the gate once more."""
+    if instance.state in ("failed", "waiting"):
+        instance.state, instance.expires_at = "retry", None
     instance.attempts = instance.failures = instance.interruptions = 0
     instance.not_before = None
+
+
+def _go_on(loop: Loop) -> None:
+    """A person grants further laps."""
+    loop.laps[-1].verdict, loop.since, loop.kept = "again", len(loop.laps), None
+
+
+def _step_reused(run: RunHistory, event: dict[str, Any]) -> None:
+    instance = run.instance(event["instance"])
+    instance.state, instance.sha256, instance.error = "done", event["sha256"], None
+
+
+def _gate_opened(run: RunHistory, event: dict[str, Any]) -> None:
+    instance = run.instance(event["instance"])
+    instance.state, instance.kind, instance.key = "waiting", event["kind"], event.get("key")
+    instance.opening, instance.shown = event["opening"], event["shown"]
+    instance.expires_at, instance.decision = event["expires_at"], None
+    instance.started_at = instance.started_at or event["at"]
+    run.held = run.held or event["kind"] == "control"
+    run.unopened.pop(event["instance"], None)
+
+
+def _gate_decided(run: RunHistory, event: dict[str, Any]) -> None:
+    name, decision = event["instance"], event["decision"]
+    instance = run.instance(name)
+    instance.decision, instance.finished_at, instance.expires_at = decision, event["at"], None
+    for edit in event.get("edited") or ():
+        if edit["path"].endswith("/output.json"):
+            run.instance(edit["instance"]).sha256 = edit["sha256"]
+    if decision == "request-changes":
+        run.changes.append((instance.key or name, event["text"]))
+    if instance.kind == "control":
+        others = (other for other in run.instances.values() if other is not instance and other.state == "waiting")
+        run.held = any(other.kind == "control" for other in others)
+    if decision == "reject":
+        instance.state = "failed"
+        if instance.kind != "recovery":
+            instance.error = _rejection(name, instance, event)
+    elif instance.kind == "recovery":
+        _afresh(instance)
+    else:
+        instance.state, instance.error, instance.sha256 = "done", None, event.get("sha256")
+        if instance.kind == "loop" and instance.key in run.loops:
+            _decide_loop(run.loops[instance.key], decision)
+
+
+def _decide_loop(loop: Loop, decision: str) -> None:
+    if decision == "request-changes":
+        _go_on(loop)
+    else:
+        loop.laps[-1].verdict, loop.kept = "accepted", len(loop.laps)
+
+
+def _rejection(name: str, instance: Instance, event: dict[str, Any]) -> dict[str, Any]:
+    said = f": {event['text']}" if event.get("text") else ""
+    message = f"{name} was rejected by {event['by']}{said}"
+    return {"error_class": "rejected", "code": "rejected", "message": message, "instance": name,
+            "hint": "mend it and let it be asked once more: pop retry"}  # fmt: skip
+
+
+def _lap_ended(run: RunHistory, event: dict[str, Any]) -> None:
+    loop = run.loops.setdefault(event["key"], Loop())
+    score = event.get("score")
+    lap = Lap(event["verdict"], score, event.get("checks") is not False, event["sha256"], event.get("reason", ""),
+              event.get("values") or {})  # fmt: skip
+    loop.laps[event["lap"] - 1 :] = [lap]
+    loop.kept = event.get("kept")
+
+
+def _run_waiting(run: RunHistory, event: dict[str, Any]) -> None:
+    run.state = "waiting"
+
+
+def _run_paused(run: RunHistory, event: dict[str, Any]) -> None:
+    run.paused = True
+    _rest(run)
+
+
+def _run_rerun(run: RunHistory, event: dict[str, Any]) -> None:
+    """What became stale keeps what it cost and its attempts' numbers; it is as if it had not begun."""
+    for name in event.get("instances") or ():
+        run.unopened.pop(name, None)
+        if name.endswith(CONTROL):
+            run.instances.pop(name, None)
+        else:
+            _forget(run.instance(name))
+    for name in event.get("again") or ():
+        run.instance(name).generation += 1
+    for name in event.get("replay") or ():
+        run.instance(name).models = {"*": f"replay:{run.created['run_id']}"}
+    for name, asked in (event.get("asked") or {}).items():
+        run.instance(name).generation = asked.get("generation", run.instance(name).generation)
+        run.instance(name).problems = asked.get("problems")
+    for name in event.get("reset") or ():
+        _step_reset(run, {"instance": name})
+    for key in event.get("keys") or ():
+        run.decisions.pop(key, None)
+        run.counts.pop(key, None)
+    for key, laps in (event.get("loops") or {}).items():
+        if laps and key in run.loops:
+            loop = run.loops[key]
+            loop.laps, loop.since, loop.kept = loop.laps[:laps], min(loop.since, laps), None
+            loop.laps[-1].verdict = "again"
+        else:
+            run.loops.pop(key, None)
+    run.seed, run.pipeline = event.get("seed") or run.seed, event.get("pipeline") or run.pipeline
+    run.models_asked.update(event.get("models") or {})
+    run.changes.extend((key, text) for key, text in (event.get("changes") or {}).items())
+    run.reruns += 1
+    run.held = any(i.kind == "control" and i.state == "waiting" for i in run.instances.values())
+    run.state, run.cancelled, run.error, run.finished_at = "running", False, None, None
+    run.paused = run.paused and "gate" in event
+
+
+def _forget(instance: Instance) -> None:
+    instance.state = "stale"
+    instance.attempts = instance.failures = instance.interruptions = 0
+    instance.error, instance.not_before, instance.expires_at, instance.reason = None, None, None, None
+    instance.decision, instance.model, instance.more_time, instance.models = None, None, 1.0, {}
+    instance.problems = None
 
 
 def _when_decided(run: RunHistory, event: dict[str, Any]) -> None:
@@ -203,7 +403,7 @@ def _run_failed(run: RunHistory, event: dict[str, Any]) -> None:
 
 
 def _run_resumed(run: RunHistory, event: dict[str, Any]) -> None:
-    run.state, run.cancelled, run.error, run.finished_at = "running", False, None, None
+    run.state, run.cancelled, run.paused, run.error, run.finished_at = "running", False, False, None, None
     run.budget.update(event.get("budget") or {})
 
 
@@ -221,6 +421,13 @@ _HANDLERS = {
     events.STEP_RESET: _step_reset,
     events.WHEN_DECIDED: _when_decided,
     events.EACH_EXPANDED: _each_expanded,
+    events.GATE_OPENED: _gate_opened,
+    events.GATE_DECIDED: _gate_decided,
+    events.LAP_ENDED: _lap_ended,
+    events.STEP_REUSED: _step_reused,
+    events.RUN_WAITING: _run_waiting,
+    events.RUN_PAUSED: _run_paused,
+    events.RUN_RERUN: _run_rerun,
     events.USAGE_LATE: _usage_late,
     events.BUDGET_WARNING: _budget_warning,
     events.RUN_CANCELLED: _run_cancelled,
@@ -245,92 +452,3 @@ def read_history(run_dir: Path) -> RunHistory:
         if isinstance(event, dict) and "event" in event:
             history.apply(event)
     return history
-
-
-def seconds_between(start: str | None, end: str | None) -> float:
-    """Seconds from one RFC 3339 time to another; 0.0 when one is missing or the clock went back."""
-    if not start or not end:
-        return 0.0
-    return max(0.0, round(unix_s(end) - unix_s(start), 6))
-
-
-_TASK_STATE = {"retry": "pending", "running": "running", "done": "done", "failed": "failed", "skipped": "skipped"}
-
-
-def status_of(history: RunHistory, *, now: str, expected: list[str], notes: list[str]) -> dict[str, Any]:
-    """tasks-status.json as ``records.Status`` has it.
-
-    Args:
-        now: RFC 3339.
-        expected: Names of the steps as far as the planner knows them; those not begun show as pending.
-        notes: Sentences for the reader, e.g. that the embedded engine is in use.
-    """
-    tasks = {name: _task_status(instance, history.state) for name, instance in history.instances.items()}
-    for name in expected:
-        tasks.setdefault(name, {"state": "cancelled" if history.state == "cancelled" else "pending"})
-    ended = sum(1 for task in tasks.values() if task["state"] in ("done", "skipped"))
-    progress = 1.0 if history.state == "complete" else min(0.99, ended / len(tasks)) if tasks else 0.0
-    return {
-        "schema_version": 1,
-        "run_id": history.created.get("run_id", ""),
-        "name": history.created.get("name", ""),
-        "pipeline": history.created.get("pipeline", ""),
-        "state": history.state,
-        "created_at": history.created.get("at", now),
-        "started_at": history.started_at,
-        "updated_at": now,
-        "finished_at": history.finished_at,
-        "progress": round(progress, 4),
-        "current": [name for name, instance in history.instances.items() if instance.state == "running"],
-        "waiting_for": None,
-        "error": history.error,
-        "notes": [*notes, *history.warnings],
-        "usage": history.usage.model_dump(),
-        "tasks": tasks,
-    }
-
-
-def _task_status(instance: Instance, run_state: str) -> dict[str, Any]:
-    state = _TASK_STATE[instance.state]
-    if run_state == "cancelled" and state in ("pending", "running"):
-        state = "cancelled"
-    return {
-        "state": state,
-        "stage": instance.live.get("stage") if state == "running" else None,
-        "attempt": instance.started,
-        "refinements": instance.live.get("refinements", instance.refinements),
-        "started_at": instance.started_at,
-        "finished_at": None if state == "running" else instance.finished_at,
-        "seconds": instance.seconds,
-        "usage": instance.usage or _NO_USAGE,
-        "error": instance.error,
-        "progress": instance.live.get("progress") if state == "running" else None,
-        "reason": instance.reason,
-    }
-
-
-_NO_USAGE = Usage().model_dump()
-
-
-def run_record(history: RunHistory, *, models: list[str]) -> dict[str, Any]:
-    """The line of runs.jsonl as ``records.RunRecord`` has it, for a history that is complete."""
-    created, done = history.created, {n: i for n, i in history.instances.items() if i.state == "done"}
-    return {
-        "run_id": created["run_id"],
-        "name": created["name"],
-        "pipeline": created["pipeline"],
-        "state": "complete",
-        "created_at": created["at"],
-        "started_at": history.started_at or created["at"],
-        "finished_at": history.finished_at,
-        "seconds": seconds_between(history.started_at, history.finished_at),
-        "tasks": list(done),
-        "attempts": history.attempts,
-        "refinements": sum(instance.refinements for instance in done.values()),
-        "usage": history.usage.model_dump(),
-        "models": models,
-        "seed_sha256": created["seed_sha256"],
-        "pipeline_sha256": created["pipeline_sha256"],
-        "outputs": {name: instance.sha256 for name, instance in done.items()},
-        "path": f"pipeline-complete/{created['run_id']}",
-    }

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import structlog
 
-from pop import admission
+from pop import admission, forks
 from pop.admission import Claimed
+from pop.controlwork import pipeline_of
 from pop.diskwork import DiskWork, probe
 from pop.errors import PopError, RootError, SeedRejected
 from pop.history import read_history
@@ -30,6 +31,7 @@ from pop.queue import Incomplete, NotYet, PendingQueue, Refusal, peek
 from pop.records import printable
 from pop.settings import Root, Settings
 from pop.store import DiskFailed, mend_tail, root_trouble
+from pop.viewwork import RunViews
 
 log = structlog.get_logger()
 
@@ -156,8 +158,11 @@ class Intake:
 
     def _seal(self, claimed: Claimed) -> ActiveRun:
         seed, data = admission.read_claim(claimed, self.settings.seeds)
-        name = seed.pipeline or "default"
-        shelved = self.shelf.take(name)
+        fork = forks.take_over(self.root, seed) if seed.fork else None
+        if fork:
+            forks.lay_out(self.work.disk, claimed.run_dir, fork)
+        name = fork.pipeline_name if fork else seed.pipeline or "default"
+        shelved = fork or self.shelf.take(name)
         admission.seal(
             self.root,
             self.work.disk,
@@ -168,6 +173,8 @@ class Intake:
             pipeline_bytes=shelved.data,
             provenance=self.shelf.provenance(shelved.pipeline),
             now=time.time(),
+            forked_from=fork.about if fork else None,
+            lines=fork.lines if fork else (),
         )
         return self.open(claimed.run_dir, seed_data=data)
 
@@ -193,6 +200,8 @@ class Intake:
         """A sealed run as its files tell it."""
         mend_tail(run_dir / "events.jsonl")
         history = read_history(run_dir)
-        pipeline = self.shelf.frozen(run_dir, history.created.get("pipeline", "default"))
-        letters = LetterWriter(self.root, self.settings, run_dir, pipeline, history.created, seed_data=seed_data)
-        return ActiveRun(run_dir, history, pipeline, letters)
+        pipeline = pipeline_of(self.root, run_dir, history)
+        about = (self.root, self.settings, run_dir, pipeline, history.created)
+        letters = LetterWriter(*about, seed_data=seed_data, seed=history.seed_file())
+        views = RunViews(run_dir, pipeline.views) if pipeline.views else None
+        return ActiveRun(run_dir, history, pipeline, letters, views=views)

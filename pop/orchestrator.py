@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import shutil
 import time
@@ -18,13 +19,16 @@ from typing import Any
 
 import structlog
 
-from pop import attempts, events
+from pop import attempts, events, gatework
 from pop.attempts import Outcome
+from pop.controlwork import orders_of, pipeline_of
 from pop.diskwork import MIN_FREE_BYTES, DiskWork
 from pop.errors import PopError, RootError
 from pop.executors import Attempt, Executor, Result
-from pop.history import Instance, RunHistory, read_history, run_record, status_of
+from pop.gates import Answer
+from pop.history import Instance, RunHistory, read_history
 from pop.letters import LetterWriter
+from pop.loopwork import judge
 from pop.models.catalogue import EMBEDDED_NOTE
 from pop.models.questions import ask_gateway
 from pop.pipeline import Pipeline
@@ -32,13 +36,16 @@ from pop.plan import Moves, Settled, Start, next_moves
 from pop.records import ErrorRecord, Letter, Usage, dump_json
 from pop.remedies import MAX_INTERRUPTIONS, recovery
 from pop.settings import Root, Settings
+from pop.statuses import run_record, status_of
 from pop.steps import step_of
 from pop.store import Disk, DiskFailed, Later, mend_tail
 from pop.tally import Tally, calls_landed
+from pop.viewwork import RunViews
 
 log = structlog.get_logger()
 
 STATUS_EVERY_S = 0.1
+AT_REST = ("waiting", "paused")  # outcomes that are no ends
 MANY_RUNS = 10  # above this, statuses are written less often
 
 
@@ -91,6 +98,10 @@ class ActiveRun:
     gateway_life: int = 0  # which one was there when the run began
     strayed: bool = False  # a worker was ended from outside: a call of its may still be under way
     broken: Exception | None = None  # what ended an attempt of it that should never end so
+    wake_at: float | None = None
+    look: bool = True  # an answer may have come
+    notes: list[str] = field(default_factory=list)
+    views: RunViews | None = None
 
     @property
     def run_id(self) -> str:
@@ -137,9 +148,10 @@ class Orchestrator:
         run.gateway_life = self._gateway_life()
         try:
             await self._journal(run, {"event": events.RUN_STARTED}, durable=False)
-            outcome = await self._play(run)
-            if outcome:
+            while outcome := await self._play(run):
                 await self._end(run, outcome)
+                if outcome not in AT_REST or run.history.state == outcome:  # else an order came at the last instant
+                    break
         except (RootError, DiskFailed, asyncio.CancelledError):
             raise
         except Exception as error:  # somebody damaged its files, or a mistake of ours: no other run suffers
@@ -175,8 +187,11 @@ class Orchestrator:
             run.changed.clear()
             if run.broken:
                 raise run.broken
+            if (run.look or run.history.unopened) and not self.draining and await self._attend(run):
+                continue
             moves = next_moves(run.pipeline, run.history, time.time(), limit=max(1, run.granted), settled=run.settled)
-            if moves.outcome:
+            run.wake_at = moves.wake_at
+            if moves.outcome and not (moves.outcome in AT_REST and run.launching):
                 return moves.outcome
             if run.history.state == "failed":  # an expression failed; what runs may end
                 if not run.launching:
@@ -184,8 +199,11 @@ class Orchestrator:
             elif self.draining:
                 if not run.launching:
                     return None
-            elif moves.decide or moves.expand or moves.skip:
+            elif moves.decide or moves.expand or moves.skip or moves.judge:
                 await self._decide(run, moves)
+                continue
+            elif moves.open or moves.expire:
+                await self._ask(run, moves)
                 continue
             elif moves.start and self.work.is_well:
                 if not run.granted:
@@ -206,6 +224,8 @@ class Orchestrator:
         """Evaluate conditions and lists, and journal what came out; a mistake in one fails the run in its place."""
         try:
             decided = await self.work.in_thread(run.letters.decide, run.history, moves)
+            for lap in moves.judge:
+                decided.append(await self.work.in_thread(judge, run.pipeline, run.history, run.letters, lap))
         except PopError as error:
             await self._fail_expression(run, error)
             return
@@ -216,6 +236,58 @@ class Orchestrator:
         about = error.to_json() if isinstance(error, PopError) else {"message": str(error)}
         record = ErrorRecord.model_validate({"error_class": "bad_input", **about})
         await self._journal(run, {"event": events.RUN_FAILED, "error": record.model_dump()})
+
+    async def _ask(self, run: ActiveRun, moves: Moves) -> None:
+        """Open gates, and let those whose time is over be answered by their timeout."""
+        for move in moves.open:
+            opened = await self.work.surely(gatework.open_gate, self.disk, run.run_dir, run.pipeline, run.history, move)
+            await self._journal(run, opened)
+        for gate in moves.expire:
+            answer = await self.work.surely(gatework.expire, self.disk, run.run_dir, gate)
+            if answer:
+                await self._answer(run, gate.instance, answer)
+
+    async def _attend(self, run: ActiveRun) -> bool:
+        """Open the gates that failures and refused orders ask for; carry out the answers that have come."""
+        run.look, changed = False, False
+        for name in list(run.history.unopened):
+            event = await self.work.surely(gatework.open_beside, self.disk, run.run_dir, run.history, name)
+            await self._journal(run, event)
+        for name in run.history.waiting():
+            answer = await self.work.surely(gatework.find_answer, self.disk, run.run_dir, name)
+            if answer and not run.history.cancelled:
+                changed |= await self._answer(run, name, answer)
+        return changed
+
+    async def _answer(self, run: ActiveRun, gate: str, answer: Answer) -> bool:
+        """Carry out an answer; what is to run again and is at work just now is ended first."""
+        again = gatework.redone(run.pipeline, run.history, gate, answer)
+        stale = set(again[1].instances) if again else set[str]()
+        if any(run.history.instances[name].state == "running" for name in stale):
+            run.look = True
+            for name in stale & set(run.live):
+                self.executor.cancel(run.live[name].attempt_id, "interrupted")
+            await self._wait(run, None)
+            return True
+        decided = await self.work.surely(
+            gatework.decide, self.disk, run.run_dir, run.pipeline, run.history, gate, answer
+        )
+        if decided:
+            await self._journal_all(run, decided)
+            log.info("gate.decided", run=run.run_id, gate=gate, decision=answer.decision, by=answer.by, how=answer.how)
+        if len(decided) > 1:  # something became stale
+            run.settled = Settled()
+            run.letters.forget_lists()
+        return bool(decided)
+
+    def look_at_gates(self) -> None:
+        """See whether an answer has come for runs that are at work on something else (called once a second)."""
+        for run in self.runs.values():
+            for name in run.settled.open:
+                waits = name in run.history.instances and run.history.instances[name].state == "waiting"
+                if waits and gatework.may_be_answered(gatework.gate_dir(run.run_dir, name)):
+                    run.look = True
+                    run.changed.set()
 
     async def _launch(self, run: ActiveRun, start: Start) -> None:
         try:
@@ -285,14 +357,25 @@ class Orchestrator:
             outcome = self._counted(run, letter.instance, outcome)
             if outcome.error is None:
                 event = attempts.done_event(letter, outcome, seconds)
+                if os.path.lexists(os.path.join(attempt.attempt_dir, "control.json")):
+                    about = (self.root, run.run_dir, run.history, letter.instance, Path(attempt.attempt_dir))
+                    event |= await self.work.in_thread(orders_of, *about)
                 await self.work.commit(files, run.run_dir / "events.jsonl", dump_json(event, pretty=False))
             else:
                 event = await self._fail_attempt(run, letter, outcome, seconds)
         run.history.apply(event)
+        if (event.get("control") or {}).get("add"):
+            self._extend(run)
         if outcome.usage.calls:
             for warning in self._tally.warnings(run.history):
                 await self._journal(run, warning, durable=False)
         self.show(run)
+
+    def _extend(self, run: ActiveRun) -> None:
+        """Steps were added: go on with the pipeline that has them."""
+        run.pipeline = pipeline_of(self.root, run.run_dir, run.history)
+        run.letters.follow(run.pipeline)
+        run.settled = Settled()
 
     def _counted(self, run: ActiveRun, instance: str, outcome: Outcome) -> Outcome:
         return replace(outcome, usage=self._tally.since(run.history, instance, outcome.usage.cached_calls))
@@ -312,20 +395,7 @@ class Orchestrator:
             attempts_allowed=run.letters.attempts_allowed(letter.step),
             rng=self._rng,
         )
-        event = {
-            "at": events.rfc3339(time.time()),
-            "event": events.STEP_ATTEMPT_FAILED,
-            "instance": letter.instance,
-            "attempt": letter.attempt,
-            "error": error.model_dump(exclude_none=True),
-            "action": "fail" if again.action == "fail" else "retry",
-            "not_before": round(time.time() + again.delay_s, 3) if again.delay_s else None,
-            "more_time": instance.more_time * (2 if again.more_time else 1),
-            "seconds": round(seconds, 6),
-            "refinements": outcome.refinements,
-            "usage": outcome.usage.model_dump(),
-            "models": outcome.models,
-        }
+        event = attempts.failed_event(letter, outcome, error, again, more_time=instance.more_time, seconds=seconds)
         with Later(self.disk) as files:
             if event["action"] == "fail":
                 path = run.run_dir / "tasks" / letter.instance / "error.json"
@@ -334,14 +404,30 @@ class Orchestrator:
         return event
 
     async def _journal(self, run: ActiveRun, event: dict[str, Any], *, durable: bool = True) -> None:
-        event = {"at": events.rfc3339(time.time()), **event}
-        line, journal = dump_json(event, pretty=False), run.run_dir / "events.jsonl"
+        await self._journal_all(run, [event], durable=durable)
+
+    async def _journal_all(self, run: ActiveRun, rows: Sequence[dict[str, Any]], *, durable: bool = True) -> None:
+        """Journal events by one append, and take them into account."""
+        rows = [{"at": events.rfc3339(time.time()), **event} for event in rows]
+        lines, journal = b"".join(dump_json(row, pretty=False) for row in rows), run.run_dir / "events.jsonl"
         if durable:
-            await self.work.commit(Later(self.disk), journal, line)
+            await self.work.commit(Later(self.disk), journal, lines)
         else:
-            await self.work.at_once(self.disk.append, journal, line, durable=False)
-        run.history.apply(event)
+            await self.work.at_once(self.disk.append, journal, lines, durable=False)
+        for row in rows:
+            run.history.apply(row)
         self.show(run)
+
+    async def pause(self, run: ActiveRun, by: str, reason: str | None) -> None:
+        """Start nothing more; what runs may end."""
+        if run.history.state in ("running", "waiting") and not run.history.paused:
+            await self._journal(run, {"event": events.RUN_PAUSED, "by": by, "reason": reason})
+            run.changed.set()
+
+    async def resume(self, run: ActiveRun, by: str, reason: str | None) -> None:
+        if run.history.paused:
+            await self._journal(run, {"event": events.RUN_RESUMED, "by": by, "reason": reason})
+            run.changed.set()
 
     async def cancel(self, run: ActiveRun, by: str, reason: str | None) -> None:
         """End a run: journal it, end its workers, start nothing more. One that is over stays as it is."""
@@ -367,19 +453,21 @@ class Orchestrator:
             run.changed.set()
 
     async def _end(self, run: ActiveRun, outcome: str) -> None:
-        """Journal how the run ended, and with the same fsyncs leave its last status and its record."""
-        if not await self._landed(run):
+        """Journal how the run ended, or why it rests, and with the same fsyncs leave its last status and its record."""
+        if outcome not in AT_REST and not await self._landed(run):
             if self.draining and run.history.state == "running":
                 return  # the next daemon ends it
             self.unsettled.add(run.run_dir)
-        for late in self._tally.late(run.history):
+        for late in self._tally.late(run.history) if outcome not in AT_REST else ():
             await self._journal(run, late)
         event: dict[str, Any] | None = None
         if outcome == "complete":
             event = {"at": events.rfc3339(time.time()), "event": events.RUN_COMPLETE}
         elif outcome == "failed" and run.history.state != "failed":
-            error = next((i.error for i in run.history.instances.values() if i.state == "failed"), None)
-            event = {"at": events.rfc3339(time.time()), "event": events.RUN_FAILED, "error": error}
+            event = {"at": events.rfc3339(time.time()), "event": events.RUN_FAILED, "error": _why_failed(run.history)}
+        elif outcome == "waiting":
+            about = {"for": run.history.waiting(), "wake_at": run.wake_at}
+            event = {"at": events.rfc3339(time.time()), "event": events.RUN_WAITING, **about}
         if event:
             run.history.apply(event)
         run.status_due = False
@@ -389,6 +477,9 @@ class Orchestrator:
             await self.work.at_once(self._leave_last_files, files, run)
             line = dump_json(event, pretty=False) if event else b""
             await self.work.commit(files, run.run_dir / "events.jsonl", line)
+        if outcome in AT_REST:
+            log.info(f"run.{outcome}", run=run.run_id, waiting_for=run.history.waiting())
+            return
         about = run.history.error or {}
         if run.history.state == "failed":
             reason = f"{about.get('error_class')}: {about.get('message')}"
@@ -440,7 +531,10 @@ class Orchestrator:
         return bool(await ask_gateway(self._gateway(), {"open": run_dir.name}) == 0)
 
     def _leave_last_files(self, disk: Disk, run: ActiveRun) -> None:
-        disk.put(run.run_dir / "tasks-status.json", dump_json(self.status(run)), folder=False)
+        status = self.status(run)
+        disk.put(run.run_dir / "tasks-status.json", dump_json(status), folder=False)
+        if run.views:
+            run.views.write(disk, status, durable=True)
         if run.history.state == "complete":
             self.write_record(disk, run)
         disk.sync_folder(run.run_dir)
@@ -464,14 +558,15 @@ class Orchestrator:
     def status(self, run: ActiveRun) -> dict[str, Any]:
         """The run's tasks-status.json as it should read now."""
         begun = {step_of(name) for name in run.history.instances}
-        expected = [] if run.history.state == "complete" else [n for n in run.pipeline.tasks if n not in begun]
+        expected = [] if run.history.state == "complete" else [n for n in run.pipeline.steps if n not in begun]
         return status_of(run.history, now=events.rfc3339(time.time()), expected=expected, notes=self._notes_on(run))
 
     def _notes_on(self, run: ActiveRun) -> list[str]:
         """Which model answers when none is named, while nothing was asked; then whether the embedded engine answered."""
         if not run.history.models:
-            return self._notes()
-        return [f"made with the embedded engine ({EMBEDDED_NOTE})"] if "builtin" in run.history.models else []
+            return [*run.notes, *self._notes()]
+        embedded = [f"made with the embedded engine ({EMBEDDED_NOTE})"] if "builtin" in run.history.models else []
+        return [*run.notes, *embedded]
 
     def background(self) -> list[asyncio.Task[None]]:
         """What still runs beside the loop (status writes), to be ended at the very end."""
@@ -497,7 +592,7 @@ class Orchestrator:
             run.status_due = False
         self._flushing.update(due)
         try:
-            await self.work.in_thread(self._put_statuses, [(run.run_dir, self.status(run)) for run in due])
+            await self.work.in_thread(self._put_statuses, [(run, self.status(run)) for run in due])
         except OSError as error:
             log.warning("status.unwritten", error=str(error))
         finally:
@@ -507,10 +602,12 @@ class Orchestrator:
         loop = asyncio.get_running_loop()
         self._status_timer = loop.call_later(max(STATUS_EVERY_S, 10 * spent), self._flush_soon) if more else None
 
-    def _put_statuses(self, statuses: list[tuple[Path, dict[str, Any]]]) -> None:
-        for run_dir, status in statuses:
-            if run_dir.is_dir() and status["state"] == "running":
-                self.disk.put(run_dir / "tasks-status.json", dump_json(status), durable=False)
+    def _put_statuses(self, statuses: list[tuple[ActiveRun, dict[str, Any]]]) -> None:
+        for run, status in statuses:
+            if run.run_dir.is_dir() and status["state"] == "running":
+                self.disk.put(run.run_dir / "tasks-status.json", dump_json(status), durable=False)
+                if run.views:
+                    run.views.write(self.disk, status)
 
     def look_at_trails(self) -> None:
         """Take the stage and progress of long attempts from their trails (called once a second)."""
@@ -521,6 +618,19 @@ class Orchestrator:
                 if live and live != run.history.instances[instance].live:
                     run.history.instances[instance].live = live
                     self.show(run)
+
+
+def _why_failed(history: RunHistory) -> dict[str, Any] | None:
+    """The error of a run that comes to its end: that of a step, or of a loop that did not converge."""
+    for instance in history.instances.values():
+        if instance.state == "failed":
+            return instance.error
+    for key in history.failed_loops():
+        message = f"{key} did not come to its end: {history.loops[key].laps[-1].reason}"
+        hint = "pop retry grants it further laps; pop show tells what each lap came to"
+        error = ErrorRecord(error_class="invalid_output", code="no-convergence", message=message, hint=hint)
+        return error.model_dump(exclude_none=True)
+    return None
 
 
 def _interruption(name: str, instance: Instance, usage: Usage, models: list[str]) -> dict[str, Any]:

@@ -6,7 +6,10 @@
 | verb   | a run that is active        | a run at rest                                       |
 |--------|-----------------------------|-----------------------------------------------------|
 | cancel | its workers are ended       | a failed one is journaled as cancelled              |
-| retry  | nothing (it is at work)     | failed steps get fresh attempts, the run goes on    |
+| retry  | nothing (it is at work)     | failed steps get fresh attempts, failed loops further laps, the run goes on |
+| pause  | it starts nothing more      | a waiting one is journaled as paused                |
+| resume | it goes on                  | a paused one goes on                                |
+| rerun  | refused: pause it first     | what is stale from a step on runs again (see ``pop.rerun``) |
 """
 
 from __future__ import annotations
@@ -19,13 +22,20 @@ from pathlib import Path
 from typing import Any
 
 from pop import events
-from pop.history import RunHistory, read_history, status_of
+from pop.controlwork import pipeline_of
+from pop.errors import PopError
+from pop.gatework import find_answer
+from pop.history import RunHistory, read_history
 from pop.pipeline_values import budget as budgets
 from pop.records import BadJson, dump_json, read_json
+from pop.rerun import rerun_event
 from pop.settings import Root
+from pop.statuses import status_of
 from pop.store import Disk, NotAFile, mend_tail, read_regular
+from pop.waiting import WaitingRuns
 
-VERBS = ("cancel", "retry")
+VERBS = ("cancel", "pause", "resume", "rerun", "retry")
+ANSWER = "answer"  # not an order in orders/: somebody answered a gate of a waiting run
 AT_ONCE = 500
 
 
@@ -36,6 +46,7 @@ class Order:
     by: str
     reason: str | None
     budget: dict[str, float] = field(default_factory=dict)
+    content: dict[str, Any] = field(default_factory=dict)
 
     @property
     def run_id(self) -> str:
@@ -62,8 +73,9 @@ def write_order(
 class Orders:
     """Finds orders: in every active run at each look, in runs at rest a bounded number per look, in turn."""
 
-    def __init__(self, root: Root, disk: Disk) -> None:
+    def __init__(self, root: Root, disk: Disk, waiting: WaitingRuns | None = None) -> None:
         self._root = root
+        self._waiting = waiting or WaitingRuns()
         self._disk = disk
         self._next = ""
 
@@ -76,7 +88,17 @@ class Orders:
         found: list[Order] = []
         for name in [*active, *self._slice(resting)]:
             found.extend(self._in(self._root.current / name))
+            found.extend(self._answers(name))
         return found
+
+    def _answers(self, run_id: str) -> list[Order]:
+        """One, when a gate of a waiting run has its answer."""
+        run_dir = self._root.current / run_id
+        for gate in self._waiting.gates.get(run_id, ()):
+            answer = find_answer(self._disk, run_dir, gate)
+            if answer:
+                return [Order(run_dir, ANSWER, answer.by, answer.text)]
+        return []
 
     def _slice(self, names: list[str]) -> list[str]:
         if len(names) <= AT_ONCE:
@@ -94,14 +116,15 @@ class Orders:
         return [self._read(run_dir, verb) for verb in VERBS if f"{verb}.json" in names or verb in names]
 
     def _read(self, run_dir: Path, verb: str) -> Order:
-        by, reason, budget = "a file", None, dict[str, float]()
+        by, reason, budget, content = "a file", None, dict[str, float](), dict[str, Any]()
         try:
             value = read_json(read_regular(run_dir / "orders" / f"{verb}.json", max_bytes=65536))
+            content = {"by": by, **value}
             by, reason = str(value.get("by") or by), value.get("reason") and str(value["reason"])
             budget = budgets("step", "run", "pipeline")(value["budget"]) if value.get("budget") else {}
         except (BadJson, NotAFile, OSError, AttributeError, TypeError, ValueError):
             pass  # the name alone is the order
-        return Order(run_dir, verb, by, reason, budget)
+        return Order(run_dir, verb, by, reason, budget, content)
 
     def apply_to_resting(self, order: Order) -> bool:
         """Carry out an order to a run nobody works on; returns whether the run is to be taken up again."""
@@ -115,8 +138,15 @@ class Orders:
             rows: list[dict[str, Any]] = [{**about, "event": events.RUN_CANCELLED}]
         elif order.verb == "retry" and history.state in ("failed", "cancelled", "running"):
             again = [name for name, instance in history.instances.items() if instance.state in ("failed", "retry")]
+            again += history.failed_loops()
             rows = [{**about, "event": events.RUN_RESUMED, "budget": order.budget}]
             rows += [{"at": about["at"], "event": events.STEP_RESET, "instance": name} for name in again]
+        elif order.verb == "pause" and history.state in ("waiting", "running"):
+            rows = [{**about, "event": events.RUN_PAUSED}]
+        elif order.verb == "resume" and history.state == "paused":
+            rows = [{**about, "event": events.RUN_RESUMED}]
+        elif order.verb == "rerun":
+            rows = self._rerun(order, history)
         else:
             return False
         lines = b"".join(dump_json(row, pretty=False) for row in rows)
@@ -124,7 +154,19 @@ class Orders:
         for row in rows:
             history.apply(row)
         self.show(order.run_dir, history)
-        return order.verb == "retry"
+        return order.verb in ("retry", "resume", "rerun")
+
+    def _rerun(self, order: Order, history: RunHistory) -> list[dict[str, Any]]:
+        """The event of a rerun; its files stand durably before.
+
+        Raises:
+            PopError: It cannot be carried out; nothing is done.
+        """
+        pipeline = pipeline_of(self._root, order.run_dir, history)
+        event, files = rerun_event(self._root, order.run_dir, pipeline, history, order.content)
+        for name, data in files.items():
+            self._disk.put(order.run_dir / name, data)
+        return [event]
 
     def show(self, run_dir: Path, history: RunHistory) -> None:
         """The status of a run at rest; what the last one knew of steps that had not begun stays."""
@@ -137,8 +179,8 @@ class Orders:
         now = events.rfc3339(time.time())
         self._disk.put(path, dump_json(status_of(history, now=now, expected=expected, notes=notes)))
 
-    def file_away(self, order: Order) -> None:
-        """Move a carried-out order to orders/done/, under a name of its own."""
+    def file_away(self, order: Order, error: PopError | None = None) -> None:
+        """Move a carried-out order to orders/done/, under a name of its own; a refused one with the reason beside it."""
         done: Path | None = order.run_dir / "orders" / "done"
         try:
             (order.run_dir / "orders" / "done").mkdir(mode=0o700, exist_ok=True)
@@ -149,6 +191,9 @@ class Orders:
         for name in (f"{order.verb}.json", order.verb):
             source = order.run_dir / "orders" / name
             if source.exists() and done is not None:
-                os.rename(source, done / f"{time.time_ns()}-{name}")
+                number = time.time_ns()
+                if error:
+                    self._disk.put(done / f"{number}-{order.verb}.problem.json", dump_json(error.to_json()))
+                os.rename(source, done / f"{number}-{name}")
             elif source.is_file():
                 source.unlink()

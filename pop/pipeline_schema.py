@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from pop.errors import ErrorClass
+from pop.pipeline_values import MAX_LAPS
 from pop.records import NAME_PATTERN
+from pop.remedies import CURES
 
 _NAME = {"type": "string", "pattern": f"^{NAME_PATTERN}$"}
 _DURATION = {
@@ -21,6 +24,20 @@ def _budget(*scopes: str) -> dict[str, Any]:
     return {"type": "object", "properties": amounts, "additionalProperties": False, "minProperties": 1}
 
 
+def _recover() -> dict[str, Any]:
+    """A table from the classes of errors to what cures them."""
+    table = {error_class: _actions(error_class) for error_class, cures in CURES.items() if cures}
+    return {"type": "object", "properties": table, "additionalProperties": False}
+
+
+def _actions(error_class: ErrorClass) -> dict[str, Any]:
+    words = sorted(CURES[error_class] - {"model"})
+    one: dict[str, Any] = {"enum": words}
+    if "model" in CURES[error_class]:
+        one = {"anyOf": [one, {"type": "string", "pattern": "^model:.*\\S"}]}
+    return {"anyOf": [one, {"type": "array", "minItems": 1, "items": one}]}
+
+
 _STEPS = {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/step"}}
 _STEP = {"$ref": "#/$defs/step"}
 
@@ -29,6 +46,7 @@ def _described(schema: dict[str, Any], description: str) -> dict[str, Any]:
     return {**schema, "description": description}
 
 
+_EXPRESSION = {"type": "string"}
 _ORDER: dict[str, Any] = {
     "name": _described(_NAME, "How this step is called in the run, in `inputs` and in `needs`"),
     "needs": {
@@ -53,7 +71,28 @@ _OPTIONS: dict[str, Any] = {
         "description": "Answers of earlier steps and runs to the same question count; a duration is their greatest age",
     },
     "budget": _described(_budget("step"), "What the model calls of this step may use up"),
+    "recover": _described(_recover(), "What is done about a failed attempt, by the class of its error"),
 }
+
+_LOOP: dict[str, Any] = {
+    "repeat": {"anyOf": [_STEPS, _STEP], "description": "The steps of one lap"},
+    "until": _described(_EXPRESSION, "The loop has reached its goal when this is true"),
+    "at_most": {"type": "integer", "minimum": 1, "maximum": MAX_LAPS, "description": "So many laps"},
+    "otherwise": {"enum": ["fail", "ask", "keep-best"], "description": "What follows when the goal is not reached"},
+    "score": _described(_EXPRESSION, "A number: the higher, the better the lap"),
+    "checks": _described(_EXPRESSION, "While this is false, the goal is not reached, whatever `until` says"),
+}
+
+_GATE: dict[str, Any] = {
+    "approve": _described(_NAME, "The name of the gate: a step where a person decides"),
+    "show": {
+        "type": "array", "items": _NAME, "uniqueItems": True,
+        "description": "The steps whose outputs are laid before the person",
+    },
+    "text": {"type": "string", "description": "What the person is to know"},
+    "timeout": _described(_DURATION, "How long there is to answer"),
+    "on_timeout": {"enum": ["wait", "reject", "approve"], "description": "What happens when the time is over"},
+}  # fmt: skip
 
 
 def _block(properties: dict[str, Any], *required: str) -> dict[str, Any]:
@@ -70,6 +109,8 @@ def pipeline_schema() -> dict[str, Any]:
     task = _block(_OPTIONS)
     del task["required"]
     task["anyOf"] = [{"required": ["task"]}, {"required": ["name"]}]
+    gate = _block(_GATE, "approve")
+    del gate["properties"]["name"]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "POP pipeline",
@@ -81,6 +122,13 @@ def pipeline_schema() -> dict[str, Any]:
             "tasks": _STEPS,
             "models": {"type": "object", "additionalProperties": {"type": "string", "minLength": 1}},
             "budget": _described(_budget("step", "run", "pipeline"), "What model calls may use up"),
+            "recover": _described(_recover(), "What is done about failed attempts, where a step does not say so"),
+            "views": {
+                "type": "array",
+                "items": {"type": "string"},
+                "uniqueItems": True,
+                "description": "Further files that are kept in the folder of every run",
+            },
             "concurrency": {"type": "integer", "minimum": 1, "description": "Attempts of one run at work at once"},
         },
         "required": ["tasks"],
@@ -96,6 +144,8 @@ def pipeline_schema() -> dict[str, Any]:
                         _block({"each": {"type": "string"}, "do": _STEP}, "each", "do"),
                         "A step for each item of a list",
                     ),
+                    _described(_block(_LOOP, "repeat", "until", "at_most"), "Steps in laps, until a condition holds"),
+                    _described(gate, "A person decides"),
                     _described(_block({"do": _STEP}, "do"), "Steps with a `when` or `needs` of their own"),
                 ]
             }

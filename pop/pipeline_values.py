@@ -8,10 +8,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, get_args
 
 from pop.durations import reuse_s, seconds
+from pop.errors import ErrorClass
 from pop.records import NAME_PATTERN
+from pop.remedies import CURES
+from pop.steps import Action, Remedy
 
 
 def text(value: Any) -> str:
@@ -28,13 +32,29 @@ def name(value: Any) -> str:
     return value
 
 
-def names(value: Any) -> tuple[str, ...]:
-    """Names of steps, each once."""
-    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
-        raise ValueError("must be a list of names of steps")
-    if len(set(value)) != len(value):
-        raise ValueError("names a step twice")
-    return tuple(value)
+def names_of(things: str) -> Callable[[Any], tuple[str, ...]]:
+    """A check for lists of names of `things`, each once."""
+
+    def check(value: Any) -> tuple[str, ...]:
+        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+            raise ValueError(f"must be a list of names of {things}")
+        if len(set(value)) != len(value):
+            raise ValueError(f"names a {things.removesuffix('s')} twice")
+        return tuple(value)
+
+    return check
+
+
+def one_of(*words: str) -> Callable[[Any], str]:
+    """A check for one of some words."""
+    listed = ", ".join(f'"{word}"' for word in words[:-1]) + f' or "{words[-1]}"'
+
+    def check(value: Any) -> str:
+        if value not in words:
+            raise ValueError(f"must be {listed}")
+        return str(value)
+
+    return check
 
 
 def json_object(value: Any) -> dict[str, Any]:
@@ -86,6 +106,29 @@ def budget(*scopes: str) -> Callable[[Any], dict[str, float]]:
         return {name: float(amount) for name, amount in value.items()}
 
     return check
+
+
+MAX_LAPS = 1000
+REMEDIES: tuple[Remedy, ...] = get_args(Remedy)
+
+
+def action(value: Any, error_class: ErrorClass) -> Action:
+    """What is done about errors of a class: ``retry-longer``, ``model:large``, ...
+
+    Raises:
+        ValueError: It is no such word, or no cure for this class; with the whole sentence.
+    """
+    do, colon, model = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if do not in REMEDIES or (colon and do != "model"):
+        near = get_close_matches(do, REMEDIES, n=1)
+        words = ", ".join(REMEDIES).replace("model", "model:NAME")
+        raise ValueError(f"must be one of {words}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    if do not in CURES[error_class]:
+        cures = ", ".join(remedy for remedy in REMEDIES if remedy in CURES[error_class])
+        raise ValueError(f"{error_class} errors are not cured by {do}; they can be: {cures}")
+    if do == "model" and not model.strip():
+        raise ValueError('must name the model: "model:large"')
+    return Action(do, model or None)
 
 
 CHECKS: Mapping[str, Callable[[Any], Any]] = {

@@ -40,7 +40,7 @@ from pydantic_core import from_json
 from pop.durations import reuse_s
 from pop.errors import PopError, SeedRejected, did_you_mean
 from pop.events import unix_s
-from pop.records import NAME_PATTERN, BadJson, Seed, read_json
+from pop.records import NAME_PATTERN, BadJson, Fork, Seed, read_json
 from pop.settings import Root, SeedSettings
 from pop.store import NotAFile, open_regular
 
@@ -132,6 +132,8 @@ def _check_envelope(seed: Seed, where: object) -> None:
         _check_name("id", seed.id, where)
     if seed.pipeline is not None and not re.fullmatch(NAME_PATTERN, seed.pipeline):
         raise SeedRejected(f"pipeline: {seed.pipeline[:80]!r} is no pipeline's name", where=where, hint=NAME_PATTERN)
+    if seed.fork is not None:
+        _check_fork(seed.fork, where)
     unknown = sorted(set(seed.budget or {}) - set(BUDGETS))
     if unknown:
         hint = did_you_mean(unknown[0], BUDGETS)
@@ -149,6 +151,15 @@ def _check_envelope(seed: Seed, where: object) -> None:
         except ValueError:
             hint = "write it as 2026-11-21T09:00:00Z"
             raise SeedRejected(f"not_before: {seed.not_before[:80]!r} is no time", where=where, hint=hint) from None
+
+
+def _check_fork(fork: Fork, where: object) -> None:
+    if not re.fullmatch(r"[0-9]{8}-[0-9]{6}-[a-z0-9-]{1,60}", fork.run):
+        hint = "its id, as pop ls shows it"
+        raise SeedRejected(f"fork.run: {fork.run[:80]!r} is no run's id", where=where, hint=hint)
+    for path in fork.set:
+        if path.partition(".")[0] == "seed":
+            raise SeedRejected(f"fork.set: {path[:80]!r} is the seed's own", where=where, hint="write it into `data`")
 
 
 def _check_name(key: str, name: str, where: object) -> None:

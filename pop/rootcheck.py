@@ -10,12 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from pop.errors import ConfigError, ConfigErrors, PopError, SeedRejected, did_you_mean
+from pop.errors import ConfigError, ConfigErrors, ErrorClass, PopError, SeedRejected, did_you_mean
 from pop.executors.local import writable
 from pop.expressions import Expression, ExpressionError
 from pop.models.catalogue import Catalogue, ModelEntry
@@ -24,11 +25,13 @@ from pop.models.prices import price_of
 from pop.models.providers import KINDS, load_provider
 from pop.models.providers.command import PROGRAM_HINT, command_problem
 from pop.models.providers.replay import find_recorded
-from pop.pipeline import Each, Pipeline, Task, read_pipeline
+from pop.pipeline import Each, Pipeline, Repeat, Task, read_pipeline
+from pop.pipeline_wiring import steps_around
 from pop.places import Places, find_places
 from pop.queue import BROKEN_ZIP, Incomplete, ignore_lease_breaks, parse_seed, peek
 from pop.records import NAME_PATTERN, BadJson, Seed, read_json
 from pop.settings import Root, SeedSettings, Settings, load_settings
+from pop.steps import Action
 from pop.taskcheck import Use, check_folder, check_task, check_task_against_seed, model_of
 from pop.tasks import NAME_RULE, list_tasks
 
@@ -81,7 +84,8 @@ class RootCheck:
             data = path.read_bytes()
         except OSError as error:
             return Read(file, b"", None, [ConfigError(f"cannot be read: {error.strerror}", where=file)])
-        known = {"known_tasks": self.tasks, "known_models": self.catalogue}
+        views = entry_points(group="pop.views").names
+        known = {"known_tasks": self.tasks, "known_models": self.catalogue, "known_views": views}
         return Read(file, data, *read_pipeline(data, where=file, name=name, **known))
 
     @property
@@ -116,8 +120,8 @@ class RootCheck:
     def _of_models(self) -> Iterator[PopError]:
         if self.settings is None or self.catalogue is None:
             return
-        steps = [step for read in self.pipelines.values() if read.pipeline for step in read.pipeline.tasks.values()]
-        direct = [step.model for step in steps if step.model and step.model in self.catalogue]
+        named = [model for read in self.pipelines.values() if read.pipeline for model in _named_by(read.pipeline)]
+        direct = [model for model in named if model in self.catalogue]
         for name in dict.fromkeys(["default", *self.settings.models, *direct]):
             try:
                 entries = self.catalogue.resolve(name)
@@ -163,9 +167,11 @@ class RootCheck:
         return [*(problem for problem in absent if problem), *self._of_budgets(read, models or {}, budget or {})]
 
     def notes(self) -> list[str]:
-        """What is no mistake yet: keys that the daemon may have, and models that cannot answer and no prompt asks for."""
+        """What is no mistake yet: keys that the daemon may have, loops whose condition nothing in them changes, and models
+        that cannot answer and no prompt asks for."""
         found = [missing.message for missing in self.all_missing_keys()]
         pipelines = [read.pipeline for read in self.pipelines.values() if read.pipeline]
+        found += [note for pipeline in pipelines for note in _of_loops(pipeline)]
         asked = {entry.name for one in pipelines for _, _, entries in self.asked_by(one, {}) for entry in entries}
         for name in self.settings.models if self.settings and self.catalogue else ():
             with suppress(ConfigError):
@@ -186,10 +192,11 @@ class RootCheck:
             if self.catalogue is None or self.tasks.get(step.task) != "prompt":
                 continue
             front = model_of(self.root.tasks, step.task)
-            name = step.model or (front[0] if front else "default")
-            name = renamed.get(name, renamed.get("*", name))
-            with suppress(ConfigError):
-                yield step, name, self.catalogue.resolve(name)
+            first = step.model or (front[0] if front else "default")
+            for asked in dict.fromkeys((first, *models_of({**pipeline.recover, **step.recover}))):
+                name = renamed.get(asked, renamed.get("*", asked))
+                with suppress(ConfigError):
+                    yield step, name, self.catalogue.resolve(name)
 
     def _of_budgets(self, read: Read, models: Mapping[str, str], of_seed: Mapping[str, float]) -> Iterator[PopError]:
         """Models without a price under a budget in USD: each of their calls would be refused."""
@@ -241,7 +248,8 @@ class RootCheck:
         for step in pipeline.tasks.values():
             if step.task not in self.tasks:
                 continue  # told by the pipeline
-            use = Use(pipeline.ancestors(step.name), in_each=bool(pipeline.eaches[step.name]))
+            around = steps_around(pipeline, step.name)
+            use = Use(pipeline.readable(step.name), in_each=bool(pipeline.eaches[step.name]), in_loop=around)
             yield from check_task(self.root.tasks, step.task, use=use)
             if step.model is None:
                 yield from self._of_front_matter(step.task, pipeline.models)
@@ -267,7 +275,7 @@ class RootCheck:
             return
         steps = pipeline.tasks.values()
         fronts = (model_of(self.root.tasks, step.task) for step in steps)
-        asked = {step.model for step in steps if step.model} | {front[0] for front in fronts if front}
+        asked = {*_named_by(pipeline), *(front[0] for front in fronts if front)}
         for name in models:
             if name == "*" or name in self.catalogue or name in asked or self._in_python(name):
                 continue
@@ -346,6 +354,30 @@ class RootCheck:
             yield from _evaluated((one for one in (when, over) if one), seed.data)
 
 
+def models_of(recover: Mapping[ErrorClass, Iterable[Action]]) -> Iterator[str]:
+    """The models that a table of recoveries names."""
+    return (action.model for actions in recover.values() for action in actions if action.model)
+
+
+def _of_loops(pipeline: Pipeline) -> Iterator[str]:
+    """Loops whose `until` is the same in every lap."""
+    for loop in pipeline.blocks.values():
+        if not isinstance(loop, Repeat) or not loop.until.where:  # a missing one has been told
+            continue
+        reads_lap = re.search(r"\blap\b", loop.until.text)
+        if not reads_lap and not any(loop.until.reads(leaf.name) for leaf in pipeline.leaves[loop.name]):
+            what = f"`{loop.until.text}` is the same in every lap of {loop.name!r}: it reads no step of the loop"
+            yield f"{what} ({loop.until.where})"
+
+
+def _named_by(pipeline: Pipeline) -> Iterator[str]:
+    """The models that the file itself names for its steps."""
+    yield from models_of(pipeline.recover)
+    for step in pipeline.tasks.values():
+        yield from (step.model,) if step.model else ()
+        yield from models_of(step.recover)
+
+
 def unknown_model(name: str, where: str, hint: str | None) -> ConfigError:
     """A model that neither pop.toml nor a `models` table knows."""
     return ConfigError(f"no model {name[:80]!r}", where=where, hint=hint, code="unknown-model")
@@ -356,11 +388,12 @@ def _each_of(error: ConfigError) -> list[PopError]:
 
 
 def _unconditional(pipeline: Pipeline) -> Iterator[str]:
-    """The blocks with no `when` on or around them."""
+    """The blocks with no `when` on or around them that do not wait for a lap's verdict: a good first lap skips those."""
+    held_back = frozenset().union(*pipeline.held_back.values())
     sure: set[str] = set()
     for name, block in pipeline.blocks.items():
         around = pipeline.parents.get(name)
-        if block.when is None and (around is None or around.name in sure):
+        if block.when is None and name not in held_back and (around is None or around.name in sure):
             sure.add(name)
             yield name
 
@@ -368,7 +401,7 @@ def _unconditional(pipeline: Pipeline) -> Iterator[str]:
 def _evaluated(expressions: Iterable[Expression], data: Any) -> Iterator[PopError]:
     """Failures of expressions that read nothing but the seed."""
     for expression in expressions:
-        if re.search(r"\b(inputs|item|lap)\b", expression.text):
+        if re.search(r"\b(inputs|item|laps?)\b", expression.text):
             continue
         try:
             expression.evaluate({"seed": data})

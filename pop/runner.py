@@ -89,6 +89,8 @@ def run_attempt(letter: Letter, folder: Path, caller: ModelCaller | None) -> Non
         temperature=task.front.temperature,
     )
     output = _Loop(letter, Stages(task, ctx), trail).run()
+    if ctx.control:
+        _write(folder, "control.json", dump_json(ctx.control.orders.model_dump()))
     _leave(folder, output)
 
 
@@ -101,9 +103,13 @@ def _leave(folder: Path, output: Any) -> None:
         raise AttemptFailed("bug", f"the output has no JSON form: {error}") from None
     if b"null" in data and holds_nan(output):  # the fast writer makes null of it
         raise AttemptFailed("invalid_output", "the output holds a number that is none (NaN or infinite)")
-    draft = folder / ".output.json.tmp"
+    _write(folder, "output.json", data)
+
+
+def _write(folder: Path, name: str, data: bytes) -> None:
+    draft = folder / f".{name}.tmp"
     draft.write_bytes(data)
-    os.rename(draft, folder / "output.json")
+    os.rename(draft, folder / name)
 
 
 def holds_nan(value: Any) -> bool:

@@ -14,10 +14,11 @@ from typing import Any
 from pop import events
 from pop.errors import PopError, SeedRejected, UsageError
 from pop.errors import safe as safe
-from pop.history import read_history, status_of
+from pop.history import read_history
 from pop.orders import VERBS
 from pop.queue import Incomplete, Ready, is_candidate, peek
 from pop.settings import Root, SeedSettings, load_settings
+from pop.statuses import status_of
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ class Stages:
         if self.task.prompt is None:
             return None
         names = self.names(material)
-        text = self.task.prompt.render(names) + self._earlier_problems()
+        text = self.task.prompt.render(names) + self._earlier_problems() + self._changes()
         messages = [{"role": "user", "content": text}]
         if self.task.system:
             messages.insert(0, {"role": "system", "content": self.task.system.render(names)})
@@ -142,10 +142,19 @@ class Stages:
     def _earlier_problems(self) -> str:
         """An attempt that follows bad answers is told what was wrong with them."""
         problems = self.ctx.letter.problems
-        if not problems or (self.task.prompt and "problems_before" in self.task.prompt.text):
+        if not problems or self._told_by_itself("problems_before"):
             return ""
-        listed = "\n".join(f"- {problem}" for problem in problems)
-        return f"\n\nAn earlier answer to this was not accepted. Avoid its mistakes:\n{listed}"
+        return f"\n\nAn earlier answer to this was not accepted. Avoid its mistakes:\n{_listed(problems)}"
+
+    def _changes(self) -> str:
+        """What persons asked for at a gate, unless the task says it in its own words."""
+        changes = self.ctx.changes
+        if not changes or self._told_by_itself("changes"):
+            return ""
+        return f"\n\nA person has looked at an earlier result and asks for these changes:\n{_listed(changes)}"
+
+    def _told_by_itself(self, name: str) -> bool:
+        return any(one.reads(name) for one in (self.task.prompt, self.task.system) if one)
 
     def names(self, material: Any, **more: Any) -> dict[str, Any]:
         """What a template can name."""
@@ -155,12 +164,14 @@ class Stages:
             "inputs": ctx.inputs,
             "item": ctx.item,
             "lap": ctx.lap,
+            "laps": ctx.laps,
             "config": ctx.config,
             "material": material,
             "run_id": ctx.run_id,
             "step": ctx.step,
             "attempt": ctx.attempt,
             "problems_before": ctx.letter.problems,
+            "changes": ctx.changes,
         }
         added = {str(key): value for key, value in material.items()} if isinstance(material, Mapping) else {}
         return {**names, **added, **more}
@@ -281,6 +292,10 @@ class Stages:
         if self.has("finalize"):
             return self._own("finalize", output)
         return output
+
+
+def _listed(sentences: Iterable[str]) -> str:
+    return "\n".join("- " + str(one).strip().replace("\n", "\n  ") for one in sentences)
 
 
 def prompt_text(prompt: Any) -> str:

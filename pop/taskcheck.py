@@ -36,18 +36,23 @@ from pop.tasks import (
 )
 from pop.templatecheck import Template, check_inputs, check_template, check_without_value, missing_from_seed
 
-NAMES = ("seed", "inputs", "item", "lap", "config", "material", "run_id", "step", "attempt", "problems_before")
+NAMES = (
+    "seed", "inputs", "item", "lap", "laps", "config", "material", "run_id", "step", "attempt", "problems_before",
+    "changes",
+)  # fmt: skip
 REFINE_NAMES = (*NAMES, "output", "problems", "critique", "answer", "prompt")
 NO_ITEM = "`item` has a meaning only inside an `each`; a step of this task stands outside"
-NO_LAP = "`lap` has a meaning only inside a `repeat`, which comes with a later version"
+NO_LAP = "`{}` has a meaning only inside a `repeat`; a step of this task stands outside"
 
 
 @dataclass(frozen=True)
 class Use:
-    """A step that runs the task: the steps before it, and whether it stands inside an `each`."""
+    """A step that runs the task: the steps it may read, whether it stands inside an `each`, and the steps of the loops
+    around it."""
 
     steps: Collection[str]
     in_each: bool
+    in_loop: Collection[str] = ()
 
 
 def check_task(folder: Path, name: str, *, use: Use | None = None) -> list[ConfigError]:
@@ -123,10 +128,14 @@ def _brings_names(files: TaskFiles) -> bool:
 
 
 def _check_use(files: TaskFiles, use: Use) -> Iterator[ConfigError]:
-    unset = {} if _brings_names(files) else {"lap": NO_LAP} | ({} if use.in_each else {"item": NO_ITEM})
+    unset = {} if use.in_each else {"item": NO_ITEM}
+    unset |= {} if use.in_loop else {name: NO_LAP.format(name) for name in ("lap", "laps")}
     for template in _templates(files):
         yield from check_inputs(template, use.steps)
-        yield from check_without_value(template, unset)
+        if use.in_loop:
+            yield from check_inputs(template, use.in_loop, of="laps", why="stands in the loops around this one")
+        if not _brings_names(files):
+            yield from check_without_value(template, unset)
 
 
 def _templates(files: TaskFiles) -> Iterator[Template]:

@@ -110,24 +110,31 @@ def _no_other_file(template: Template, node: nodes.Node) -> ConfigError:
     return template.mistake(f"a prompt is one file; {word} is not available", template.place(node.lineno))
 
 
-def check_inputs(template: Template, steps: Collection[str]) -> list[ConfigError]:
-    """Names after ``inputs.`` that are none of `steps`; a text that cannot be parsed has none."""
+def check_inputs(
+    template: Template, steps: Collection[str], *, of: str = "inputs", why: str = "comes before this one"
+) -> list[ConfigError]:
+    """Names after ``inputs.`` that are none of `steps`; a text that cannot be parsed has none.
+
+    Args:
+        of: The name they stand behind.
+        why: What the steps are, for the error.
+    """
     try:
         tree = template.tree()
     except TemplateSyntaxError:
         return []
     known = {step.replace("-", "_") for step in steps}
     methods = {name for name in dir(Mapping) if not name.startswith("_")}
-    unknown = {name for name in _input_names(tree) if name.replace("-", "_") not in known | methods}
+    unknown = {name for name in _keys_of(tree, of) if name.replace("-", "_") not in known | methods}
     return [
-        template.mistake(f"no step {name!r} comes before this one", template.place_of(name), did_you_mean(name, known))
+        template.mistake(f"no step {name!r} {why}", template.place_of(name), did_you_mean(name, known))
         for name in sorted(unknown)
     ]
 
 
-def _input_names(tree: nodes.Template) -> Iterator[str]:
+def _keys_of(tree: nodes.Template, of: str) -> Iterator[str]:
     for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
-        if isinstance(owner_of(node), nodes.Name) and spelled_of(owner_of(node)) == "inputs":
+        if isinstance(owner_of(node), nodes.Name) and spelled_of(owner_of(node)) == of:
             key = key_of(node)
             if key is not None and not key.isdecimal():
                 yield key

@@ -85,6 +85,10 @@ class Prompt:
         except TemplateSyntaxError as error:
             raise syntax_error(error, path, first_line) from None
 
+    def reads(self, name: str) -> bool:
+        """Whether the template itself looks at one of the names it is given."""
+        return any(node.name == name for node in ENVIRONMENT.parse(self.text).find_all(nodes.Name))
+
     def render(self, names: Mapping[str, Any]) -> str:
         """Fill in.
 

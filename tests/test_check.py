@@ -17,7 +17,12 @@ GOOD = {
     "pop.toml": '[models.large]\nprovider = "openai"\nmodel = "gpt-5"\n',
     "pipeline.json": '{"tasks": ["outline"]}',
     "pipeline-tasks/outline.md": "{{ seed.text }}",
+    "pipeline-tasks/review.md": "{{ seed.text }}",
+    "pipeline-tasks/revise.md": "{{ seed.text }}",
 }
+LOOP = (
+    '{"tasks": [{"repeat": ["review", "revise"], "until": "inputs.review.score > 8", "at_most": 3}, {"approve": "ok"}]}'
+)
 
 
 def told(root: Path, files: dict[str, str], seed: str | None = None) -> str:
@@ -73,6 +78,20 @@ def told(root: Path, files: dict[str, str], seed: str | None = None) -> str:
              "pipeline-tasks/outline.md": "{{ inputs.b }}"},
             "no step 'b' comes before this one",
         ),
+        ({"pipeline-tasks/outline.md": "{{ lap }}"}, "`lap` has a meaning only inside a `repeat`; a step of this task"),
+        ({"pipeline-tasks/outline.md": "x {{ laps.a }}"}, "where: pipeline-tasks/outline.md:1:6"),
+        (
+            {"pipeline.json": LOOP, "pipeline-tasks/revise.md": "{{ laps.reveiw }}"},
+            "no step 'reveiw' stands in the loops around this one\n  where: pipeline-tasks/revise.md:1:9\n"
+            "  hint: did you mean 'review'?",
+        ),
+        ({"pipeline.json": LOOP, "pipeline-tasks/review.md": "{{ inputs.c }}"}, "no step 'c' comes before this one"),
+        ({"pipeline.json": LOOP.replace('"review"', '"reveiw"')}, "no task 'reveiw'"),
+        (
+            {"pipeline.json": '{"tasks": ["outline"],\n "recover": {"timeout": "model:larg"}}'},
+            "no model 'larg'\n  where: pipeline.json:2:25  recover.timeout\n  hint: did you mean 'large'?",
+        ),
+        ({"pipeline.json": '{"tasks": ["outline"],\n "views": ["x"]}'}, "no view 'x'\n  where: pipeline.json:2:12  views"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_a_root_is_found_with_its_place(tmp_path: Path, files: dict[str, str], says: str) -> None:
@@ -96,6 +115,16 @@ def test_a_mistake_in_a_root_is_found_with_its_place(tmp_path: Path, files: dict
         {
             "pipeline.json": '{"tasks": [{"each": "seed.parts", "do": "outline"}]}',
             "pipeline-tasks/outline.md": "{{ item.x }}",
+        },
+        {
+            "pipeline.json": LOOP,
+            "pipeline-tasks/review.md": "Lap {{ lap }}: {{ inputs.revise }} {{ inputs.review }} {{ laps.revise | length }}",
+            "pipeline-tasks/revise.md": "{{ inputs.review.notes }} {% for one in changes %}{{ one }}{% endfor %}",
+        },
+        {"pipeline-tasks/outline.md": "{% if lap %}{{ lap }}{% endif %}{{ changes | json }}"},
+        {
+            "pipeline.json": '{"tasks": [{"task": "outline", "recover": {"auth": "model:thrifty"}}], '
+            '"models": {"thrifty": "large"}}',
         },
     ],
 )
@@ -179,6 +208,26 @@ def test_a_model_that_cannot_answer_counts_only_where_a_prompt_asks_for_it(tmp_p
     assert "no-program" in told(tmp_path, {**agent, **seed}, "seed.json")
 
 
+def test_a_model_that_only_a_recovery_asks_for_counts_too(tmp_path: Path) -> None:
+    """The attempt that asks it would fail."""
+    recovering = '{"tasks": ["outline"], "recover": {"timeout": ["retry", "model:agent"]}}'
+    found = told(tmp_path, {"pop.toml": ABSENT, "pipeline.json": recovering})
+    assert "no-program: there is no program 'no-such-program' on the PATH\n" in found
+
+
+@pytest.mark.parametrize("until", ["seed.x == 1", "inputs.outline == 'x'"])
+def test_a_loop_that_nothing_in_it_can_end_is_noted(tmp_path: Path, until: str) -> None:
+    """No mistake: `at_most` ends it all the same."""
+    pipeline = LOOP.replace("inputs.review.score > 8", until).replace("[{", '["outline", {', 1)
+    assert told(tmp_path, {"pipeline.json": pipeline}) == ""
+    notes = [note for note in RootCheck(Root(tmp_path)).notes() if until in note]
+    place = "pipeline.json:1:65  tasks[1].until"
+    assert notes == [f"`{until}` is the same in every lap of 'review-loop': it reads no step of the loop ({place})"]
+    for good in ("lap == 2", "laps.revise | length > 1", "inputs.revise != 'x'"):
+        told(tmp_path, {"pipeline.json": LOOP.replace("inputs.review.score > 8", good)})
+        assert not [note for note in RootCheck(Root(tmp_path)).notes() if good in note]
+
+
 def test_a_budget_in_usd_of_a_seed_needs_prices_too(tmp_path: Path) -> None:
     """For the models that this seed makes the steps ask."""
     files = {"pop.toml": '[models.agent]\nprovider = "command"\ncommand = ["cat"]\n'}
@@ -249,6 +298,13 @@ def test_a_good_seed_has_no_mistakes(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "f.zip", "w") as archive:
         archive.write(tmp_path / "f/seed.json", "seed.json")
     assert told(tmp_path, files, "f.zip") == ""
+
+
+def test_what_only_a_second_lap_reads_need_not_be_in_a_seed(tmp_path: Path) -> None:
+    """A step that waits for the verdict may never run; one that leads to it does."""
+    files = {"pipeline.json": LOOP, "seed.json": '{"text": "x"}'}
+    assert told(tmp_path, {**files, "pipeline-tasks/revise.md": "{{ seed.b }}"}, "seed.json") == ""
+    assert "no key 'b'" in told(tmp_path, {**files, "pipeline-tasks/review.md": "{{ seed.b }}"}, "seed.json")
 
 
 def test_a_seed_is_measured_by_the_limits_of_its_root(tmp_path: Path) -> None:

@@ -93,10 +93,55 @@ def test_every_mistake_is_reported_at_once() -> None:
 
 
 def test_names_without_a_meaning_here_are_explained() -> None:
-    """`item` exists inside an each only, `lap` not yet at all."""
+    """`item` exists inside an each only, `lap` and `laps` inside a repeat."""
     names = ("seed", "inputs")
     assert "only inside an `each`" in mistakes_in("item.x", names=names)[0]
-    assert "only inside a `repeat`" in mistakes_in("lap > 1", names=names)[0]
+    assert "`lap` has a meaning only inside a `repeat`" in mistakes_in("lap > 1", names=names)[0]
+    assert "`laps` has a meaning only inside a `repeat`" in mistakes_in("laps.a | length > 1", names=names)[0]
+
+
+def test_laps_must_be_those_of_a_loop_around() -> None:
+    """They are looked up like inputs; a step that stands elsewhere is told to."""
+    expression = compile_expression("laps.reveiw[0].x or laps['b'] or laps.a_b", "p:1:1")
+    assert not expression.inputs and expression.laps == {"reveiw", "b", "a_b"}
+    assert expression.reads("a-b") and not expression.reads("a")
+    elsewhere, unknown = expression.check_inputs([], ["review", "a-b", "b"], in_loop=["review", "a-b"])
+    assert elsewhere.message.endswith("reads step 'b', which is in no loop around this place")
+    assert unknown.hint == "did you mean 'review'?"
+
+
+LAPS: dict[str, Any] = {
+    "seed": {"goal": 8, "text": "x" * 500, "odd key": 1, "i": 0},
+    "inputs": {"review": {"score": 7.5, "notes": list(range(100))}, "fix-it": None},
+    "laps": {"review": [{"score": 6}, {"score": 7.5}], "fix-it": [None]},
+    "lap": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("inputs.review.score >= seed.goal and lap > 1", {"inputs.review.score": 7.5, "seed.goal": 8, "lap": 2}),
+        ("laps.review[-1].score > laps.review[0].score",
+         {"laps.review[-1].score": 7.5, "laps.review[0].score": 6}),
+        ("(laps.review | last).score > 7", {"laps.review": [{"score": 6}, {"score": 7.5}]}),
+        ("laps.fix_it[0] is none and laps['fix-it'] | length", {"laps.fix_it[0]": None, "laps['fix-it']": [None]}),
+        ("inputs.fix_it.x == 1 or seed.nope is defined", {}),
+        ("seed['odd key'] == 1", {"seed['odd key']": 1}),
+        ("seed.text.upper().startswith(seed.nope)", {"seed.text": '"' + "x" * 198 + "…"}),
+        ("inputs[seed.i] or laps | length", {"seed.i": 0}),
+        ("item.x == 1", {}),
+    ],
+)  # fmt: skip
+def test_what_an_expression_read_can_be_told(text: str, values: dict[str, Any]) -> None:
+    """By its longest chains of names; what cannot be had is left out, what is long is cut."""
+    assert compile_expression(text, "p:1:1").values(LAPS) == values
+
+
+def test_long_values_are_told_by_their_beginning() -> None:
+    """As JSON, 200 characters of it."""
+    told = compile_expression("inputs.review.notes | length > 3", "p:1:1").values(LAPS)["inputs.review.notes"]
+    assert told.startswith("[0, 1, 2, ") and len(told) == 200
 
 
 def test_inputs_must_come_before() -> None:
@@ -149,6 +194,15 @@ def test_an_each_must_be_a_list() -> None:
     assert failure_of("seed.parts[0]", expects="list") == "`seed.parts[0]`: must be a list, gave an object"
 
 
+def test_a_score_must_be_a_number() -> None:
+    """A finite one; true counts as none."""
+    assert value_of("seed.count / 2", expects="number") == 1.5
+    assert failure_of("seed.text", expects="number") == "`seed.text`: must be a number, gave a text"
+    assert failure_of("seed.count > 1", expects="number").endswith("must be a number, gave true or false")
+    assert failure_of("seed.x | float", {"seed": {"x": "inf"}}, "number").endswith("gave one without end")
+    assert "'inf'" in failure_of("'inf' | float", expects="number")
+
+
 def test_an_each_has_a_bound() -> None:
     """A model's list of a million items is an error, not a million folders."""
     scope = {"seed": {"items": [0] * (MAX_ITEMS + 1)}}
@@ -196,6 +250,7 @@ _PIECES = st.sampled_from(
         "inputs.b",
         "item",
         "lap",
+        "laps.b",
         "1",
         "9",
         "'x'",
@@ -252,7 +307,10 @@ def test_no_expression_and_no_data_break_the_supervisor(pieces: list[str], data:
     """Whatever is written and whatever it meets: a value, a configuration error or an expression error."""
     began = time.process_time()
     try:
-        compile_expression(" ".join(pieces), "p:1:1").evaluate({"seed": data, "inputs": {"b": data}, "item": data})
+        scope = {"seed": data, "inputs": {"b": data}, "laps": {"b": [data]}, "item": data}
+        expression = compile_expression(" ".join(pieces), "p:1:1")
+        assert len(str(expression.values(scope))) < 5000
+        expression.evaluate(scope)
     except (ConfigErrors, ExpressionError) as error:
         assert len(str(error)) < 5000
     assert time.process_time() - began < 2

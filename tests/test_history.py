@@ -6,8 +6,9 @@ from pathlib import Path
 
 import orjson
 
-from pop.history import read_history, run_record, seconds_between, status_of
+from pop.history import read_history
 from pop.records import RunRecord, Status
+from pop.statuses import run_record, seconds_between, status_of
 
 T = "2026-11-21T03:15:0{}.000Z"
 

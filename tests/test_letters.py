@@ -17,6 +17,7 @@ from pop.pipeline import load_pipeline
 from pop.plan import Start
 from pop.records import Letter
 from pop.settings import Root, Settings
+from pop.steps import At
 from pop.store import Disk
 from tests.fake_openai import FakeOpenAI
 from tests.living import LivingRoot
@@ -46,7 +47,7 @@ class Desk:
 
     def letter(self, step: str = "a", *items: int) -> Letter:
         instance = ".".join([step, *map(str, items)])
-        return self.writer.write(self.history, Start(instance, step, items), gateway=None, now=5.0)
+        return self.writer.write(self.history, Start(instance, step, At(items)), gateway=None, now=5.0)
 
 
 STEP = {"task": "a", "with": {"n": [1, 2]}, "model": "big", "timeout": "3s", "stall": "2s", "memory_mb": 99,
@@ -110,7 +111,7 @@ def test_after_a_timeout_the_next_letter_gives_twice_the_time(tmp_path: Path) ->
 def test_a_letter_tells_the_problems_of_the_attempt_before(tmp_path: Path) -> None:
     """And an attempt's id is never used twice."""
     desk = Desk(tmp_path, {"tasks": ["a"]})
-    desk.history.instances["a"] = Instance(state="retry", started=1, generation=2, error={"problems": ["/n: no"]})
+    desk.history.instances["a"] = Instance(state="retry", started=1, generation=2, problems=["/n: no"])
     letter = desk.letter()
     assert (letter.problems, letter.generation) == (["/n: no"], 2)
     assert desk.letter().attempt_id != letter.attempt_id

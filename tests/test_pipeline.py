@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -14,22 +14,27 @@ from jsonschema import Draft202012Validator
 
 from pop.durations import seconds
 from pop.errors import ERROR_CLASSES, ConfigErrors
-from pop.expressions import FILTER_NAMES, TEXT_METHODS
+from pop.expression_sandbox import FILTER_NAMES, TEXT_METHODS
 from pop.pipeline import (
     KEYS,
     MAX_NESTING,
     MAX_STEPS,
     TOP_KEYS,
     Each,
+    Gate,
     Parallel,
     Pipeline,
+    Repeat,
     Sequence,
     Task,
+    _Kind,
     instance_name,
     load_pipeline,
     pipeline_schema,
     read_pipeline,
 )
+from pop.remedies import CURES
+from pop.steps import Action, At, Remedy
 
 SCHEMA = Draft202012Validator(pipeline_schema())
 
@@ -123,9 +128,54 @@ def test_what_is_no_duration(written: Any) -> None:
 
 def test_instances_are_named_by_item_and_lap() -> None:
     """The name is the folder under tasks/, so it stays as it is."""
-    assert instance_name("draft", ()) == "draft"
-    assert instance_name("draft", (2, 0)) == "draft.2.0"
-    assert instance_name("draft", (2,), 1) == "draft.2@1"
+    assert instance_name("draft", At()) == "draft"
+    assert instance_name("draft", At((2, 0))) == "draft.2.0"
+    assert instance_name("draft", At((2,), (1,))) == "draft.2@1"
+
+
+LOOP = {"repeat": ["a"], "until": "lap > 3", "at_most": 3}
+
+
+def test_a_loop_is_read() -> None:
+    """It is called by its first step; inside it expressions know `lap` and `laps`, and later steps of it."""
+    given = {"until": "inputs.review.score >= 8 and lap > 1", "score": "laps.review[-1].score", "checks": "inputs.a.ok"}
+    body = ["review", {"task": "revise", "when": "inputs.revise is none or laps.revise | length > 1"}]
+    of = steps("a", {"repeat": body, **given, "at_most": 5, "otherwise": "keep-best", "when": "seed.x == 1"})
+    loop = of.blocks["review-loop"]
+    assert isinstance(loop, Repeat)
+    assert [block.name for block in loop.body.inner] == ["review", "revise"]
+    assert (loop.until.text, loop.at_most, loop.otherwise) == (given["until"], 5, "keep-best")
+    assert loop.score and loop.score.expects == "number" and loop.score.laps == {"review"}
+    assert loop.checks and loop.checks.expects == "bool" and loop.when
+    assert of.repeats["revise"] == (loop,)
+
+
+def test_the_body_of_a_loop_may_be_any_step() -> None:
+    """One task, or a block."""
+    one = steps({**LOOP, "repeat": "b", "name": "again"}).blocks["again"]
+    side = steps({**LOOP, "repeat": {"parallel": ["b", "c"]}}).blocks["b-loop"]
+    within = steps({**LOOP, "repeat": {**LOOP, "repeat": ["b"], "name": "inner"}})
+    assert isinstance(one, Repeat) and one.body.inner == (Task("b", "b"),)
+    assert isinstance(side, Repeat) and isinstance(side.body.inner[0], Parallel)
+    assert [loop.name for loop in within.repeats["b"]] == ["b-loop", "inner"]
+
+
+def test_a_gate_is_read() -> None:
+    """It is a step, and its answer an input like another."""
+    words = {"show": ["plan"], "text": "Is it good?", "timeout": "1h", "on_timeout": "reject"}
+    of = steps("plan", {"approve": "plan-ok", **words}, {"task": "b", "when": "inputs.plan_ok.decision == 'approve'"})
+    assert of.steps["plan-ok"] == Gate("plan-ok", ("plan",), "Is it good?", 3600.0, "reject")
+    assert list(of.tasks) == ["plan", "b"]
+    assert steps({"approve": "go"}).steps["go"] == Gate("go")
+
+
+def test_recoveries_and_views_are_read() -> None:
+    """At the top for all steps, in a step for it; one action or one for each failure."""
+    table = {"timeout": ["retry-longer", "model:large", "ask"], "auth": "fail"}
+    meant = {"timeout": (Action("retry-longer"), Action("model", "large"), Action("ask")), "auth": (Action("fail"),)}
+    of = load({"tasks": [{"task": "a", "recover": table}], "recover": table, "views": ["board"]}, known_views=["board"])
+    assert of.recover == meant == of.tasks["a"].recover
+    assert of.views == ("board",)
 
 
 # ---- mistakes ---------------------------------------------------------------------------------------------------
@@ -169,7 +219,7 @@ invalid-config: unknown key 'modles'
     ("entry", "said"),
     [
         (3, "a step must be a task's name, an object, or a list of steps"),
-        ({}, "a step needs one of `task`, `parallel`, `each`, `do`"),
+        ({}, "a step needs one of `task`, `parallel`, `each`, `do`, `repeat`, `approve`"),
         ("Über", "a task must be a name"),
         ("../x", "a task must be a name"),
         ({"task": "a", "name": "a.b"}, "`name` must be a name"),
@@ -185,9 +235,47 @@ invalid-config: unknown key 'modles'
         ({"each": "seed.x"}, "`do` is missing"),
         ({"each": ["a"], "do": "a"}, "must be an expression, written as a text"),
         ({"each": "seed.x", "do": "a", "timeout": 5}, "unknown key 'timeout'"),
-        ({"repeat": ["a"], "until": "lap > 3"}, "`repeat` comes with a later version"),
-        ({"approve": "plan"}, "`approve` comes with a later version"),
-        ({"task": "a", "recover": {}}, "`recover` comes with a later version"),
+        (LOOP | {"at_most": 0}, "`at_most` must be a whole number from 1 to 1000"),
+        (LOOP | {"otherwise": "keep-best"}, "`keep-best` needs a `score`"),
+        (LOOP | {"otherwise": "stop"}, '`otherwise` must be "fail", "ask" or "keep-best"'),
+        (LOOP | {"repeat": []}, "must be a list of at least one step"),
+        (LOOP | {"until": 3}, "must be an expression, written as a text"),
+        (LOOP | {"until": "laps.b[0].score > 3"}, "reads an unknown step 'b'"),
+        (LOOP | {"until": "inputs.x.score > 3"}, "reads an unknown step 'x'"),
+        (LOOP | {"when": "lap > 1"}, "`lap` has a meaning only inside a `repeat`"),
+        (LOOP | {"task": "a"}, "unknown key 'task'"),
+        ({"repeat": ["a"], "at_most": 3}, "`until` is missing"),
+        ({"repeat": ["a"], "until": "lap > 3"}, "`at_most` is missing"),
+        ({"repeat": ["a" * 64], "until": "lap > 3", "at_most": 3}, "is too long for a name"),
+        ({"task": "a", "until": "seed.x"}, "`until` belongs to a step with `repeat`"),
+        ({"parallel": ["a"], "at_most": 3}, "`at_most` belongs to a step with `repeat`"),
+        ({"task": "a", "show": []}, "`show` belongs to a step with `approve`"),
+        ({"approve": "Plan!"}, "`approve` must be a name"),
+        ({"approve": "plan", "name": "x"}, "the name of a gate is what stands behind `approve`"),
+        ({"approve": "plan", "show": ["plan"]}, "a gate cannot show itself"),
+        ({"approve": "plan", "show": "a"}, "`show` must be a list of names of steps"),
+        ({"approve": "plan", "show": ["x"]}, "no step 'x' comes before this gate"),
+        ({"approve": "plan", "text": " "}, "`text` must be a text"),
+        ({"approve": "plan", "timeout": "soon"}, "`timeout` must be a duration"),
+        ({"approve": "plan", "on_timeout": "reject"}, "`on_timeout` means nothing without a `timeout`"),
+        (
+            {"approve": "plan", "timeout": "1h", "on_timeout": "yes"},
+            '`on_timeout` must be "wait", "reject" or "approve"',
+        ),
+        ({"approve": "plan", "attempts": 2}, "unknown key 'attempts'"),
+        ({"task": "a", "recover": []}, "`recover` must be an object"),
+        ({"task": "a", "recover": {"auht": "ask"}}, "no class of errors 'auht'"),
+        (
+            {"task": "a", "recover": {"auth": "retry"}},
+            "auth errors are not cured by retry; they can be: model, ask, fail",
+        ),
+        ({"task": "a", "recover": {"bug": ["ask", "model:x"]}}, "bug errors are not cured by model"),
+        ({"task": "a", "recover": {"timeout": "retry-lnger"}}, "did you mean 'retry-longer'?"),
+        ({"task": "a", "recover": {"timeout": "model"}}, "must name the model"),
+        ({"task": "a", "recover": {"timeout": "retry:3"}}, "must be one of retry"),
+        ({"task": "a", "recover": {"timeout": 3}}, "must be one of retry"),
+        ({"task": "a", "recover": {"timeout": []}}, "must be an action, or a list of at least one"),
+        ({"task": "a", "recover": {"interrupted": "fail"}}, "`interrupted` cannot be set"),
     ],
 )
 def test_each_mistake_is_named(entry: Any, said: str) -> None:
@@ -272,6 +360,40 @@ def test_models_must_exist() -> None:
     assert "models.default\n  hint: did you mean 'large'?" in said
 
 
+def test_models_of_recoveries_must_exist() -> None:
+    """At their place in the list."""
+    said = problem({"task": "a", "recover": {"timeout": ["retry", "model:larg"]}}, known_models=["large"])
+    assert said.startswith("unknown-model: no model 'larg'\n  where: pipeline.json:1:")
+    assert said.endswith("tasks[0].recover.timeout[1]\n  hint: did you mean 'large'?")
+
+
+def test_views_must_exist() -> None:
+    """As far as it is known which there are."""
+    (said,) = problems({"tasks": ["a"], "views": ["bord"]}, known_views=["board"])
+    assert said.startswith("unknown-view: no view 'bord'") and said.endswith("views[0]\n  hint: did you mean 'board'?")
+    (said,) = problems({"tasks": ["a"], "views": "board"})
+    assert "`views` must be a list of names of views" in said
+
+
+def test_a_loop_ends_by_what_is_in_it_or_before_it() -> None:
+    """A step behind the loop, or beside it, is told to be neither."""
+    loop = {"repeat": ["a", "b"], "until": "inputs.c.ok", "at_most": 2}
+    assert "reads step 'c', which is neither in the loop nor before it" in problem(loop, "c")
+    assert steps("c", loop)
+    assert "reads step 'c', which is in no loop around this place" in problem(
+        "c", loop | {"until": "laps.c | length > 1"}
+    )
+    assert "`laps` has a meaning only inside a `repeat`" in problem("c", {"task": "d", "when": "laps.c"})
+    said = problem({"parallel": [LOOP, "c"]}, {"approve": "d", "show": ["c", "e"]}, "e")
+    assert "`show` names step 'e', which does not come before the gate\n" in said and "show[1]" in said
+
+
+def test_two_loops_need_two_names() -> None:
+    """Those that begin with the same step."""
+    said = problem({**LOOP, "repeat": [LOOP]})
+    assert said.startswith("name-taken: the name 'a-loop' is taken\n") and "give this one a `name`" in said
+
+
 def test_a_mistaken_pipeline_still_has_its_steps() -> None:
     """So that the mistakes of their tasks can be told in the same go; without an order it has none."""
     data = b'{"tasks": ["a", {"task": "b", "model": "x"}], "tsaks": 1}'
@@ -300,10 +422,22 @@ def test_a_thousand_steps_are_fine() -> None:
     assert len(of.ancestors(f"s{MAX_STEPS - 1}")) == MAX_STEPS - 1
 
 
-_WORDS = sorted({key for keys in KEYS.values() for key in keys} | {"repeat", "frob"})
+_WORDS = sorted({key for keys in KEYS.values() for key in keys} | {"frob"})
+_TEXTS = ["a", "b", "5m", "seed.x", "", "é", "lap > 1", "laps.a[0]", "inputs.b == 1", "ask", "keep-best", "model:m"]
 _VALUES = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-2, 200), st.sampled_from(["a", "b", "5m", "seed.x", "", "é"])),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(_WORDS), inner, max_size=4)),
+    st.one_of(st.none(), st.booleans(), st.integers(-2, 200), st.sampled_from(_TEXTS)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(_WORDS), inner, max_size=4),
+        st.fixed_dictionaries(
+            {"repeat": inner, "until": st.sampled_from(_TEXTS), "at_most": st.integers(0, 9)},
+            optional={"otherwise": inner, "score": inner, "name": st.just("l")},
+        ),
+        st.fixed_dictionaries({"approve": st.just("g")}, optional={"show": inner, "needs": inner, "timeout": inner}),
+        st.dictionaries(st.sampled_from(["timeout", "auth"]), inner, min_size=1).map(
+            lambda to: {"task": "c", "recover": to}
+        ),
+    ),
     max_leaves=12,
 )
 
@@ -334,10 +468,26 @@ def test_the_schema_knows_every_key() -> None:
         "timeout": "5m",
     }
     task |= {"stall": 5, "attempts": 1, "refinements": 0, "memory_mb": 64, "output_mb": 1}
-    document = {"tasks": [task, [{"parallel": ["c"]}], {"each": "seed.x", "do": {"do": ["d"], "when": "item"}}]}
+    document: dict[str, Any] = {
+        "tasks": [task, [{"parallel": ["c"]}], {"each": "seed.x", "do": {"do": ["d"], "when": "item"}}]
+    }
+    loop = {
+        "repeat": "e",
+        "until": "lap == 2",
+        "at_most": 2,
+        "otherwise": "keep-best",
+        "score": "lap",
+        "checks": "true",
+    }
+    gate = {"approve": "ok", "show": ["e"], "text": "Well?", "timeout": 5, "on_timeout": "wait", "when": "true"}
+    table = {"timeout": ["retry-longer", "model:m"], "bug": "ask"}
+    document["tasks"] += [loop, gate, {"task": "g", "recover": table}]
+    document |= {"recover": table, "views": ["x"]}
     load(document)
     SCHEMA.validate(document)
-    assert not SCHEMA.is_valid({"tasks": [{"task": "a", "frob": 1}]})
+    for wrong in ({"task": "a", "frob": 1}, loop | {"at_most": 0}, gate | {"name": "x"}, {"repeat": "a", "at_most": 1}):
+        assert not SCHEMA.is_valid({"tasks": [wrong]})
+    assert not SCHEMA.is_valid({"tasks": ["a"], "recover": {"bug": "retry"}})
 
 
 # ---- the page for users -----------------------------------------------------------------------------------------
@@ -347,8 +497,35 @@ PAGE = (Path(__file__).parent.parent / "docs" / "pipelines.md").read_text("utf-8
 
 @pytest.mark.parametrize("example", re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL))
 def test_every_example_of_the_page_is_a_pipeline(example: str) -> None:
-    """What users copy works."""
+    """What users copy works, and no editor underlines it."""
     load(example.encode())
+    SCHEMA.validate(json.loads(example))
+
+
+def rows(heading: str) -> dict[str, list[str]]:
+    """The tables below a heading of the page: the cells behind the first one, by each word in it."""
+    below = PAGE.partition(f"\n## {heading}")[2].partition("\n## ")[0]
+    found = {}
+    for line in re.findall(r"^\| `.*$", below, re.MULTILINE):
+        first, *rest = (cell.strip() for cell in line.strip("|").split("|"))
+        found.update(dict.fromkeys(re.findall(r"`([^`]+)`", first), rest))
+    return found
+
+
+@pytest.mark.parametrize(("heading", "kind"), [("`repeat`", "repeat"), ("`approve`", "approve"), ("Steps", "task")])
+def test_every_word_of_a_step_has_a_row(heading: str, kind: _Kind) -> None:
+    """Below the heading that explains it."""
+    assert set(KEYS[kind]) - {"name", "needs", "when"} <= set(rows(heading))
+
+
+def test_every_class_of_errors_has_a_row_with_its_cures() -> None:
+    """Exactly those that a table may name."""
+    told = {name: cells[-1] for name, cells in rows("`recover`").items() if len(cells) == 3}
+    assert set(told) == set(ERROR_CLASSES)
+    assert {name: set(re.findall(r"`([a-z-]+)`", cell)) for name, cell in told.items()} == {
+        name: set(cures) for name, cures in CURES.items()
+    }
+    assert set(get_args(Remedy)) - {"model"} | {"model:NAME"} <= set(rows("`recover`"))
 
 
 def test_the_page_names_every_key_filter_and_test() -> None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pop.context import Context
 from pop.errors import AttemptFailed
+from pop.inputs import Inputs
+from pop.records import FileRef, Letter
+from pop.stages import Stages
+from pop.tasks import load_task
 from pop.templatecheck import Template, missing_from_seed
 from pop.templates import Prompt
+from pop.trail import Trail
 
 NAMES: dict[str, Any] = {
     "seed": {"text": "x", "parts": [{"title": "a"}], "items": [1]},
@@ -42,6 +49,45 @@ def test_what_is_missing_is_named_as_the_template_names_it(text: str, says: str)
         Prompt(text, Path("t.md")).render(NAMES)
     assert caught.value.error_class == "bad_input"
     assert f"{caught.value.message} ({caught.value.where}): {caught.value.hint}".startswith(says)
+
+
+def stages(folder: Path, prompt: str, **letter: Any) -> Stages:
+    """A task of one file, about to be asked in a run's folder."""
+    (folder / "t.md").write_text(prompt)
+    order = Letter(
+        run_id="r", run_name="r", instance="t@2", step="t", task="t", tasks_dir=str(folder), run_dir=str(folder),
+        attempt=1, attempt_id="a", generation=1, deadline_at=0.0, seed=FileRef(path="seed.json", sha256=""), **letter,
+    )  # fmt: skip
+    return Stages(load_task(folder, "t"), Context(order, {}, Inputs(folder, {}), Trail(folder), None))
+
+
+def prompted(folder: Path, prompt: str, **letter: Any) -> str:
+    return str(stages(folder, prompt, **letter).prompt({})[-1]["content"])
+
+
+def test_a_prompt_sees_its_lap_and_what_the_laps_before_gave(tmp_path: Path) -> None:
+    """`laps` has a list by step, `-` reads `_`, and a lap without an output is null."""
+    data = b'{"score": 7.5}'
+    (tmp_path / "o.json").write_bytes(data)
+    ref = {"path": "o.json", "sha256": sha256(data).hexdigest()}
+    said = prompted(tmp_path, "{{ lap }}: {{ laps.the_review[-1].score }} {{ laps.b }}", lap=2,
+                    laps={"the-review": [None, ref], "b": [None]})  # fmt: skip
+    assert said == "2: 7.5 [None]"
+
+
+def test_what_persons_asked_for_is_told_to_the_model(tmp_path: Path) -> None:
+    """Behind the prompt, unless the template tells it itself; the word in its prose is no telling."""
+    asked = ["shorter", "no tables\nat all"]
+    said = prompted(tmp_path, "Write, with changes.", changes=asked)
+    assert said == (
+        "Write, with changes.\n\nA person has looked at an earlier result and asks for these changes:\n"
+        "- shorter\n- no tables\n  at all"
+    )
+    assert prompted(tmp_path, "Write {{ changes[0] }}", changes=asked) == "Write shorter"
+    assert prompted(tmp_path, "---\nsystem: Mind {{ changes | json }}\n---\nWrite", changes=asked) == "Write"
+    assert prompted(tmp_path, "Write") == "Write"
+    both = prompted(tmp_path, "Write", changes=["shorter"], problems=["too long"])
+    assert both.index("too long") < both.index("shorter")
 
 
 def test_a_value_as_json_keeps_its_integers() -> None:

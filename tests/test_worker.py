@@ -61,7 +61,6 @@ def test_a_good_attempt_leaves_an_output_and_no_error(tmp_path: Path) -> None:
         (["from pop.errors import AttemptFailed", "raise AttemptFailed('refused', 'no', hint='ask nicely')"], "refused", "no", None),
         (["return {1, 2}"], "bug", "no JSON form", None),
         (["return ctx.model()('x').text"], "unavailable", "no gateway", None),
-        (["return ctx.control"], "bug", "not part of this version", None),
     ],
 )  # fmt: skip
 def test_whatever_goes_wrong_is_written_down(

@@ -15,6 +15,7 @@ def schemas() -> dict[str, Any]:
     """The JSON Schemas by name."""
     from pop import records
     from pop.pipeline_schema import pipeline_schema
+    from pop.recipes.agentic_workflow import workflow_schemas
     from pop.settings import Settings
     from pop.tasks import FrontMatter
 
@@ -29,7 +30,8 @@ def schemas() -> dict[str, Any]:
         "trail": records.TrailLine,
         "call": records.CallRecord,
     }
-    return {"pipeline": pipeline_schema(), **{name: model.model_json_schema() for name, model in models.items()}}
+    found = {name: model.model_json_schema() for name, model in models.items()}
+    return {"pipeline": pipeline_schema(), **found, **workflow_schemas()}
 
 
 @click.command()

@@ -1,0 +1,72 @@
+"""The pipeline of a run as it is now: frozen or set anew, with the steps its tasks have added; and their orders, checked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pop import control
+from pop.control import Addition, ControlRefused
+from pop.errors import PopError
+from pop.history import RunHistory
+from pop.pipeline import Pipeline
+from pop.records import ErrorRecord
+from pop.settings import Root
+from pop.steps import step_of
+from pop.store import NotAFile, read_regular
+from pop.tasks import list_tasks
+
+MAX_ORDERS_BYTES = 4_000_000
+
+
+def pipeline_of(root: Root, run_dir: Path, history: RunHistory) -> Pipeline:
+    """The pipeline that a run follows.
+
+    Raises:
+        ConfigError: Somebody broke the run's own copy.
+    """
+    path = run_dir / _file_of(history)
+    where = f"{os.path.relpath(run_dir, root.path)}/{path.name}"
+    return control.extended(path.read_bytes(), _added(history), where=where, name=_name_of(history))
+
+
+def orders_of(root: Root, run_dir: Path, history: RunHistory, instance: str, attempt_dir: Path) -> dict[str, Any]:
+    """What ``step.done`` is to carry about the orders of an attempt: `control`, `control_error`, or nothing."""
+    try:
+        document = read_regular(attempt_dir / "control.json", max_bytes=MAX_ORDERS_BYTES)
+    except FileNotFoundError:
+        return {}
+    except NotAFile as error:
+        return _refused(instance, ControlRefused(error.message))
+    try:
+        checked = control.check(
+            (run_dir / _file_of(history)).read_bytes(),
+            _added(history),
+            history,
+            step_of(instance),
+            document,
+            name=_name_of(history),
+            known_tasks=list_tasks(root.tasks),
+        )
+    except (PopError, RecursionError) as error:
+        return _refused(instance, error if isinstance(error, PopError) else ControlRefused("nested too deep"))
+    return {"control": checked.to_json()}
+
+
+def _refused(instance: str, error: PopError) -> dict[str, Any]:
+    about = {key: value for key, value in error.to_json().items() if value is not None}
+    record = ErrorRecord.model_validate({"error_class": "bad_input", "instance": instance, **about})
+    return {"control_error": record.model_dump(exclude_none=True)}
+
+
+def _file_of(history: RunHistory) -> str:
+    return history.pipeline["path"] if history.pipeline else "pipeline.json"
+
+
+def _name_of(history: RunHistory) -> str:
+    return str(history.created.get("pipeline", "default"))
+
+
+def _added(history: RunHistory) -> list[Addition]:
+    return [Addition(after, steps) for after, steps in history.added]
