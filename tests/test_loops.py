@@ -10,7 +10,7 @@ import pytest
 from pop.expressions import Expression
 from pop.history import Lap, Loop
 from pop.loops import Ruling, verdict
-from pop.plan import Expire, Judge, Moves, Open, Settled, Skip, inputs_of, laps_of, next_moves
+from pop.plan import Expire, Judge, Moves, Open, Settled, Skip, inputs_of, instances_in, laps_of, next_moves
 from pop.steps import ROOT, At, Block, Each, Gate, Parallel, Pipeline, Repeat, Sequence, Task
 from tests.planning import Instance, Run, moves, reads, starts
 
@@ -155,6 +155,22 @@ def test_a_loop_in_a_loop_begins_anew_in_every_lap() -> None:
     run.done("review@1")
     run.lap("loop", "again")
     assert starts(moves(of, run)) == ["fix@2.1"]
+
+
+def test_the_instances_of_a_lap_are_found_without_a_look_at_all_others() -> None:
+    """Those of its items and inner laps too, and what was skipped as a whole."""
+    inner = repeat("fix", until=reads("fix"), name="inner")
+    of = pipeline(repeat(Each("parts", reads(), inner), "review", until=reads("review")))
+    run = Run(counts={"parts@1": 2, "parts@2": 1})
+    run.done("fix.0@1.1", "fix.0@1.2", "fix.1@1.1", "review@1", "fix.0@2.1")
+    run.lap("inner.0@1", "again")
+    run.lap("inner.0@1", "converged", kept=2)
+    body = of.blocks["loop-body"]
+    names = [name for _, _, name in instances_in(of, run, body, At((), (1,)))]
+    assert names == ["fix.0@1.1", "fix.0@1.2", "fix.1@1.1", "review@1"]
+    assert list(instances_in(of, run, body, At((), (2,)))) == [("fix", At((0,), (2, 1)), "fix.0@2.1")]
+    run.apply("state", "fix@3", "skipped")
+    assert [name for _, _, name in instances_in(of, run, body, At((), (3,)))] == ["fix@3"]
 
 
 # ---- what a step reads ------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pop.pipeline import Pipeline, load_pipeline
-from pop.plan import Moves, Settled, Skip, inputs_of, item_expressions, next_moves
+from pop.plan import Moves, Settled, Skip, inputs_of, instances_in, item_expressions, next_moves
 from pop.steps import At, step_of
 from tests.planning import ENDED, Driver, Instance, Run, expected, moves, pipelines, starts
 
@@ -37,6 +37,7 @@ def test_every_run_ends_with_each_instance_done_or_skipped_once(of: Pipeline, rn
     known = {name for name in driver.run.instances if step_of(name) in of.steps}
     assert sorted(known) == sorted(expected(of, driver.run, of.root, At()))
     assert all(instance.state in ENDED for instance in driver.run.instances.values())
+    assert known == {name for _, _, name in instances_in(of, driver.run, of.root, At())}
     begun = [name for what, name, state in driver.journal if (what, state) == ("state", "done")]
     assert len(begun) == len(set(begun))
 
