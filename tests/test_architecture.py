@@ -22,6 +22,7 @@ ORDER = [
     "store",
     "confine",
     "places",
+    "expression_sandbox",
     "expressions",
     "steps",
     "remedies",
