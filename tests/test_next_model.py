@@ -66,7 +66,9 @@ def test_a_first_model_without_its_key_is_passed_over(desk: Desk, monkeypatch: p
     desk.route(api_key_env="A_KEY", b={"api_key_env": "B_KEY"}, price={"input": 1.0, "output": 1.0})
     answer = asyncio.run(desk.ask("either"))
     assert desk.asked() == ["b-1"] and desk.fake.keys_seen == {"sk-of-b-0123456789"}
-    assert [(one.model, one.error_class) for one in answer.tries] == [("a", "auth")] and "A_KEY" in answer.tries[0].message
+    assert [(one.model, one.error_class) for one in answer.tries] == [("a", "auth")] and "A_KEY" in answer.tries[
+        0
+    ].message
     assert desk.store.totals(("run", "r")).calls == 1
 
 

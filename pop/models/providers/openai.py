@@ -6,6 +6,7 @@ the classes of what a status says stand in openai_errors.py, and of the rest her
 | what comes back                                     | class          | billed       | asked again |
 |-----------------------------------------------------|----------------|--------------|-------------|
 | no connection                                       | unavailable    | no           | yes |
+| a certificate that nobody here trusts (code `bad-certificate`) | unavailable | no   | no  |
 | a timeout or a reset after the request was sent, a body that is cut or too long | unavailable | maybe (estimated) | yes |
 | a body that is no JSON object, HTML, another content type | unavailable | no       | yes |
 | no choices, an error without a status               | unavailable    | what it says | yes |
@@ -129,7 +130,7 @@ class OpenAIProvider:
             return NO_KEY
         key = self._environ.get(entry.key_env, "").strip()
         if not key:
-            hint = f"export {entry.key_env}=... before pop up, or choose another model in pop.toml"
+            hint = f"export {entry.key_env}=... before pop up, write it into the keys file, or choose another model"
             raise ModelError("auth", f"{entry.key_env} is not set, model {entry.name!r} needs it", hint=hint)
         if not key.isascii() or not key.isprintable():
             message = f"{entry.key_env} holds a character that no key has"
@@ -189,10 +190,24 @@ def _raise_connection_error(cause: BaseException, request: ModelRequest, entry: 
         hint = f"look at base_url and headers of {entry.name!r} in pop.toml"
         raise ModelError("bad_input", f"the request cannot be sent: {words}", where=place(entry), hint=hint) from None
     if isinstance(cause, NOT_SENT):
-        raise _unavailable(f"no connection: {words}", entry, None, "is the server up, and base_url right?") from None
+        raise _no_connection(cause, words, entry) from None
     if isinstance(cause, httpx2.TimeoutException):
         raise _unavailable(f"no answer within {entry.timeout_s:g} s", entry, guessed(request)) from None
     raise _unavailable(f"the connection broke before an answer came: {words}", entry, guessed(request)) from None
+
+
+def _no_connection(cause: BaseException, words: str, entry: ModelEntry) -> ModelError:
+    """Nothing was sent, so nothing is billed. A certificate that is not trusted will not be in a second either."""
+    message = f"no connection: {words}"
+    if "CERTIFICATE_VERIFY_FAILED" in words:
+        hint = "if it is your own server, start POP with SSL_CERT_FILE=... that holds its certificate or that of its CA"
+        return ModelError("unavailable", message, where=place(entry), hint=hint, code="bad-certificate")
+    if isinstance(cause, httpx2.ProxyError):
+        hint = "look at HTTPS_PROXY, HTTP_PROXY and NO_PROXY in the environment of pop up"
+        return _unavailable(f"the proxy gave no connection: {words}", entry, None, hint)
+    if "[SSL" in words:
+        return _unavailable(message, entry, None, "does this port speak https, or is base_url to begin with http://?")
+    return _unavailable(message, entry, None, "is the server up, and base_url right?")
 
 
 def _answer(
