@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import ssl
 import subprocess
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,9 +20,11 @@ import pytest
 
 from pop.models.providers import openai_wire
 from pop.models.providers.openai_errors import rate_news
-from pop.models.request import RateNews
+from pop.models.request import ModelError, RateNews
+from pop.pipeline_schema import pipeline_schema
 from tests.fake_openai import FakeOpenAI, Fault
 from tests.living import LivingRoot
+from tests.test_cli import pop
 from tests.test_openai import CHAT, ask, error_of
 from tests.test_review3 import Desk, fails
 
@@ -224,3 +228,122 @@ def test_a_proxy_that_leads_nowhere_bills_nothing_and_sees_no_key(monkeypatch: p
     assert "502" in error.message and "HTTPS_PROXY" in (error.hint or "")
     assert seen == ["CONNECT models.invalid:443 None"]
     assert error_of("https://models.invalid/v1").tokens is None
+
+
+# -- what the commands say -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A root with one prompt that asks a model without a price."""
+    for name in [name for name in os.environ if name.startswith("OPENAI_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    root = tmp_path / "small"
+    (root / "pipeline-tasks").mkdir(parents=True)
+    (root / "pipeline-tasks" / "ask.md").write_text("Hello {{ seed.n }}?")
+    (root / "pipeline.json").write_text('{"tasks": ["ask"]}')
+    (root / "pop.toml").write_text(
+        '[models.free]\nprovider = "openai"\nmodel = "m"\nbase_url = "http://127.0.0.1:9/v1"\ntries = 1\n'
+        '[models]\ndefault = "builtin"\n'
+    )
+    return root
+
+
+def seeds_in(root: Path) -> list[str]:
+    return [path.name for path in (root / "pipeline-pending").iterdir()]
+
+
+@pytest.mark.parametrize("verb", ["submit", "run"])
+@pytest.mark.parametrize("kind", ["file", "stdin", "folder", "zip"])
+def test_a_seed_whose_models_cost_nobody_knows_what_is_refused(small: Path, verb: str, kind: str) -> None:
+    """By the seed's own models and budget, in whatever form it comes; nothing is left in the queue."""
+    text = json.dumps({"data": {"n": 1}, "models": {"default": "free"}, "budget": {"run_usd": 1}})
+    (small / "s").mkdir()
+    (small / "s" / "seed.json").write_text(text)
+    with zipfile.ZipFile(small / "s.zip", "w") as archive:
+        archive.writestr("seed.json", text)
+    asked = {"file": "s/seed.json", "stdin": "-", "folder": "s", "zip": "s.zip"}[kind]
+    asked = asked if asked == "-" else str(small / asked)
+    shown = pop(verb, asked, root=small, input=text if kind == "stdin" else None)
+    assert shown.returncode == 3 and "nobody knows what 'free' costs" in shown.stderr, shown.stderr
+    assert "no-price" in shown.stderr and seeds_in(small) == []
+    pop_toml = (small / "pop.toml").read_text()
+    (small / "pop.toml").write_text(pop_toml.replace("tries = 1\n", "tries = 1\nprice = { input = 1, output = 2 }\n"))
+    if verb == "submit":
+        assert pop(verb, asked, root=small, input=text if kind == "stdin" else None).returncode == 0
+        assert len(seeds_in(small)) == 1
+
+
+def test_what_the_command_line_changes_is_looked_at_too(small: Path) -> None:
+    """`-m` goes before the seed's own models; a key that the daemon may have is no matter for `pop submit`."""
+    toml = (small / "pop.toml").read_text()
+    (small / "pop.toml").write_text(
+        "[budget]\nday_usd = 1\n" + toml.replace("tries = 1\n", 'tries = 1\napi_key_env = "X"\n')
+    )
+    text = '{"data": {"n": 1}, "models": {"default": "free"}}'
+    assert pop("submit", "-", "-m", "builtin", root=small, input=text).returncode == 0
+    refused = pop("submit", "-", "-m", "free", root=small, input='{"n": 1}')
+    assert refused.returncode == 3 and "no-price" in refused.stderr and "no-key" not in refused.stderr
+    assert "X is not set" in pop("run", "-", "-m", "free", root=small, input='{"n": 1}').stderr
+
+
+def test_a_seed_on_standard_input_has_its_places(small: Path) -> None:
+    """A model that is none is told before the queue gets it."""
+    shown = pop("submit", "-", root=small, input='{"data": {"n": 1},\n "models": {"default": "fre"}}')
+    assert shown.returncode != 0 and "where: standard input:2:24  models.default" in shown.stderr
+    assert "did you mean 'free'?" in shown.stderr and seeds_in(small) == []
+
+
+def test_the_embedded_engine_is_not_said_to_disobey(small: Path) -> None:
+    """A yes or no would be a judgement; and a model that refuses or is cut off did not disobey."""
+    shown = pop("models", "--test", "builtin", root=small)
+    assert "not obeyed" not in shown.stdout and "judgement, which it refuses" in shown.stdout
+    row = json.loads(pop("models", "--test", "builtin", "--json", root=small).stdout)["models"][0]
+    assert (row["test"]["obeyed"], row["test"]["finish_reason"]) == (None, "refusal")
+
+
+def test_a_test_that_was_cut_off_says_so(small: Path, fake_openai: FakeOpenAI) -> None:
+    """Reasoning used up what the test allows."""
+    toml = (small / "pop.toml").read_text()
+    (small / "pop.toml").write_text(toml.replace("http://127.0.0.1:9/v1", fake_openai.base_url))
+    fake_openai.faults = [Fault(finish_reason="length")]
+    assert "schema: asked for strictly, and cut off at 300 tokens" in pop("models", "--test", "free", root=small).stdout
+
+
+def test_a_step_s_misspelt_provider_gets_the_nearest(small: Path) -> None:
+    """As everywhere else, a name with a provider in it gets a hint with one."""
+    (small / "pipeline.json").write_text('{"tasks": [{"task": "ask", "model": "oepnai/gpt-5"}]}')
+    shown = pop("check", root=small)
+    assert "no model 'oepnai/gpt-5'" in shown.stdout + shown.stderr
+    assert "did you mean 'openai/gpt-5'?" in shown.stdout + shown.stderr
+
+
+def test_the_schema_of_pipelines_wants_whole_tokens_and_calls() -> None:
+    """As `pop check` does."""
+    amounts = pipeline_schema()["properties"]["budget"]["properties"]
+    assert {name: about["type"] for name, about in amounts.items() if name.startswith("run_")} == {
+        "run_usd": "number", "run_tokens": "integer", "run_calls": "integer",
+    }  # fmt: skip
+
+
+def test_the_doctor_tells_a_wrong_keys_file_once(small: Path, tmp_path: Path) -> None:
+    """And nothing of keys that the file may hold."""
+    keys = tmp_path / "keys.env"
+    keys.write_text("X=sk-0123456789\n")
+    keys.chmod(0o644)
+    toml = (small / "pop.toml").read_text().replace("tries = 1\n", 'tries = 1\napi_key_env = "X"\n')
+    (small / "pop.toml").write_text(f'[gateway]\nkeys_file = "{keys}"\n{toml}')
+    shown = pop("doctor", root=small)
+    assert shown.returncode == 3 and shown.stdout.count("mode 0644") == 1 and "X is not set" not in shown.stdout
+
+
+def test_a_missing_key_names_the_keys_file() -> None:
+    """Where `pop check` does, too."""
+    assert "keys file" in (fails_without_key().hint or "")
+
+
+def fails_without_key() -> ModelError:
+    with pytest.raises(ModelError) as caught:
+        ask("http://127.0.0.1:9/v1", key_env="NOT_THERE")
+    return caught.value

@@ -77,17 +77,15 @@ def _models(root: Root, settings: Settings) -> Iterator[Finding]:
     from pop.models.catalogue import describe_default
     from pop.models.keys import Keys, find_keys_file
 
-    try:
-        keys = Keys(os.environ, find_keys_file(settings))
+    keys, is_whole = Keys(os.environ), False
+    with contextlib.suppress(PopError):  # pop check has told it; which keys the file holds nobody knows
         about_file = list(_keys_file(root, settings))
-    except PopError as error:
-        where = f" ({error.where})" if error.where else ""
-        about_file = [Finding(False, "keys", f"{error.message}{where}", error.hint)]
-        keys = Keys(os.environ)
-    yield from about_file
+        keys, is_whole = Keys(os.environ, find_keys_file(settings)), True
+        yield from about_file
     says = describe_default(settings, keys.environ)
     yield Finding("cannot be used" not in says, "model", keys.redact(says), "mend [models] in pop.toml")
-    yield from _keys_of_models(settings, keys)
+    if is_whole:
+        yield from _keys_of_models(settings, keys)
 
 
 def _keys_of_models(settings: Settings, keys: Keys) -> Iterator[Finding]:
