@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import calendar
 import json
 import os
 import shutil
+import signal
+import socket
+import sqlite3
 import ssl
 import subprocess
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pop.models import router
+from pop.models.answers import AnswerStore
+from pop.models.calls import CallLine, nano
 from pop.models.providers import openai_wire
 from pop.models.providers.openai_errors import rate_news
 from pop.models.request import ModelError, RateNews
@@ -25,10 +34,15 @@ from pop.pipeline_schema import pipeline_schema
 from tests.fake_openai import FakeOpenAI, Fault
 from tests.living import LivingRoot
 from tests.test_cli import pop
-from tests.test_openai import CHAT, ask, error_of
+from tests.test_openai import CHAT, ask, error_of, raw_server
 from tests.test_review3 import Desk, fails
+from tests.test_spending import GATHER, KEY, gateway_of, lines, settings_for, up
+from tests.test_spending import pop as pop_cost
+from tests.test_storm import Desk as GateDesk
+from tests.test_storm import play, soon
 
 Make = Callable[..., LivingRoot]
+LEFT = pytest.mark.xfail(strict=True, reason="a fault that is known and left")
 
 
 @pytest.fixture
@@ -347,3 +361,416 @@ def fails_without_key() -> ModelError:
     with pytest.raises(ModelError) as caught:
         ask("http://127.0.0.1:9/v1", key_env="NOT_THERE")
     return caught.value
+
+
+# -- midnight --------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """The `time` module of the router and the clock of its budgets, with a day that the test says."""
+
+    def __init__(self, desk: GateDesk, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = calendar.timegm((2026, 11, 21, 23, 59, 59))
+        self.perf_counter, self.monotonic = time.perf_counter, time.monotonic
+        monkeypatch.setattr(router, "time", self)
+        desk.router._budgets._clock = self.time
+
+    def time(self) -> float:
+        return float(self.now)
+
+    def strike(self) -> None:
+        """It is the next day."""
+        self.now += 2
+
+
+def days(desk: GateDesk) -> list[int]:
+    return [desk.store.totals(("day", f"2026-11-{day}")).calls for day in (21, 22)]
+
+
+@LEFT
+def test_a_call_over_midnight_counts_on_one_day_for_budget_and_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is reserved before midnight and answered after it: the new day's budget is not overshot by it."""
+
+    async def work() -> None:
+        desk = GateDesk(tmp_path, {"budget": {"day_calls": 1}})
+        clock = Clock(desk, monkeypatch)
+        before = desk.ask("before", "r")
+        await soon(lambda: desk.calls == 1)
+        clock.strike()
+        after = desk.ask("after", "r")
+        await soon(lambda: desk.calls == 2 or after.done())
+        desk.gate.set()
+        await asyncio.gather(before, after, return_exceptions=True)
+        with pytest.raises(ModelError):
+            await desk.ask("one more", "r")
+        told = days(desk)
+        desk.store.close()
+        assert max(told) <= 1 and sum(told) == desk.calls
+
+    play(work())
+
+
+def test_who_waits_for_room_over_midnight_gets_the_new_day_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Yesterday's reservation stands in nobody's way, and who was refused yesterday is asked for today."""
+
+    async def work() -> None:
+        desk = GateDesk(tmp_path, {"budget": {"day_tokens": 600}})
+        clock = Clock(desk, monkeypatch)
+        first, second = desk.ask("one", "r"), desk.ask("two", "r")
+        await soon(lambda: desk.calls == 1)
+        await asyncio.sleep(0.05)
+        assert desk.calls == 1 and not second.done()
+        clock.strike()
+        desk.gate.set()
+        await asyncio.gather(first, second)
+        assert sum(days(desk)) == desk.calls == 2
+        desk.store.close()
+
+    play(work())
+
+
+def test_a_day_that_is_used_up_ends_at_midnight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also that of a pipeline; a run's budget does not."""
+
+    async def work() -> None:
+        desk = GateDesk(tmp_path, {"budget": {"day_calls": 1, "pipeline_calls": 1, "run_calls": 2}})
+        desk.gate.set()
+        clock = Clock(desk, monkeypatch)
+        await desk.ask("one", "r")
+        with pytest.raises(ModelError, match="pipeline_calls = 1"):
+            await desk.ask("two", "r")
+        clock.strike()
+        await desk.ask("two", "r")
+        clock.now += 86400
+        with pytest.raises(ModelError, match="run_calls = 2"):
+            await desk.ask("three", "r")
+        assert days(desk) == [1, 1]
+        desk.store.close()
+
+    play(work())
+
+
+def test_what_a_killed_gateway_left_over_midnight_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the day on which it was sent; the next gateway finds the ledger's line of the day on which it ended, too."""
+
+    async def work() -> None:
+        desk = GateDesk(tmp_path)
+        clock = Clock(desk, monkeypatch)
+        asked = [desk.ask("one", "r"), desk.ask("two", "r")]
+        await soon(lambda: desk.calls == 2)
+        in_flight = (tmp_path / "in-flight.jsonl").read_bytes()
+        clock.strike()
+        desk.gate.set()
+        await asyncio.gather(*asked)
+        desk.store.close()
+        (tmp_path / "in-flight.jsonl").write_bytes(in_flight)  # as a kill just before it is emptied leaves it
+        again = GateDesk(tmp_path)
+        assert sum(days(again)) == 2
+        again.store.close()
+
+    play(work())
+
+
+# -- budgets and warnings under kills --------------------------------------------------------------------------
+
+MANY = "def infer(prompt, ctx):\n    return list(range({count}))\n"
+USD = "price = { input = 1000.0, output = 2000.0 }\nmax_output_tokens = 8\nconcurrency = 6\n"
+
+
+def usages(living: LivingRoot) -> dict[str, float]:
+    """What status or runs.jsonl say of all runs."""
+    rows = [row["usage"] for row in living.ledger()] + [living.status(path)["usage"] for path in living.current()]
+    return {"calls": sum(row["calls"] for row in rows), "nano": sum(nano(row["cost_usd"]) for row in rows)}
+
+
+def of_ledger(living: LivingRoot) -> dict[str, float]:
+    rows = [line for line in lines(living) if line["billed"]]
+    return {"calls": len(rows), "nano": sum(nano(row["cost_usd"]) for row in rows)}
+
+
+def of_cost(living: LivingRoot) -> dict[str, float]:
+    total = json.loads(pop_cost(living, "cost", "--json").stdout)["total"]
+    return {"calls": total["calls"], "nano": nano(total["cost_usd"])}
+
+
+def warned(run_dir: Path) -> list[str]:
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_bytes().splitlines()]
+    return [event["text"] for event in events if event["event"] == "budget.warning"]
+
+
+def more_came(fake: FakeOpenAI, count: int) -> bool:
+    return len(fake.bodies) > count
+
+
+def under_kills(living: LivingRoot, fake: FakeOpenAI, kills: int) -> None:
+    """The gateway ends again and again while calls are under way."""
+    for _ in range(kills):
+        seen = len(fake.bodies)
+        living.wait(partial(more_came, fake, seen + 7), "calls")
+        gateway_of(living.daemons[0]).kill()
+        if living.current() and living.status()["state"] != "running":
+            return
+
+
+@pytest.mark.timeout(180)
+def test_kills_of_the_gateway_do_not_overshoot_a_budget(make_living: Make, fake_openai: FakeOpenAI) -> None:
+    """Under load: the ledger stays below the budget by its own count, every sum agrees, and a larger budget ends the run."""
+    fake_openai.delay_s = 0.15
+    budget_usd = 2.0
+    tasks = {"list.py": MANY.format(count=160), "ask.md": "Say {{ item }} of many, in some words that count as tokens."}
+    steps = ["list", {"each": "inputs.list", "do": {"task": "ask", "attempts": 5}}]
+    settings = settings_for(
+        fake_openai, more=USD, tables="[concurrency]\nworkers = 12\n[budget.warn]\nrun_usd = 0.5\nrun_calls = 5\n"
+    )
+    living = make_living(pipeline={"name": "p", "tasks": steps}, tasks=tasks, settings=settings)
+    living.up(env={"FAKE_KEY": KEY})
+    living.drop("a.json", {"data": {}, "budget": {"run_usd": budget_usd}})
+    under_kills(living, fake_openai, 4)
+    error = living.wait_state("failed")["error"]
+    assert error["error_class"] == "budget" and "run_usd" in error["message"]
+    run_dir = living.current()[0]
+    living.wait(lambda: usages(living) == of_ledger(living), f"{usages(living)} is not {of_ledger(living)}", 15)
+    spent = of_ledger(living)
+    assert spent == of_cost(living)
+    a_call_usd = 0.06  # 8 tokens out, and the prompt
+    assert budget_usd - 2 * a_call_usd < spent["nano"] / 1e9 <= budget_usd + 6 * a_call_usd
+    lost = sum(line["outcome"] == "lost" for line in lines(living))
+    assert lost and fake_openai.total <= spent["calls"] <= fake_openai.total + lost
+    told = warned(run_dir)
+    assert sorted(text.split(" = ")[0].rsplit(" ", 1)[1] for text in told) == ["run_calls", "run_usd"]
+
+    assert pop_cost(living, "retry", "last", "--budget", "run_usd=1000").returncode == 0
+    (row,) = living.wait_complete(1)
+    assert usages(living) == of_ledger(living) == of_cost(living)
+    answers = sum(line["outcome"] == "answer" for line in lines(living))
+    assert 160 <= answers <= 160 + 4 * 6  # a line whose answer a kill kept from the store: paid for, and asked again
+    assert warned(living.path / row["path"]) == told
+
+
+@pytest.mark.timeout(120)
+def test_no_warning_is_lost_with_a_gateway(make_living: Make, fake_openai: FakeOpenAI) -> None:
+    """Many runs at once go beyond, gateways end meanwhile: each run is warned of its own budgets once, the day once."""
+    fake_openai.delay_s = 0.1
+    tasks = {"ask.py": GATHER.format(count=12)}
+    tables = "[concurrency]\nworkers = 8\n[budget.warn]\nrun_calls = 6\nstep_tokens = 40\nday_calls = 10\n"
+    living = up(
+        make_living,
+        fake_openai,
+        tasks,
+        steps=[{"task": "ask", "attempts": 6}],
+        tables=tables,
+        more="concurrency = 12\n",
+    )
+    for number in range(8):
+        living.drop(f"{number}.json", {"n": number})
+    under_kills(living, fake_openai, 3)
+    rows = living.wait_complete(8)
+    told = [warned(living.path / row["path"]) for row in rows]
+    for one in told:
+        assert sum("run_calls" in text for text in one) == 1 and sum("step_tokens" in text for text in one) == 1
+        assert len(set(one)) == len(one)
+    assert any("day_calls" in text for one in told for text in one)
+    for row, one in zip(rows, told, strict=True):
+        notes = json.loads((living.path / row["path"] / "tasks-status.json").read_bytes())["notes"]
+        assert set(one) <= set(notes)
+
+
+# -- reuse -----------------------------------------------------------------------------------------------------
+
+
+def aged(desk: Desk, seconds: float) -> None:
+    with sqlite3.connect(desk._root / ".pop" / "answers.db") as database:
+        database.execute("UPDATE answers SET stored_at = stored_at - ?", (seconds,))
+
+
+def test_an_answer_ages_from_when_it_was_paid_for(desk: Desk) -> None:
+    """Being reused makes it no younger; what is asked anew in its stead is."""
+
+    async def work() -> list[str]:
+        texts = [(await desk.ask(run="a", reuse_s=3600.0)).text]
+        aged(desk, 3000)
+        texts.append((await desk.ask(run="b", reuse_s=3600.0)).text)
+        aged(desk, 1000)
+        texts.append((await desk.ask(run="c", reuse_s=3600.0)).text)
+        texts.append((await desk.ask(run="b", reuse_s=3600.0)).text)
+        texts.append((await desk.ask(run="d", reuse_s=3600.0)).text)
+        texts.append((await desk.ask(run="e", reuse_s=1e-9)).text)
+        return texts
+
+    desk.fake.answers = ["old", "new", "newest"]
+    assert asyncio.run(work()) == ["old", "old", "new", "old", "new", "newest"]
+
+
+def test_who_asks_after_a_model_was_changed_joins_no_question_to_the_old_one(tmp_path: Path) -> None:
+    """Nor is the old one's answer, which comes later, taken for the new one's."""
+
+    async def work() -> None:
+        desk = GateDesk(tmp_path)
+        old = desk.ask("same", "a")
+        await soon(lambda: desk.calls == 1)
+        desk.configure(model="m-2")
+        new, joins = desk.ask("same", "b"), desk.ask("same", "c")
+        await soon(lambda: desk.calls == 2)
+        desk.gate.set()
+        await asyncio.gather(old, new, joins)
+        assert (await desk.ask("same", "d")).cached and desk.calls == 2
+        desk.configure(temperature=0.5)
+        assert not (await desk.ask("same", "e")).cached
+        desk.configure()
+        assert (await desk.ask("same", "f")).cached and desk.calls == 3
+        desk.store.close()
+
+    play(work())
+
+
+# -- a store in trouble ----------------------------------------------------------------------------------------
+
+
+def test_a_store_that_another_program_locks_is_waited_for(make_living: Make, fake_openai: FakeOpenAI) -> None:
+    """Somebody looks at answers.db with a tool that holds it for some seconds; nothing is asked twice."""
+    living = up(make_living, fake_openai, {"ask.md": "Hello {{ seed.n }}?"})
+    living.drop("warm.json", {"n": 0})
+    living.wait_complete(1)
+    database = sqlite3.connect(living.root.machine_room / "answers.db", isolation_level=None)
+    database.execute("BEGIN EXCLUSIVE")
+    living.drop("a.json", {"n": 1})
+    living.wait(lambda: fake_openai.total == 2, "the call")
+    time.sleep(2.0)
+    assert len(living.ledger()) == 1
+    database.execute("COMMIT")
+    database.close()
+    rows = living.wait_complete(2)
+    assert fake_openai.total == 2 and [row["usage"]["calls"] for row in rows] == [1, 1]
+
+
+def test_a_machine_room_that_is_deleted_under_a_daemon(make_living: Make, fake_openai: FakeOpenAI) -> None:
+    """The call under way is not made twice, what comes later is served, and the ledger and the day's budget forget nothing."""
+    fake_openai.delay_s = 3.0
+    living = up(make_living, fake_openai, {"ask.md": "Hello {{ seed.n }}?"}, tables="[budget]\nday_calls = 3\n")
+    living.drop("0.json", {"n": 0})
+    living.wait(lambda: len(fake_openai.bodies) == 1, "the call")
+    shutil.rmtree(living.root.machine_room)
+    living.wait_complete(1)
+    assert fake_openai.total == len(lines(living)) == 1
+    fake_openai.delay_s = 0.0
+    for number in (1, 2):
+        living.drop(f"{number}.json", {"n": number})
+        living.wait_complete(number + 1)
+    living.drop("3.json", {"n": 3})
+    assert "day_calls = 3" in living.wait_state("failed")["error"]["message"]
+    assert fake_openai.total == len(lines(living)) == 3 and living.log().count("gateway.died") == 1
+
+
+def test_a_folder_in_the_place_of_the_store(make_living: Make, fake_openai: FakeOpenAI) -> None:
+    """The doctor says why no model answers; once it is gone the run goes on, and nothing was used up."""
+    living = make_living(pipeline={"tasks": ["ask"]}, tasks={"ask.md": "Hi?"}, settings=settings_for(fake_openai))
+    (living.root.machine_room / "answers.db").mkdir(parents=True)
+    living.up(env={"FAKE_KEY": KEY})
+    living.drop("a.json", {"n": 0})
+    living.wait(lambda: "gateway.died" in living.log(), "the gateway's end")
+    shown = pop_cost(living, "doctor")
+    assert shown.returncode == 3 and "! gateway" in shown.stdout and "unable to open database file" in shown.stdout
+    (living.root.machine_room / "answers.db").rmdir()
+    (row,) = living.wait_complete(1)
+    assert fake_openai.total == 1 and row["usage"]["calls"] == 1
+    assert "! gateway" not in pop_cost(living, "doctor").stdout
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Two megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", folder], check=False).returncode
+    ):
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_store_without_room_spends_nothing_more(small_disk: Path, fake_openai: FakeOpenAI) -> None:
+    """What was answered when the room ended is in the ledger afterwards; nobody is asked while there is none."""
+    desk = Desk(small_disk, fake_openai)
+    fake_openai.answers = ["x" * 200_000 for _ in range(40)]
+
+    async def work() -> None:
+        errors = 0
+        for number in range(40):
+            try:
+                await desk.ask(text=f"{number}?")
+            except ModelError as error:
+                assert error.error_class == "unavailable" and "store of answers" in error.message
+                errors += 1
+        sent = len(fake_openai.bodies)
+        assert errors > 10 and sent < 40
+        subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+        await desk.ask(text="There is room again?")
+        assert len(desk.lines()) == len(fake_openai.bodies) == sent + 1 == desk.store.totals(("run", "r")).calls
+
+    asyncio.run(work())
+    desk.store.close()
+
+
+# -- slow servers, impatient people ----------------------------------------------------------------------------
+
+
+def drop_by_drop(connection: socket.socket) -> None:
+    """A byte each 0.2 s: each of them comes in time, the whole never."""
+    connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 5000\r\n\r\n")
+    for byte in b"{" + b" " * 4998:
+        connection.sendall(bytes([byte]))
+        time.sleep(0.2)
+
+
+def test_a_server_that_drips_ends_at_the_deadline_of_all_tries(desk: Desk) -> None:
+    """Once `timeout_s`, whatever `tries` says; counted by estimate, and the next model is asked."""
+    with raw_server(drop_by_drop) as base_url:
+        price = {"input": 1.0, "output": 1.0}
+        desk.route(
+            tries=4, timeout_s=1.0, price=price, providers={"base_url": base_url}, b={"base_url": desk.fake.base_url}
+        )
+        began = time.monotonic()
+        answer = asyncio.run(desk.ask("either"))
+        assert time.monotonic() - began < 2.0
+    assert answer.model == "b" and [one.billed for one in answer.tries] == [True]
+    assert desk.store.totals(("run", "r")).calls == 2
+
+
+def test_sigterm_twice_during_a_call_forgets_neither_its_answer_nor_its_cost(
+    make_living: Make, fake_openai: FakeOpenAI
+) -> None:
+    """The daemon ends at once; what the gateway heard within its patience is the next daemon's."""
+    fake_openai.delay_s = 2.0
+    living = up(make_living, fake_openai, {"ask.md": "Hello?"}, more=USD)
+    living.drop("a.json", {})
+    living.wait(lambda: len(fake_openai.bodies) == 1, "the call")
+    began = time.monotonic()
+    for _ in range(2):
+        living.daemons[0].send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+    living.daemons[0].wait(20)
+    assert time.monotonic() - began < 8
+    living.up(env={"FAKE_KEY": KEY})
+    (row,) = living.wait_complete(1)
+    assert fake_openai.total == 1 and row["usage"]["calls"] == len(lines(living)) == 1
+    assert usages(living) == of_ledger(living)
+
+
+@LEFT
+def test_a_replay_that_a_killed_gateway_left_open_counts_for_nothing(tmp_path: Path) -> None:
+    """It would have cost nothing."""
+    line = CallLine(id="x", at="2026-11-21T10:00:00Z", run_id="r", model="replay:r0", provider="replay", cost_usd=0.0)
+    store = AnswerStore(tmp_path / "answers.db", calls=tmp_path / "calls", durable=False)
+    store.begin(line)
+    left = (tmp_path / "in-flight.jsonl").read_bytes()
+    store.forget("x")
+    store.close()
+    (tmp_path / "in-flight.jsonl").write_bytes(left)
+    again = AnswerStore(tmp_path / "answers.db", calls=tmp_path / "calls", durable=False)
+    calls = again.totals(("run", "r")).calls
+    again.close()
+    assert calls == 0
