@@ -42,6 +42,7 @@ from tests.test_storm import Desk as GateDesk
 from tests.test_storm import play, soon
 
 Make = Callable[..., LivingRoot]
+REPOSITORY = Path(__file__).parent.parent
 LEFT = pytest.mark.xfail(strict=True, reason="a fault that is known and left")
 
 
@@ -774,3 +775,16 @@ def test_a_replay_that_a_killed_gateway_left_open_counts_for_nothing(tmp_path: P
     calls = again.totals(("run", "r")).calls
     again.close()
     assert calls == 0
+
+
+def test_the_example_of_the_readme_holds(small: Path) -> None:
+    """Every model in it has a price, so its budgets can be kept; each command of it exists."""
+    section = (REPOSITORY / "README.md").read_text().partition("## Many models")[2].partition("## Read on")[0]
+    rows = [line[4:] for line in section.splitlines() if line.startswith("    ") or not line]
+    (small / "pop.toml").write_text("\n".join(row for row in rows if not row.startswith("pop ")))
+    listed = {row["name"]: row for row in json.loads(pop("models", "--json", root=small).stdout)["models"]}
+    assert listed["default"]["meaning"] == "alias of thrifty" and listed["thrifty"]["meaning"] == "first: fast, large"
+    assert listed["fast"]["price"] and listed["large"]["price"]
+    commands = [row.partition("#")[0].split()[1:] for row in rows if row.startswith("pop ")]
+    assert [words[0] for words in commands] == ["models", "run", "run", "cost"]
+    assert pop(*commands[-1], root=small).returncode == 0
