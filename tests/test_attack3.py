@@ -245,6 +245,20 @@ def test_a_proxy_that_leads_nowhere_bills_nothing_and_sees_no_key(monkeypatch: p
     assert error_of("https://models.invalid/v1").tokens is None
 
 
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "foo://x"])
+def test_a_proxy_that_cannot_be_used_is_no_bug_of_ours(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    """Its password is nowhere in the words."""
+    proxied(monkeypatch, 9, ALL_PROXY=proxy)
+    error = error_of("https://models.invalid/v1")
+    assert error.error_class == "bad_input" and "ALL_PROXY" in (error.hint or "") and not error.curable
+
+
+def test_a_proxy_that_is_down_is_thought_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server may be up all the same."""
+    proxied(monkeypatch, 9)
+    assert "HTTPS_PROXY" in (error_of("https://models.invalid/v1").hint or "")
+
+
 # -- what the commands say -------------------------------------------------------------------------------------
 
 
@@ -714,6 +728,90 @@ def test_a_store_without_room_spends_nothing_more(small_disk: Path, fake_openai:
 
     asyncio.run(work())
     desk.store.close()
+
+
+def locked(desk: Desk) -> sqlite3.Connection:
+    """Another program holds the store, for longer than the gateway waits."""
+    desk.store._writer_db.execute("PRAGMA busy_timeout = 50")
+    other = sqlite3.connect(desk._root / ".pop" / "answers.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    return other
+
+
+def warnings_in(path: Path) -> list[str]:
+    with sqlite3.connect(path) as database:
+        return [text for (text,) in database.execute("SELECT text FROM warnings ORDER BY at")]
+
+
+def test_what_was_paid_while_the_store_was_locked_counts_once(desk: Desk) -> None:
+    """The answer is lost with an error that says why; its line is in the sums when the lock is gone."""
+
+    async def work() -> None:
+        await desk.ask(text="warm")
+        other = locked(desk)
+        with pytest.raises(ModelError, match="store of answers") as caught:
+            await desk.ask(text="one")
+        assert caught.value.error_class == "unavailable" and "locked" in caught.value.message
+        other.execute("ROLLBACK")
+        other.close()
+        await desk.ask(text="two")
+        assert len(desk.lines()) == len(desk.fake.bodies) == desk.store.totals(("run", "r")).calls == 3
+
+    asyncio.run(work())
+
+
+@LEFT
+def test_nothing_more_is_spent_while_no_answer_can_be_stored(desk: Desk) -> None:
+    """As it is while the ledger finds no room: the first answer that is lost stops the next calls."""
+
+    async def work() -> int:
+        await desk.ask(text="warm")
+        other = locked(desk)
+        for number in range(4):
+            with pytest.raises(ModelError):
+                await desk.ask(text=f"{number}")
+        other.execute("ROLLBACK")
+        other.close()
+        return len(desk.fake.bodies)
+
+    assert asyncio.run(work()) <= 2
+
+
+@LEFT
+def test_a_warning_that_could_not_be_written_is_not_lost(desk: Desk) -> None:
+    """It comes with the next line that can be."""
+    desk.route(budget={"warn": {"run_calls": 1}})
+
+    async def work() -> None:
+        await desk.ask(text="warm")
+        other = locked(desk)
+        with pytest.raises(ModelError):
+            await desk.ask(text="beyond")
+        other.execute("ROLLBACK")
+        other.close()
+        await desk.ask(text="further")
+
+    asyncio.run(work())
+    desk.store.close()
+    assert len(warnings_in(desk._root / ".pop" / "answers.db")) == 1
+
+
+@LEFT
+def test_a_raised_warning_warns_again(tmp_path: Path) -> None:
+    """Its words are others: it is another budget."""
+
+    async def work() -> list[str]:
+        desk = GateDesk(tmp_path, {"budget": {"warn": {"run_calls": 1}}})
+        desk.gate.set()
+        for number in range(6):
+            if number == 3:
+                desk.configure({"budget": {"warn": {"run_calls": 4}}})
+            await desk.ask(f"{number}", "r")
+        desk.store.close()
+        return warnings_in(tmp_path / "answers.db")
+
+    found = asyncio.run(work())
+    assert [text.partition(" = ")[2][0] for text in found] == ["1", "4"]
 
 
 # -- slow servers, impatient people ----------------------------------------------------------------------------

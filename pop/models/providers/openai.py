@@ -21,6 +21,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import httpx2
 import openai
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 NO_KEY = "none"  # servers on this machine want a header, but no key
 OPENAI_URL = "https://api.openai.com/v1"
 CONNECT_S = 15.0
+PROXY_HINT = "look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY in the environment of pop up"
 _APIS = {
     "chat": ("/chat/completions", chat_body, read_chat),
     "responses": ("/responses", responses_body, read_responses),
@@ -115,7 +117,13 @@ class OpenAIProvider:
         url, key = entry.base_url or OPENAI_URL, self._key(entry)
         found = self._clients.get((url, key))
         if found is None:
-            found = self._clients[url, key] = _Client(url, key, self._own_headers(url))
+            try:
+                found = self._clients[url, key] = _Client(url, key, self._own_headers(url))
+            except (ImportError, ValueError) as error:  # what the environment calls a proxy
+                message = f"no connection can be made ({str(error)[:200]})"
+                raise ModelError(
+                    "bad_input", message, where=place(entry), hint=f"{PROXY_HINT}; SOCKS is not known"
+                ) from None
         return found
 
     def _own_headers(self, url: str) -> dict[str, str]:
@@ -203,11 +211,11 @@ def _no_connection(cause: BaseException, words: str, entry: ModelEntry) -> Model
         hint = "if it is your own server, start POP with SSL_CERT_FILE=... that holds its certificate or that of its CA"
         return ModelError("unavailable", message, where=place(entry), hint=hint, code="bad-certificate")
     if isinstance(cause, httpx2.ProxyError):
-        hint = "look at HTTPS_PROXY, HTTP_PROXY and NO_PROXY in the environment of pop up"
-        return _unavailable(f"the proxy gave no connection: {words}", entry, None, hint)
+        return _unavailable(f"the proxy gave no connection: {words}", entry, None, PROXY_HINT)
     if "[SSL" in words:
         return _unavailable(message, entry, None, "does this port speak https, or is base_url to begin with http://?")
-    return _unavailable(message, entry, None, "is the server up, and base_url right?")
+    hint = "is the server up, and base_url right?"
+    return _unavailable(message, entry, None, f"{hint} if so, {PROXY_HINT}" if getproxies() else hint)
 
 
 def _answer(
