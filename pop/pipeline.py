@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pop import pipeline_values as values
 from pop.errors import ConfigError, ConfigErrors, did_you_mean
@@ -53,6 +53,13 @@ KEYS: dict[_Kind, tuple[str, ...]] = {
 TOP_KEYS = ("$schema", "name", "description", "tasks", "models", "concurrency", "budget")
 _LATER_BLOCKS = ("repeat", "approve")
 _LATER = frozenset({*_LATER_BLOCKS, "until", "at_most", "otherwise", "show", "on_timeout", "recover"})
+
+
+@runtime_checkable
+class KnowsNear(Protocol):
+    """A collection of models that also hints at names which are not in it, such as ``provider/model``: the catalogue."""
+
+    def near(self, name: str) -> str | None: ...
 
 
 def load_pipeline(
@@ -160,8 +167,7 @@ class _Reader:
     def _check_model(self, model: Any, path: Path, renamed: Collection[str]) -> None:
         known = self.known_models
         if known is not None and isinstance(model, str) and model not in renamed and model not in known:
-            hint = did_you_mean(model[:80], {*known, *renamed})
-            self.wrong(path, f"no model {model[:80]!r}", hint, code="unknown-model")
+            self.wrong(path, f"no model {model[:80]!r}", _near(model[:80], known, renamed), code="unknown-model")
 
     def _unknown_keys(self, step: dict[str, Any], known: Collection[str], path: Path) -> None:
         for key in step:
@@ -328,6 +334,14 @@ class _Reader:
             self.wrong(path, message, "remove one of these `needs`", code="cyclic-needs")
             return False
         return True
+
+
+def _near(model: str, known: Collection[str], renamed: Collection[str]) -> str | None:
+    """The hint for a model that is none."""
+    hint = did_you_mean(model, {*known, *renamed})
+    if isinstance(known, KnowsNear) and not (hint or "").startswith("did"):
+        return known.near(model)
+    return hint
 
 
 def _kind(step: dict[str, Any]) -> _Kind:
