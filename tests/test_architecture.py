@@ -51,6 +51,7 @@ ORDER = [
     "models.budgets",
     "models.circuit",
     "models.limits",
+    "models.flights",
     "models.router",
     "models.callers",
     "models.gateway",
