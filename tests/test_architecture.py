@@ -47,6 +47,7 @@ ORDER = [
     "models.keys",
     "models.prices",
     "models.calls",
+    "models.spent",
     "models.answers",
     "models.budgets",
     "models.circuit",

@@ -60,6 +60,7 @@ NEXT_MODEL = frozenset({"unavailable", "rate_limited", "auth"})  # classes that 
 NEXT_MODEL_CODES = frozenset({"insufficient-quota", "context-length", "not-found", "no-program"})  # of other classes
 REFUSALS = ("refusal", "content_filter")
 TYPICAL_OUTPUT = 500.0  # tokens, until a model's own answers say more
+_COUNTED = tuple(Tokens.model_fields)
 MOST_OUTPUT = 200_000  # no server's count of one answer moves the estimate further
 
 
@@ -641,7 +642,7 @@ def _limits_of(settings: BudgetSettings) -> list[BudgetLimit]:
 
 
 def _counted(tokens: Tokens | CallLine) -> dict[str, Any]:
-    return {name: getattr(tokens, name) for name in Tokens.model_fields}
+    return {name: getattr(tokens, name) for name in _COUNTED}
 
 
 def _ms(began: float) -> float:
