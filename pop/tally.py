@@ -15,7 +15,7 @@ from typing import Any
 
 from pop import events
 from pop.history import RunHistory
-from pop.models.answers import Spent
+from pop.models.spent import Spent
 from pop.models.questions import ask_gateway
 from pop.records import BadJson, Usage, read_json
 from pop.store import NotAFile, read_regular
