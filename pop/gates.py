@@ -320,7 +320,7 @@ def _decision(gate_dir: Path, options: list[str]) -> Answer:
         raise _NoAnswer(f"the key {unknown[0][:80]!r} is unknown", did_you_mean(unknown[0], Answer.model_fields))
     decision = value.get("decision")
     if decision not in DECISIONS:
-        hint = did_you_mean(str(decision)[:80].lower(), DECISIONS)
+        hint = did_you_mean(decision[:80].lower(), DECISIONS) if isinstance(decision, str) else _EXAMPLE
         raise _NoAnswer(f"no decision {str(decision)[:80]!r}" if decision else "it holds no decision", hint)
     given = {name: text for name, text in value.items() if text is not None}
     known = {"by": owner(info.st_uid), "at": rfc3339(info.st_mtime), "how": "decision.json"}
@@ -345,41 +345,47 @@ def _refuse(disk: Disk, gate_dir: Path, problem: Exception, now: float) -> None:
         return
     if stat.S_ISREG(info.st_mode) and abs(now - info.st_mtime) < PATIENCE_S:
         return
+    reason = (problem.strerror or str(problem)) if isinstance(problem, OSError) else str(problem)
+    _tell(disk, gate_dir, "decision.json", reason, getattr(problem, "hint", None), _free(path).name)
     aside = _aside(path)
     if os.lstat(aside).st_ino != info.st_ino:  # another one took its place at the last instant
         with contextlib.suppress(OSError):
             os.link(aside, path, follow_symlinks=False)
             aside.unlink()
-        return
-    reason = (problem.strerror or str(problem)) if isinstance(problem, OSError) else str(problem)
-    _tell(disk, gate_dir, "decision.json", reason, getattr(problem, "hint", None), aside.name)
 
 
 def set_aside(disk: Disk, gate_dir: Path, error: PopError) -> None:
     """Undo an answer that cannot be carried out (an edited copy that is no JSON): the gate stays open.
 
-    The file that a person made moves away first, or it would be the next answer. Repeatable until decision.json is gone.
+    The file that a person made moves away first, or it would be the next answer.
     """
-    answer = answer_of(gate_dir)
+    answer, path = answer_of(gate_dir), gate_dir / "decision.json"
     name = answer.how.removeprefix("file ") if answer else ""
+    said = error.message + (f" ({error.where})" if error.where else "")
+    _tell(disk, gate_dir, name or "decision.json", said, error.hint, _free(path).name)
     if name in FILES.values() and os.path.lexists(gate_dir / name):
         _aside(gate_dir / name)
-    aside = _aside(gate_dir / "decision.json").name if os.path.lexists(gate_dir / "decision.json") else None
-    said = error.message + (f" ({error.where})" if error.where else "")
-    _tell(disk, gate_dir, name or "decision.json", said, error.hint, aside)
+    if os.path.lexists(path):
+        _aside(path)
+    disk.sync_folder(gate_dir)
+
+
+def _free(path: Path) -> Path:
+    """``<stem>.invalid-<n><suffix>``, the first that is free."""
+    stem, suffix = (path.stem, path.suffix) if path.suffix == ".json" else (path.name, "")
+    number = 1
+    while os.path.lexists(path.with_name(f"{stem}.invalid-{number}{suffix}")):
+        number += 1
+    return path.with_name(f"{stem}.invalid-{number}{suffix}")
 
 
 def _aside(path: Path) -> Path:
-    """Move something to ``<stem>.invalid-<n><suffix>``, the first that is free."""
-    number = 1
+    """Move something to a name that says it counts for nothing."""
     while True:
-        stem, suffix = (path.stem, path.suffix) if path.suffix == ".json" else (path.name, "")
-        target = path.with_name(f"{stem}.invalid-{number}{suffix}")
-        try:
+        target = _free(path)
+        with contextlib.suppress(FileExistsError):
             rename_noreplace(path, target)
             return target
-        except FileExistsError:
-            number += 1
 
 
 def _tell(disk: Disk, gate_dir: Path, name: str, problem: str, hint: str | None, aside: str | None = None) -> None:

@@ -215,7 +215,7 @@ def _plan(disk: Disk, run_dir: Path, gate_dir: Path, shown: list[Shown], gate: s
         edit = Edit(instance=copy.instance, path=source.path, before_sha256=before, sha256=sha256_of(data))
         planned.append(_Planned(edit=edit, kept=_kept(run_dir, source, copy.instance, gate)))
         staged.append(data)
-        diffs.append(diff(source.path, source.copy, edited))
+        diffs.append(diff(source.path, source.copy, data if source.artifact else rendered(data)[1]))
     if planned:
         _write_plan(disk, gate_dir, planned, staged, "".join(diffs))
     return planned
