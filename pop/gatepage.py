@@ -285,8 +285,7 @@ def _how(request: Request) -> Iterator[str]:
         )
         yield f"- {code(FILES.get(option, option))}, which {need}"
     yield ""
-    last = request.options[-1] if request.options else "approve"
-    yield f'Or with `decision.json`: `{{"decision": "{last}", "text": "...", "by": "..."}}`; a `decision` is all it needs.'
+    yield 'Or with `decision.json`, which holds `{"decision": "approve"}`, and if you like a `text` and your name as `by`.'
     yield ""
     yield "The first answer counts. " + _until(request)
 

@@ -91,6 +91,7 @@ ORDER = [
     "orders",
     "gateshow",
     "gatepage",
+    "gateanswers",
     "gates",
     "watch",
     "gatekeeper",

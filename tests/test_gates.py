@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from pop import gates, gateshow, store
+from pop import gateanswers, gates, gateshow, store
 from pop.errors import UsageError
 from pop.events import unix_s
 from pop.gatepage import loop_key
@@ -222,7 +222,7 @@ def test_what_is_no_plain_file_never_counts_and_never_hangs(
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(name)
     else:
-        path.write_bytes(b"x" * (gates.MAX_DECISION_BYTES + 1))
+        path.write_bytes(b"x" * (gateanswers.MAX_DECISION_BYTES + 1))
         still(path)
     assert found(run_dir) is None
     problem = problem_of(gate_of(run_dir))
@@ -261,7 +261,7 @@ def test_what_editors_leave_is_nothing(run_dir: Path, name: str) -> None:
     assert found(run_dir) is None and problem_of(gate_of(run_dir)) is None
 
 
-@pytest.mark.parametrize("data", [b"", b"  \n", b"\xff\xfe", b"x" * (gates.MAX_TEXT_BYTES + 1)])
+@pytest.mark.parametrize("data", [b"", b"  \n", b"\xff\xfe", b"x" * (gateanswers.MAX_TEXT_BYTES + 1)])
 def test_a_changes_file_needs_words(run_dir: Path, data: bytes) -> None:
     """Few enough to be read, in UTF-8."""
     opened(run_dir)
@@ -718,12 +718,14 @@ def dying(at: int, error: OSError | None = None) -> Iterator[list[str]]:
     try:
         for name in CALLS:
             setattr(os, name, wrapped(name))
-        setattr(gates, "rename_noreplace", noreplace)  # noqa: B010
+        for module in (gates, gateanswers):
+            module.rename_noreplace = noreplace  # type: ignore[attr-defined]
         yield seen
     finally:
         for name, call in real.items():
             setattr(os, name, call)
-        setattr(gates, "rename_noreplace", real_noreplace)  # noqa: B010
+        for module in (gates, gateanswers):
+            module.rename_noreplace = real_noreplace  # type: ignore[attr-defined]
 
 
 def tree(folder: Path) -> dict[str, bytes]:

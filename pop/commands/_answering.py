@@ -149,7 +149,7 @@ def words_of(decision: Decision, run: Run, instance: str, text: str | None) -> s
     Raises:
         UsageError: Changes are asked for without a word.
     """
-    from pop.gates import MAX_TEXT_BYTES
+    from pop.gateanswers import MAX_TEXT_BYTES
 
     if text == "-":
         data = sys.stdin.buffer.read(MAX_TEXT_BYTES + 1)
