@@ -373,7 +373,11 @@ def _file(gate_dir: Path, decision: Decision, name: str, now: float) -> _File | 
 
 def _near_misses(gate_dir: Path) -> Iterator[tuple[str, _NoAnswer]]:
     """Files whose names are almost those of an answer."""
-    for name in sorted(os.listdir(gate_dir)):
+    try:
+        names = sorted(os.listdir(gate_dir))
+    except OSError:  # somebody removed it
+        return
+    for name in names:
         match = _NEAR.fullmatch(name)
         if not match or name in FILES.values() or name.startswith(("decision.problem", "decision.invalid")):
             continue

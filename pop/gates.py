@@ -80,8 +80,10 @@ def open_gate(
     _make_folder(disk, gate_dir)
     before = opened(gate_dir)
     if before and before.opening != opening:
-        _put_away(disk, gate_dir, before)
+        _put_away(disk, gate_dir, before.opening, kind)
         before = None
+    elif before is None and opening > 1 and not (gate_dir / "answers" / str(opening - 1) / "gate.json").exists():
+        _put_away(disk, gate_dir, opening - 1, kind)  # somebody removed gate.json: an old answer must not count again
     sources = sources_of(run_dir, shown)
     if before and before.sources == sources:
         copies, notes = before.shown, before.notes
@@ -90,7 +92,7 @@ def open_gate(
     request = Request(
         run_dir=run_dir, instance=instance, kind=kind, title=title, why=why, shown=copies, options=options,
         opening=opening, expires_at=expires_at, on_timeout=on_timeout, notes=notes,
-        journal=read_journal(run_dir, instance),
+        journal=read_journal(run_dir, instance, whole=kind != "step" or opening > 1),
     )  # fmt: skip
     disk.put(gate_dir / "request.md", page(request).encode("utf-8", "replace"))
     about = Opened(
@@ -108,22 +110,25 @@ def _make_folder(disk: Disk, gate_dir: Path) -> None:
             disk.sync_folder(folder.parent)
 
 
-def _put_away(disk: Disk, gate_dir: Path, before: Opened) -> None:
-    """Move the files of an opening to answers/<n>/, gate.json last: while it stands there, the move is not over."""
-    folder = gate_dir / "answers" / str(before.opening)
+def _put_away(disk: Disk, gate_dir: Path, number: int, kind: str) -> None:
+    """Move the files of an opening to answers/<n>/. gate.json there says that this is over."""
+    folder = gate_dir / "answers" / str(number)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     disk.sync_folder(folder.parent)
     disk.sync_folder(gate_dir)
     names = [name for name in sorted(os.listdir(gate_dir)) if _OF_AN_OPENING.fullmatch(name) and name != "gate.json"]
-    if before.kind != "recovery" and (gate_dir / "output.json").exists():  # else it is the task's own
+    if kind != "recovery" and os.path.lexists(gate_dir / "output.json"):  # else it is the task's own
         names.append("output.json")
     for name in names:
         _move(gate_dir / name, folder / name)
     disk.sync_folder(folder)
     disk.sync_folder(gate_dir)
-    _move(gate_dir / "gate.json", folder / "gate.json")
-    disk.sync_folder(folder)
-    disk.sync_folder(gate_dir)
+    if os.path.lexists(gate_dir / "gate.json"):
+        _move(gate_dir / "gate.json", folder / "gate.json")
+        disk.sync_folder(folder)
+        disk.sync_folder(gate_dir)
+    else:
+        disk.put(folder / "gate.json", b"{}\n")
 
 
 def _move(source: Path, target: Path) -> None:

@@ -29,6 +29,7 @@ from pop.gates import (
     Answer,
     BadEdit,
     GateNotOpen,
+    answer_of,
     find_answer,
     give_answer,
     open_gate,
@@ -540,6 +541,46 @@ def test_a_repeated_opening_keeps_edits_and_answers(run_dir: Path) -> None:
     assert opened(run_dir, expires_at=1_800_000_000.0) == shown
     assert (run_dir / shown[0].path).read_text() == "edited" and (gate_of(run_dir) / "APPROVE").exists()
     assert "2027-01-15T08:00:00.000Z" in (gate_of(run_dir) / "request.md").read_text()
+
+
+def test_an_old_answer_counts_no_second_time(run_dir: Path) -> None:
+    """Also where gate.json is gone: a fork takes over answers, and people tidy up."""
+    opened(run_dir)
+    give_answer(Disk(), gate_of(run_dir), "approve", by="anna", how="command")
+    (gate_of(run_dir) / "gate.json").unlink()
+    opened(run_dir, opening=2)
+    assert found(run_dir) is None and answer_of(gate_of(run_dir) / "answers" / "1") is not None
+    (gate_of(run_dir) / "APPROVE").touch()
+    opened(run_dir, opening=2)
+    assert (gate_of(run_dir) / "APPROVE").exists() and (gate_of(run_dir) / "gate.json").exists()
+
+
+def test_a_gate_whose_files_somebody_removed_harms_nobody(run_dir: Path) -> None:
+    """No answer is found there, and it can be opened once more."""
+    shown = opened(run_dir)
+    shutil.rmtree(gate_of(run_dir))
+    assert found(run_dir) is None
+    assert edits_of(run_dir, shown) == []
+    assert opened(run_dir) == shown
+
+
+def test_edits_that_somebody_tampered_with_are_refused(run_dir: Path) -> None:
+    """Not a bug in POP; and nothing outside the run is touched."""
+    shown = opened(run_dir)
+    edit = {"instance": "draft", "path": "../../x", "before_sha256": "", "sha256": ""}
+    (gate_of(run_dir) / "edited").mkdir()
+    (gate_of(run_dir) / "edited" / "0").touch()
+    broken: list[Any] = [[{"edit": edit, "kept": "tasks/y"}], [{"edit": 1}], [1], 7, None]
+    for rows in broken:
+        (gate_of(run_dir) / "edits.json").write_text(json.dumps(rows))
+        with pytest.raises(BadEdit):
+            edits_of(run_dir, shown)
+    (gate_of(run_dir) / "edits.json").unlink()
+    (run_dir / shown[0].path).write_text("new")
+    (run_dir / "tasks" / "draft" / "output.json").unlink()
+    (run_dir / "tasks" / "draft" / "output.json").mkdir()
+    with pytest.raises(BadEdit):
+        edits_of(run_dir, shown)
 
 
 # -- request.md ----------------------------------------------------------------------------------------------------
