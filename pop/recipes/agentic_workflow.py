@@ -240,7 +240,7 @@ class _Fold:
             case events.GATE_OPENED:
                 yield self._gate_opened(event)
             case events.GATE_DECIDED:
-                self._gate_decided(event)
+                yield from self._gate_decided(event)
             case events.RUN_RERUN:
                 self._rerun(event)
             case events.STEP_RESET:
@@ -281,8 +281,8 @@ class _Fold:
 
     def _failed(self, event: dict[str, Any]) -> None:
         instance, error = event["instance"], event.get("error") or {}
-        told = event.get("reason") or f"{error.get('error_class', 'error')}: {error.get('message', '')}"
-        self.failures[instance] = f"{event.get('remedy') or event.get('action')} after {told}"[:1000]
+        why = event.get("reason") or error.get("error_class", "error")
+        self.failures[instance] = f"{why} ({error.get('message', '')})"[:1000]
         if instance in self.entries:
             status: StepStatus = {"fail": "failed", "ask": "waiting"}.get(event.get("action", ""), "in_progress")  # type: ignore[assignment]
             self.entries[instance] = _Entry(self.entries[instance].role, status, event["at"])
@@ -321,7 +321,7 @@ class _Fold:
             self.passed |= {loop for gate, loop in OPENS_WHEN_CONVERGED.items() if gate == step_of(instance)}
         return self._decision(event, why, "request_human_approval", instance, continues=False, waits_for=instance)
 
-    def _gate_decided(self, event: dict[str, Any]) -> None:
+    def _gate_decided(self, event: dict[str, Any]) -> Iterator[DecisionLine]:
         instance, approved = event["instance"], event["decision"] == "approve"
         kind, step = self.gates.pop(instance, "step"), step_of(instance)
         if kind in ("step", "loop") and step in GATES:
@@ -336,7 +336,9 @@ class _Fold:
             self.laps[step][-1] = {**self.laps[step][-1], "verdict": verdict, "reason": reason}
             if instance in self.entries:
                 self.entries[instance].status = "completed"
-            self.phase = "phase_2" if step == CODE_LOOP or verdict == "accepted" else "phase_1"
+            if step == PLAN_LOOP and verdict == "accepted":
+                yield self._decision(event, f"{reason}; the newest plan counts as it is", "transition_phase", "phase_2")
+                self.phase, self.current = "phase_2", "phase_2"
 
     def _rerun(self, event: dict[str, Any]) -> None:
         for instance in event.get("instances") or ():
