@@ -54,7 +54,7 @@ def pop(living: LivingRoot, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def ledger_dir(living: LivingRoot, row: dict[str, Any]) -> Path:
-    return living.path / row["path"]
+    return living.path / str(row["path"])
 
 
 # -- loops -----------------------------------------------------------------------------------------------------------
