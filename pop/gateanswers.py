@@ -250,9 +250,9 @@ def set_aside(disk: Disk, gate_dir: Path, error: PopError) -> None:
     The file that a person made moves away first, or it would be the next answer.
     """
     answer, path = answer_of(gate_dir), gate_dir / "decision.json"
-    name = answer.how.removeprefix("file ") if answer else ""
+    name = answer.how.removeprefix("file ") if answer and answer.how.startswith("file ") else path.name
     said = error.message + (f" ({error.where})" if error.where else "")
-    _tell(disk, gate_dir, name or "decision.json", said, error.hint, _free(path).name)
+    _tell(disk, gate_dir, name, said, error.hint, _free(path).name)
     if name in FILES.values() and os.path.lexists(gate_dir / name):
         _aside(gate_dir / name)
     if os.path.lexists(path):

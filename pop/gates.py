@@ -38,6 +38,7 @@ from pop.gatepage import Request, page, read_journal
 from pop.gateshow import BadEdit as BadEdit
 from pop.gateshow import Edit as Edit
 from pop.gateshow import Shown as Shown
+from pop.gateshow import check_edits as check_edits
 from pop.gateshow import lay_out, sha256_of, sources_of
 from pop.gateshow import take_edits as take_edits
 from pop.records import dump_json

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
-from pop.errors import PopError, safe
+from pop.errors import PopError, UsageError, safe
 from pop.records import BadJson, Record, dump_json, read_json
 from pop.store import Disk, NotAFile, contained, read_regular, remove_tree
 
@@ -62,7 +62,7 @@ class Edit(Record):
         return self.path == f"tasks/{self.instance}/output.json"
 
 
-class BadEdit(PopError):
+class BadEdit(UsageError):
     """An edited copy cannot become what it is a copy of."""
 
     code = "bad-edit"
@@ -218,16 +218,19 @@ def _read_plan(gate_dir: Path) -> list[_Planned] | None:
     return TypeAdapter(list[_Planned]).validate_python(rows)
 
 
+def check_edits(run_dir: Path, gate_dir: Path, shown: list[Shown]) -> None:
+    """Tell a person who is about to answer that an edit cannot be taken, before they have answered.
+
+    Raises:
+        BadEdit: See `take_edits`.
+    """
+    for _ in _edited(run_dir, gate_dir, shown):
+        pass
+
+
 def _plan(disk: Disk, run_dir: Path, gate_dir: Path, shown: list[Shown], gate: str) -> list[_Planned]:
     planned, staged, diffs = list[_Planned](), list[bytes](), list[str]()
-    for copy in shown:
-        edited = _read_copy(run_dir, copy)
-        if edited is None or sha256_of(edited) == copy.sha256:
-            continue
-        source = _source_of(run_dir, gate_dir, copy)
-        data = _as_original(copy, source, edited)
-        if data == (source.data if source.artifact else dump_json(read_json(source.data))):
-            continue  # only its layout is another
+    for copy, source, data in _edited(run_dir, gate_dir, shown):
         before = sha256_of(source.data)
         edit = Edit(instance=copy.instance, path=source.path, before_sha256=before, sha256=sha256_of(data))
         planned.append(_Planned(edit=edit, kept=_kept(run_dir, source, copy.instance, gate)))
@@ -236,6 +239,18 @@ def _plan(disk: Disk, run_dir: Path, gate_dir: Path, shown: list[Shown], gate: s
     if planned:
         _write_plan(disk, gate_dir, planned, staged, "".join(diffs))
     return planned
+
+
+def _edited(run_dir: Path, gate_dir: Path, shown: list[Shown]) -> Iterator[tuple[Shown, _Source, bytes]]:
+    """The copies that were edited, what they are copies of, and what that becomes."""
+    for copy in shown:
+        edited = _read_copy(run_dir, copy)
+        if edited is None or sha256_of(edited) == copy.sha256:
+            continue
+        source = _source_of(run_dir, gate_dir, copy)
+        data = _as_original(copy, source, edited)
+        if data != (source.data if source.artifact else dump_json(read_json(source.data))):  # not its layout alone
+            yield copy, source, data
 
 
 def _read_copy(run_dir: Path, copy: Shown) -> bytes | None:

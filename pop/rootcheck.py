@@ -388,11 +388,12 @@ def _each_of(error: ConfigError) -> list[PopError]:
 
 
 def _unconditional(pipeline: Pipeline) -> Iterator[str]:
-    """The blocks with no `when` on or around them."""
+    """The blocks with no `when` on or around them that do not wait for a lap's verdict: a good first lap skips those."""
+    held_back = frozenset().union(*pipeline.held_back.values())
     sure: set[str] = set()
     for name, block in pipeline.blocks.items():
         around = pipeline.parents.get(name)
-        if block.when is None and (around is None or around.name in sure):
+        if block.when is None and name not in held_back and (around is None or around.name in sure):
             sure.add(name)
             yield name
 

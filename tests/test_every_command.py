@@ -76,6 +76,8 @@ ARGUMENTS: dict[str, list[object]] = {
     "run": ["{root}/examples/hello.json"],
     "submit": ["{root}/examples/hello.json"],
     "cancel": ["20261121-031507-a-curr"],
+    "plan": ["{root}/examples/hello.json"],
+    "diff": ["20261121-031508-a-comp", "20261121-031507-a-curr"],
     "pause": ["--pipeline", "default"],
     "resume": ["--all"],
     "rerun": ["--all", "--from", "greet"],
@@ -147,6 +149,6 @@ def test_looking_changes_nothing(hello: Path) -> None:
         return {str(p): (p.stat().st_mtime_ns, p.stat().st_size) for p in [hello, *hello.rglob("*")]}
 
     before = seen()
-    for name in ("ls", "show", "tail", "cost", "doctor", "graph"):  # doctor checks as check does
-        pop(name, root=hello)
+    for name in ("ls", "show", "tail", "cost", "doctor", "graph", "plan", "diff"):  # doctor checks as check does
+        pop(name, *(str(a).format(root=hello) for a in ARGUMENTS.get(name, []) if name in ("plan", "diff")), root=hello)
         assert seen() == before, name

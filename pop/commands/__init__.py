@@ -15,6 +15,8 @@ COMMANDS: dict[str, str] = {
     "cost": "Add up what model calls cost.",
     "graph": "Print a pipeline, or a run, as a Mermaid graph.",
     "cancel": "End a run.",
+    "plan": "Show what a seed or a run would reuse, run and cost, before anything is spent.",
+    "diff": "Compare two runs step by step.",
     "pause": "Let a run rest until it is resumed.",
     "resume": "Let a paused run go on.",
     "rerun": "Run a run again from one of its steps.",

@@ -1,0 +1,113 @@
+"""``pop plan``: what would happen, before anything is spent."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pop.commands._shared import as_json, chosen_root, print_json, with_root
+from pop.display import dollars
+from pop.errors import UsageError, safe
+from pop.estimates import Estimate
+from pop.outlook import Outlook, of_run, of_seed
+from pop.runs import Run, find_run
+from pop.settings import Root
+
+
+@click.command()
+@click.argument("what", metavar="SEED|RUN|-")
+@click.option("--from", "from_", metavar="STEP[:STAGE]", multiple=True, help="Of a run: where to begin. Repeatable.")
+@click.option("--apply", "apply", is_flag=True, help="Do it: rerun the run from there, or submit the seed.")
+@as_json
+@with_root
+def command(what: str, from_: tuple[str, ...], apply: bool, as_json: bool, root: str | None) -> None:
+    """Show what SEED (a file, - for standard input) or RUN would reuse, run or wait for, why, and what it may cost."""
+    here = chosen_root(root)
+    seed = _seed_of(what)
+    if seed is not None and from_:
+        raise UsageError("--from is for a run; a seed begins at the beginning", where=what)
+    run = None if seed is not None else _run_of(here, what)
+    outlook = of_seed(here, seed) if seed is not None else of_run(here, _there(run), from_)
+    given = _apply(here, what, run, outlook, seed) if apply else None
+    if as_json:
+        rows = [row.to_json() for row in outlook.rows]
+        about = {"steps": rows, "total": outlook.total.to_json(), "from": outlook.from_, "notes": outlook.notes}
+        print_json({**about, "applied": given})
+        return
+    _show(outlook)
+    for note in outlook.notes:
+        click.echo(f"note: {note}", err=True)
+    if given:
+        click.echo(given)
+    elif apply:
+        click.echo("there is nothing to run", err=True)
+
+
+def _seed_of(what: str) -> bytes | None:
+    if what == "-":
+        return sys.stdin.buffer.read()
+    path = Path(what)
+    if path.is_dir() and (path / "seed.json").is_file() and not (path / "events.jsonl").exists():
+        return (path / "seed.json").read_bytes()
+    if path.is_file():
+        if path.suffix.lower() == ".zip":
+            raise UsageError("a zip is not looked into", where=what, hint="unpack it, and plan its folder")
+        return path.read_bytes()
+    return None
+
+
+def _run_of(root: Root, what: str) -> Run:
+    if os.sep in what or what.endswith(".json"):
+        raise UsageError(f"no file {what!r}", hint="a seed's file, or a run: pop ls shows them")
+    return find_run(root, what)
+
+
+def _there(run: Run | None) -> Run:
+    assert run is not None
+    return run
+
+
+def _apply(root: Root, what: str, run: Run | None, outlook: Outlook, seed: bytes | None) -> str | None:
+    """Exactly what was shown."""
+    if run is None:
+        from pop.commands.submit import put_seed, submit
+
+        return str(submit(root, what) if what != "-" else put_seed(root, seed or b"", "stdin.json"))
+    if not outlook.from_:
+        return None
+    from pop.commands._ordering import Chosen
+    from pop.commands.rerun import Wish, order_all
+
+    (row,) = order_all(
+        root, Chosen([run], named=True), Wish(outlook.from_, {}, {}, fork=False, reason="pop plan --apply")
+    )
+    return str(row["order"] or row["seed"])
+
+
+HEADINGS = ("step", "", "calls", "tokens", "USD", "why")
+
+
+def _show(outlook: Outlook) -> None:
+    rows: list[tuple[str, ...]] = [
+        (row.step, row.what, *_figures(row.estimate), safe(row.why, 200)) for row in outlook.rows
+    ]
+    rows.append(("total", "", *_figures(outlook.total), ""))
+    widths = [max(len(line[column]) for line in [HEADINGS, *rows]) for column in range(len(HEADINGS))]
+    for line in [HEADINGS, *rows]:
+        cells: list[Any] = [
+            cell.rjust(width) if 2 <= column <= 4 else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        click.echo("  ".join(cells).rstrip())
+
+
+def _figures(estimate: Estimate) -> tuple[str, str, str]:
+    if estimate.calls is None:
+        return ("unknown", "unknown", "unknown")
+    tokens = (estimate.input_tokens or 0) + (estimate.output_tokens or 0)
+    usd = "unknown" if estimate.cost_usd is None else dollars(estimate.cost_usd)
+    return (f"{estimate.calls:.3g}", f"{tokens:,.0f}", usd)
