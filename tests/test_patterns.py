@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -415,3 +416,17 @@ def test_items_in_every_lap(play: Any) -> None:
     )
     assert set(run.starts()) == {"part.0@1", "part.1@1", "join@1", "part.0@2", "part.1@2", "join@2"}
     assert run.in_order("join@1", "part.0@2", "join@2")
+
+
+def test_the_docs_name_every_pattern_once() -> None:
+    """Those in the first table have a test here, those in the second have none."""
+    page = (Path(__file__).parent.parent / "docs" / "pipelines.md").read_text().split("\n## Patterns\n")[1]
+    can, cannot = page.split("What POP has no word for:")
+    tested = {int(number) for number in re.findall(r"def test_wcp_(\d+)_", Path(__file__).read_text())}
+    assert _numbers(can) == sorted(tested)
+    assert sorted(_numbers(can) + _numbers(cannot)) == list(range(1, 44))
+
+
+def _numbers(text: str) -> list[int]:
+    firsts = [row.split("|")[1] for row in text.splitlines() if row.startswith("| ") and "---" not in row]
+    return sorted(int(number) for first in firsts for number in re.findall(r"\d+", first))
