@@ -25,6 +25,7 @@ from pop.errors import ErrorClass
 from pop.executors import Attempt, Result
 from pop.records import BadJson, ErrorRecord, Letter, Usage, dump_json, read_json
 from pop.remedies import Next
+from pop.steps import Remedy
 from pop.store import (
     Disk,
     DiskFailed,
@@ -283,6 +284,7 @@ def failed_event(
         "attempt": letter.attempt,
         "error": error.model_dump(exclude_none=True),
         "action": action,
+        "remedy": _remedy(again),
         "reason": again.reason,
         "model": again.model,
         "corrected": again.corrected,
@@ -293,6 +295,14 @@ def failed_event(
         "usage": outcome.usage.model_dump(),
         "models": outcome.models,
     }
+
+
+def _remedy(again: Next) -> Remedy:
+    if again.action in ("ask", "fail"):
+        return "ask" if again.action == "ask" else "fail"
+    if again.model:
+        return "model"
+    return "retry-longer" if again.more_time else "retry-corrected" if again.corrected else "retry"
 
 
 def cached_calls(attempt_dir: Path) -> tuple[int, list[str]]:

@@ -31,7 +31,7 @@ from pop.executors.process import reap_orphans
 from pop.gatekeeper import GatewayProcess
 from pop.intake import Intake
 from pop.ledger import Ledger
-from pop.models.answers import Spent
+from pop.models.spent import Spent
 from pop.orchestrator import ActiveRun, Orchestrator
 from pop.orders import ANSWER, Order, Orders
 from pop.queue import ignore_lease_breaks

@@ -170,6 +170,8 @@ def closing_lines(root: Root, run: Run, status: dict[str, Any]) -> Iterator[str]
             yield f"hint       {safe(error['hint'])}"
         if error.get("instance"):
             yield f"look at    {path}/tasks/{error['instance']}/attempts/{error.get('attempt')}/"
+    if state in ("waiting", "paused"):
+        yield from _how_to_go_on(root, run, status)
     if state == "cancelled":
         about = run.cancelled_by()
         yield f"cancelled  by {safe(about.get('by') or '?', 80)}: {safe(about.get('reason') or 'no reason given', 2000)}"
@@ -177,6 +179,21 @@ def closing_lines(root: Root, run: Run, status: dict[str, Any]) -> Iterator[str]
         yield f"order      {order} waits to be carried out, by the daemon that serves this folder (pop up)"
     if state in ("failed", "cancelled") and "retry" not in run.waiting_orders():
         yield f"next       {next_move(root, run, status)}"
+
+
+def _how_to_go_on(root: Root, run: Run, status: dict[str, Any]) -> Iterator[str]:
+    """What a person can do about a run that waits for one."""
+    gates = [name for name, task in status.get("tasks", {}).items() if task["state"] == "waiting"]
+    for gate in gates[:10]:
+        folder = run.step_dir(gate).relative_to(root.path)
+        yield f"asks       {folder}/request.md"
+        yield f"answer     pop approve {run.run_id} {gate}   (or reject, request-changes; or touch {folder}/APPROVE)"
+    if len(gates) > 10:
+        yield f"           and {len(gates) - 10} more gates"
+    if status.get("state") == "paused":
+        yield f"next       pop resume {run.run_id}"
+    else:
+        yield "note       a daemon takes the answer: pop up, where none is running"
 
 
 def next_move(root: Root, run: Run, status: dict[str, Any]) -> str:

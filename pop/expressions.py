@@ -12,41 +12,21 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache, wraps
+from functools import lru_cache
 from math import isfinite
 from typing import Any, Literal, cast
 
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined, nodes
+from jinja2 import TemplateError, TemplateSyntaxError, Undefined, nodes
 from jinja2.environment import TemplateExpression
-from jinja2.filters import FILTERS
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.tests import TESTS
 
-from pop.errors import (
-    EXIT_RUN_FAILED,
-    ConfigError,
-    ConfigErrors,
-    PopError,
-    did_you_mean,
-)
+from pop.errors import EXIT_RUN_FAILED, ConfigError, ConfigErrors, PopError, did_you_mean
+from pop.expression_sandbox import ENVIRONMENT, TEST_NAMES, TEXT_METHODS, cut, type_name
 
 NAMES = ("seed", "inputs", "item", "lap", "laps")
 MAX_TEXT = 4000  # characters of one expression
 MAX_ITEMS = 100_000  # of one `each`
-MAX_BITS = 4096  # of a whole number made by `*` or `**`
 MAX_SHOWN = 200  # characters of a value that `Expression.values` tells
-TEXT_METHODS = frozenset({"lower", "upper", "strip", "startswith", "endswith"})
-FILTER_NAMES = frozenset({
-    "abs", "count", "d", "default", "first", "float", "int", "last", "length", "list", "lower", "map", "max", "min",
-    "reject", "rejectattr", "reverse", "round", "select", "selectattr", "sort", "sum", "trim", "unique", "upper",
-})  # fmt: skip
-TEST_NAMES = frozenset({
-    "boolean", "defined", "divisibleby", "eq", "equalto", "even", "false", "float", "ge", "greaterthan", "gt", "in",
-    "integer", "iterable", "le", "lessthan", "lt", "mapping", "ne", "none", "number", "odd", "sequence", "string",
-    "true", "undefined", "==", "!=", "<", "<=", ">", ">=",
-})  # fmt: skip
-
 Expects = Literal["bool", "list", "number", "any"]
 
 
@@ -101,7 +81,7 @@ class Expression:
             AttributeError,
             NameError,  # Jinja writes the constant inf as a name
         ) as error:
-            raise self._error(_cut(str(error) or type(error).__name__)) from None
+            raise self._error(cut(str(error) or type(error).__name__)) from None
         except (RecursionError, MemoryError) as error:
             raise self._error(f"the data is too large for it ({type(error).__name__})") from None
 
@@ -168,13 +148,13 @@ class Expression:
             raise self._error("a value inside the list or object is missing")
         if self.expects == "bool" and not isinstance(value, bool):
             raise self._error(
-                f"must be true or false, gave {_type_name(value)}",
+                f"must be true or false, gave {type_name(value)}",
                 "compare it with something",
             )
         if self.expects == "list" and not isinstance(value, (list, tuple)):
-            raise self._error(f"must be a list, gave {_type_name(value)}")
+            raise self._error(f"must be a list, gave {type_name(value)}")
         if self.expects == "number" and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise self._error(f"must be a number, gave {_type_name(value)}")
+            raise self._error(f"must be a number, gave {type_name(value)}")
         if self.expects == "number" and not isfinite(value):
             raise self._error("must be a number, gave one without end")
         if self.expects == "list" and len(value) > MAX_ITEMS:
@@ -220,7 +200,7 @@ def compile_expression(
         ValueError,
         TemplateError,
     ) as error:
-        raise ConfigErrors([ConfigError(f"not an expression: {_cut(str(error))}", where=where)]) from None
+        raise ConfigErrors([ConfigError(f"not an expression: {cut(str(error))}", where=where)]) from None
     return expression
 
 
@@ -236,13 +216,13 @@ def _parse(text: str, where: object) -> nodes.Node:
     try:
         if len(text) > MAX_TEXT:
             raise TemplateSyntaxError(f"{len(text)} characters are too many (at most {MAX_TEXT})", 1)
-        parser = Parser(_ENVIRONMENT, text, state="variable")
+        parser = Parser(ENVIRONMENT, text, state="variable")
         tree = parser.parse_expression()
         if not parser.stream.eos:
             raise TemplateSyntaxError(f"unexpected {parser.stream.current.value!r}", 1)
         return tree
     except TemplateSyntaxError as error:
-        message = f"`{_cut(text)}` is not an expression: {_cut(str(error.message))}"
+        message = f"`{cut(text)}` is not an expression: {cut(str(error.message))}"
     except RecursionError:
         message = "the expression is nested too deep"
     raise ConfigErrors([ConfigError(message, where=where, hint="see docs/pipelines.md")])
@@ -253,10 +233,10 @@ def _mistakes(tree: nodes.Node, names: Collection[str]) -> Iterator[tuple[str, s
         match node:
             case nodes.Name(name=name) if name not in names:
                 yield _unknown_name(name, names)
-            case nodes.Filter(name=name) if name not in _ENVIRONMENT.filters:
+            case nodes.Filter(name=name) if name not in ENVIRONMENT.filters:
                 yield (
                     f"unknown filter {name!r}",
-                    did_you_mean(name, _ENVIRONMENT.filters),
+                    did_you_mean(name, ENVIRONMENT.filters),
                 )
             case nodes.Test(name=name) if name not in TEST_NAMES:
                 yield f"unknown test {name!r}", did_you_mean(name, TEST_NAMES)
@@ -336,7 +316,7 @@ def _chain_text(name: str, keys: Sequence[_Key]) -> str:
 def _value_of(value: Any, keys: Sequence[_Key]) -> Any:
     """Raises: LookupError: It is not there."""
     for key in keys:
-        value = _ENVIRONMENT.getitem(value, key)
+        value = ENVIRONMENT.getitem(value, key)
         if isinstance(value, Undefined):
             raise LookupError(key)
     return value
@@ -379,20 +359,6 @@ def spelled(name: str) -> str:
     return name.replace("-", "_")
 
 
-def _type_name(value: Any) -> str:
-    if isinstance(value, Undefined):
-        return "nothing"
-    kinds: tuple[tuple[Any, str], ...] = (
-        (type(None), "null"), (bool, "true or false"), ((int, float), "a number"), (str, "a text"),
-        ((list, tuple), "a list"), (Mapping, "an object"),
-    )  # fmt: skip
-    return next((name for kind, name in kinds if isinstance(value, kind)), "something else")
-
-
-def _cut(text: str, limit: int = 300) -> str:
-    return text if len(text) <= limit else text[:limit] + "…"
-
-
 def _is_data(value: Any) -> bool:
     """Whether a value that an expression may have built of parts is JSON all through."""
     if isinstance(value, (list, tuple)):
@@ -402,91 +368,7 @@ def _is_data(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox: dots and brackets reach keys and indexes of data and the methods in `TEXT_METHODS`."""
-
-    intercepted_binops = frozenset({"*", "**", "%"})
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        if isinstance(obj, str) and attribute in TEXT_METHODS:
-            return getattr(obj, attribute)
-        return self.getitem(obj, attribute)
-
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        by_index = isinstance(obj, (list, tuple, str)) and isinstance(argument, int)
-        if by_index or isinstance(obj, Mapping):
-            try:
-                return obj[argument]
-            except LookupError:
-                pass
-        return self.undefined(hint=_missing(obj, argument), obj=obj, name=_cut(str(argument), 80))
-
-    def is_safe_callable(self, obj: Any) -> bool:
-        return isinstance(getattr(obj, "__self__", None), str) and getattr(obj, "__name__", "") in TEXT_METHODS
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if not isinstance(left, (int, float)) or not isinstance(right, (int, float)):
-            raise TypeError(f"{operator} is for numbers, not {_type_name(left)} and {_type_name(right)}")
-        if operator == "*" and _bits(left) + _bits(right) > MAX_BITS:
-            raise OverflowError("the product is too large")
-        if operator == "**" and (abs(right) > 64 or _bits(left) * abs(right) > MAX_BITS):
-            raise OverflowError("the power is too large")
-        return super().call_binop(context, operator, left, right)
-
-
-def _bits(number: float) -> int:
-    return number.bit_length() if isinstance(number, int) else 64
-
-
-def _missing(obj: Any, key: Any) -> str:
-    if isinstance(obj, Undefined):
-        return "a value is missing"
-    if obj is None:
-        return f"{_cut(str(key), 80)!r} is asked of null (the output of a skipped step is null)"
-    if isinstance(obj, Mapping):
-        keys = [name for _, name in zip(range(200), obj, strict=False) if isinstance(name, str) and len(name) <= 80]
-        near = did_you_mean(str(key)[:80], keys)
-        return f"no key {_cut(str(key), 80)!r}" + (f", {near}" if near else "")
-    return f"{_type_name(obj)} has no {_cut(str(key), 80)!r}"
-
-
-def _eager(lazy: Callable[..., Any]) -> Callable[..., Any]:
-    """The same filter, giving a list at once where it would give a generator, and no missing values in it."""
-
-    @wraps(lazy)
-    def eager(*args: Any, **kwargs: Any) -> Any:
-        value = lazy(*args, **kwargs)
-        if not isinstance(value, Iterator):
-            return value
-        found = list(value)
-        for element in found:
-            if isinstance(element, Undefined):
-                str(element)
-                raise TypeError("an element is missing")
-        return found
-
-    return eager
-
-
-def _batch(value: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    """Cut a list into lists of `size`, the last one may be shorter."""
-    if not isinstance(value, (list, tuple)) or not isinstance(size, int) or size < 1:
-        raise TypeError("batch is for a list and a size of at least 1")
-    return [value[start : start + size] for start in range(0, len(value), size)]
-
-
-def _environment() -> _Environment:
-    environment = _Environment(undefined=StrictUndefined, autoescape=False)
-    environment.globals.clear()
-    environment.filters = {name: _eager(FILTERS[name]) for name in sorted(FILTER_NAMES)} | {"batch": _batch}
-    environment.tests = {name: TESTS[name] for name in sorted(TEST_NAMES)}
-    return environment
-
-
-_ENVIRONMENT = _environment()
-
-
 @lru_cache(maxsize=1000)
 def _compiled(text: str) -> TemplateExpression:
-    compiled: Callable[..., Any] = _ENVIRONMENT.compile_expression(text, undefined_to_none=False)
+    compiled: Callable[..., Any] = ENVIRONMENT.compile_expression(text, undefined_to_none=False)
     return cast(TemplateExpression, compiled)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ GLANCE_LINES = 60
 GLANCE_BYTES = 16_384
 MAX_GLANCES = 20
 LINE_CHARS = 200
+MAX_LINE_BYTES = 2**20
 CONTROL_MARK = "+control"
 
 TITLES = {
@@ -95,22 +97,23 @@ def loop_key(instance: str) -> str:
     return f"{name}{mark}{outer}" if outer else name
 
 
-def read_journal(run_dir: Path, instance: str) -> Journal:
-    """What events.jsonl says about this gate; what cannot be read is left out."""
+def read_journal(run_dir: Path, instance: str, *, whole: bool = True) -> Journal:
+    """What events.jsonl says about this gate; what cannot be read is left out.
+
+    Args:
+        whole: False reads the first line only, which tells what the run is.
+    """
     found, key, asked = Journal(), loop_key(instance), instance.removesuffix(CONTROL_MARK)
+    needles = [f'"{name}"'.encode() for name in (RUN_CREATED, instance, key, asked)]
     try:
-        lines = (run_dir / "events.jsonl").read_bytes().split(b"\n")
+        with open(run_dir / "events.jsonl", "rb") as file:
+            lines = file.read().split(b"\n") if whole else [file.readline(MAX_LINE_BYTES)]
     except OSError:
         return found
     for line in lines:
-        if not any(
-            name.encode() in line for name in (RUN_CREATED, LAP_ENDED, STEP_ATTEMPT_FAILED, STEP_DONE, GATE_DECIDED)
-        ):
-            continue
-        try:
-            _note(found, read_json(line), instance, key, asked)
-        except (BadJson, LookupError, TypeError, AttributeError):
-            continue
+        if any(needle in line for needle in needles):
+            with suppress(BadJson, LookupError, TypeError, AttributeError):
+                _note(found, read_json(line), instance, key, asked)
     return found
 
 
@@ -285,8 +288,7 @@ def _how(request: Request) -> Iterator[str]:
         )
         yield f"- {code(FILES.get(option, option))}, which {need}"
     yield ""
-    last = request.options[-1] if request.options else "approve"
-    yield f'Or with `decision.json`: `{{"decision": "{last}", "text": "...", "by": "..."}}`; a `decision` is all it needs.'
+    yield 'Or with `decision.json`, which holds `{"decision": "approve"}`, and if you like a `text` and your name as `by`.'
     yield ""
     yield "The first answer counts. " + _until(request)
 

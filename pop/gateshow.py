@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import hashlib
 import os
 import re
@@ -24,7 +25,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pop.errors import PopError, safe
+from pydantic import TypeAdapter, ValidationError
+
+from pop.errors import PopError, UsageError, safe
 from pop.records import BadJson, Record, dump_json, read_json
 from pop.store import Disk, NotAFile, contained, read_regular, remove_tree
 
@@ -59,7 +62,7 @@ class Edit(Record):
         return self.path == f"tasks/{self.instance}/output.json"
 
 
-class BadEdit(PopError):
+class BadEdit(UsageError):
     """An edited copy cannot become what it is a copy of."""
 
     code = "bad-edit"
@@ -109,7 +112,7 @@ def lay_out(disk: Disk, run_dir: Path, gate_dir: Path, instances: list[str]) -> 
     for instance in dict.fromkeys(instances):
         try:
             suffix, data = rendered(_output(run_dir, instance))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             notes.append(f"{instance} has no output")
             continue
         except (NotAFile, BadJson) as error:
@@ -117,15 +120,19 @@ def lay_out(disk: Disk, run_dir: Path, gate_dir: Path, instances: list[str]) -> 
             continue
         shown.append(_copy(disk, run_dir, show / f"{instance}{suffix}", instance, data))
         for path, info in _artifacts(run_dir / "tasks" / instance / "artifacts"):
-            place = os.path.relpath(path, run_dir)
             name = os.path.relpath(path, run_dir / "tasks" / instance / "artifacts")
             if info.st_size > min(room, MAX_ARTIFACT_BYTES) or len(shown) - len(instances) >= MAX_ARTIFACTS:
-                notes.append(f"not copied, it is too large or one of too many: {place}")
+                notes.append(f"not copied, it is too large or one of too many: {os.path.relpath(path, run_dir)}")
                 continue
-            room -= info.st_size
-            target = contained(show / instance, name)
+            try:
+                data = read_regular(path, max_bytes=MAX_ARTIFACT_BYTES)
+                target = contained(show / instance, name)
+            except (FileNotFoundError, NotAFile):  # somebody is changing it
+                notes.append(f"not copied: {os.path.relpath(path, run_dir)}")
+                continue
+            room -= len(data)
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            shown.append(_copy(disk, run_dir, target, instance, read_regular(path, max_bytes=MAX_ARTIFACT_BYTES)))
+            shown.append(_copy(disk, run_dir, target, instance, data))
     disk.sync_tree(show)
     disk.sync_folder(gate_dir)
     return shown, notes
@@ -183,14 +190,24 @@ def take_edits(disk: Disk, run_dir: Path, gate_dir: Path, shown: list[Shown], ga
     Raises:
         BadEdit: An edited output is no JSON, or the original has changed meanwhile. Then nothing was changed.
     """
-    planned = _read_plan(gate_dir)
-    if planned is None:
-        planned = _plan(disk, run_dir, gate_dir, shown, gate)
-    for number, one in enumerate(planned):
-        _apply(disk, run_dir, gate_dir / "edited" / str(number), one)
+    try:
+        planned = _read_plan(gate_dir)
+        if planned is None:
+            planned = _plan(disk, run_dir, gate_dir, shown, gate)
+        for number, one in enumerate(planned):
+            _apply(disk, run_dir, gate_dir / "edited" / str(number), one)
+    except (BadJson, NotAFile, ValidationError) as error:
+        raise BadEdit("edits.json cannot be carried out", where=gate_dir, hint=f"remove it: {error}") from None
+    except OSError as error:
+        if error.errno not in _IN_THE_WAY:
+            raise
+        raise BadEdit(f"an edit cannot be put in its place: {error.strerror}", where=error.filename2) from None
     with contextlib.suppress(OSError):
         (gate_dir / "edited").rmdir()
     return [one.edit for one in planned]
+
+
+_IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY)
 
 
 def _read_plan(gate_dir: Path) -> list[_Planned] | None:
@@ -198,27 +215,42 @@ def _read_plan(gate_dir: Path) -> list[_Planned] | None:
         rows = read_json(read_regular(gate_dir / "edits.json", max_bytes=MAX_EDITS_BYTES))
     except FileNotFoundError:
         return None
-    return [_Planned.model_validate(row) for row in rows]
+    return TypeAdapter(list[_Planned]).validate_python(rows)
+
+
+def check_edits(run_dir: Path, gate_dir: Path, shown: list[Shown]) -> None:
+    """Tell a person who is about to answer that an edit cannot be taken, before they have answered.
+
+    Raises:
+        BadEdit: See `take_edits`.
+    """
+    for _ in _edited(run_dir, gate_dir, shown):
+        pass
 
 
 def _plan(disk: Disk, run_dir: Path, gate_dir: Path, shown: list[Shown], gate: str) -> list[_Planned]:
     planned, staged, diffs = list[_Planned](), list[bytes](), list[str]()
+    for copy, source, data in _edited(run_dir, gate_dir, shown):
+        before = sha256_of(source.data)
+        edit = Edit(instance=copy.instance, path=source.path, before_sha256=before, sha256=sha256_of(data))
+        planned.append(_Planned(edit=edit, kept=_kept(run_dir, source, copy.instance, gate)))
+        staged.append(data)
+        diffs.append(diff(source.path, source.copy, data if source.artifact else rendered(data)[1]))
+    if planned:
+        _write_plan(disk, gate_dir, planned, staged, "".join(diffs))
+    return planned
+
+
+def _edited(run_dir: Path, gate_dir: Path, shown: list[Shown]) -> Iterator[tuple[Shown, _Source, bytes]]:
+    """The copies that were edited, what they are copies of, and what that becomes."""
     for copy in shown:
         edited = _read_copy(run_dir, copy)
         if edited is None or sha256_of(edited) == copy.sha256:
             continue
         source = _source_of(run_dir, gate_dir, copy)
         data = _as_original(copy, source, edited)
-        if data == (source.data if source.artifact else dump_json(read_json(source.data))):
-            continue  # only its layout is another
-        before = sha256_of(source.data)
-        edit = Edit(instance=copy.instance, path=source.path, before_sha256=before, sha256=sha256_of(data))
-        planned.append(_Planned(edit=edit, kept=_kept(run_dir, source, copy.instance, gate)))
-        staged.append(data)
-        diffs.append(diff(source.path, source.copy, edited))
-    if planned:
-        _write_plan(disk, gate_dir, planned, staged, "".join(diffs))
-    return planned
+        if data != (source.data if source.artifact else dump_json(read_json(source.data))):  # not its layout alone
+            yield copy, source, data
 
 
 def _read_copy(run_dir: Path, copy: Shown) -> bytes | None:
@@ -305,7 +337,7 @@ def _apply(disk: Disk, run_dir: Path, staged: Path, one: _Planned) -> None:
         return
     source, kept = contained(run_dir, one.edit.path), contained(run_dir, one.kept)
     _make_parents(disk, kept.parent)
-    with contextlib.suppress(FileExistsError):
+    with contextlib.suppress(FileExistsError, FileNotFoundError):  # kept already; somebody removed the original
         os.link(source, kept)
     disk.sync_folder(kept.parent)  # before the rename, so that no power cut takes both versions
     os.rename(staged, source)

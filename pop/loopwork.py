@@ -15,9 +15,9 @@ from pop.history import Instance, RunHistory
 from pop.letters import LetterWriter
 from pop.loops import verdict
 from pop.pipeline import Pipeline
-from pop.plan import Judge
+from pop.plan import Judge, instances_in
 from pop.records import dump_json
-from pop.steps import At, Gate, Repeat, instance_name, step_of
+from pop.steps import At, Gate, Repeat, instance_name
 
 _NUMBERS = re.compile(r"[^.@]*((?:\.\d+)*)(?:@([\d.]+))?")
 
@@ -72,12 +72,8 @@ def at_of(instance: str) -> At:
 
 def _in_lap(pipeline: Pipeline, history: RunHistory, repeat: Repeat, at: At) -> Iterator[tuple[str, At, Instance]]:
     """The instances of a lap: step, place and what is known of them."""
-    inside = {leaf.name for leaf in pipeline.leaves[repeat.name]}
-    for name, instance in history.instances.items():
-        if (step := step_of(name)) in inside:
-            place = at_of(name)
-            if place.laps[: len(at.laps)] == at.laps and place.items[: len(at.items)] == at.items:
-                yield step, place, instance
+    for step, place, name in instances_in(pipeline, history, repeat.body, at):
+        yield step, place, history.instances[name]
 
 
 def _made_by(pipeline: Pipeline, history: RunHistory, repeat: Repeat, move: Judge) -> Iterator[tuple[str, str | None]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 from pop import pipeline_values as values
 from pop.durations import seconds
@@ -79,6 +79,13 @@ class _Inside(NamedTuple):
     @property
     def names(self) -> tuple[str, ...]:
         return ("seed", "inputs", *(("item",) if self.each else ()), *(("lap", "laps") if self.repeat else ()))
+
+
+@runtime_checkable
+class KnowsNear(Protocol):
+    """A collection of models that also hints at names which are not in it, such as ``provider/model``: the catalogue."""
+
+    def near(self, name: str) -> str | None: ...
 
 
 def load_pipeline(
@@ -198,8 +205,7 @@ class _Reader:
     def _check_model(self, model: Any, path: Path, renamed: Collection[str]) -> None:
         known = self.known_models
         if known is not None and isinstance(model, str) and model not in renamed and model not in known:
-            hint = did_you_mean(model[:80], {*known, *renamed})
-            self.wrong(path, f"no model {model[:80]!r}", hint, code="unknown-model")
+            self.wrong(path, f"no model {model[:80]!r}", _near(model[:80], known, renamed), code="unknown-model")
 
     def _views(self, document: dict[str, Any]) -> tuple[str, ...]:
         views: tuple[str, ...] = self._checked(document, "views", values.names_of("views"), ()) or ()
@@ -435,6 +441,14 @@ class _Reader:
 
 
 _CONDITIONS: dict[str, Expects] = {"until": "bool", "score": "number", "checks": "bool"}
+
+
+def _near(model: str, known: Collection[str], renamed: Collection[str]) -> str | None:
+    """The hint for a model that is none."""
+    hint = did_you_mean(model, {*known, *renamed})
+    if isinstance(known, KnowsNear) and not (hint or "").startswith("did"):
+        return known.near(model)
+    return hint
 
 
 def _kind(step: dict[str, Any]) -> _Kind:

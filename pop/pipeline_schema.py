@@ -20,7 +20,7 @@ _DURATION = {
 
 def _budget(*scopes: str) -> dict[str, Any]:
     names = [f"{scope}_{unit}" for scope in scopes for unit in ("usd", "tokens", "calls")]
-    amounts = {name: {"type": "number", "minimum": 0} for name in names}
+    amounts = {name: {"type": "number" if name.endswith("_usd") else "integer", "minimum": 0} for name in names}
     return {"type": "object", "properties": amounts, "additionalProperties": False, "minProperties": 1}
 
 

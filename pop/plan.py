@@ -657,6 +657,28 @@ class _Reader:
         return None
 
 
+def instances_in(pipeline: Pipeline, facts: Facts, block: Block, at: At) -> Iterator[tuple[str, At, str]]:
+    """The known instances of the steps in one instance of a block: step, place and name, at the cost of these alone."""
+    key = instance_name(block.name, at)
+    if isinstance(block, Task | Gate):
+        if key in facts.instances:
+            yield block.name, at, key
+        return
+    if isinstance(block, Each):
+        inner = [at.item(n) for n in range(facts.counts.get(key, 0))]
+    elif isinstance(block, Repeat):
+        laps = len(facts.loops[key].laps) if key in facts.loops else 0
+        inner = [at.lap(n) for n in range(1, laps + 2)]  # one may have begun that was not judged yet
+    else:
+        inner = [at]
+    if inner != [at]:  # all of it may have been skipped at once
+        names = ((leaf.name, at, instance_name(leaf.name, at)) for leaf in pipeline.leaves[block.name])
+        yield from (found for found in names if found[2] in facts.instances)
+    for place in inner:
+        for child in block.inner:
+            yield from instances_in(pipeline, facts, child, place)
+
+
 def item_expressions(pipeline: Pipeline, move: Move) -> tuple[Expand, ...]:
     """What gives a move its `item`: the lists of the `each` blocks around it, outermost first.
 

@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from pop.settings import Root, SeedSettings, Settings, load_settings
 from pop.steps import Action
 from pop.taskcheck import Use, check_folder, check_task, check_task_against_seed, model_of
 from pop.tasks import NAME_RULE, list_tasks
+from pop.views import known_views
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class RootCheck:
             data = path.read_bytes()
         except OSError as error:
             return Read(file, b"", None, [ConfigError(f"cannot be read: {error.strerror}", where=file)])
-        views = entry_points(group="pop.views").names
+        views = known_views()
         known = {"known_tasks": self.tasks, "known_models": self.catalogue, "known_views": views}
         return Read(file, data, *read_pipeline(data, where=file, name=name, **known))
 
@@ -388,11 +388,12 @@ def _each_of(error: ConfigError) -> list[PopError]:
 
 
 def _unconditional(pipeline: Pipeline) -> Iterator[str]:
-    """The blocks with no `when` on or around them."""
+    """The blocks with no `when` on or around them that do not wait for a lap's verdict: a good first lap skips those."""
+    held_back = frozenset().union(*pipeline.held_back.values())
     sure: set[str] = set()
     for name, block in pipeline.blocks.items():
         around = pipeline.parents.get(name)
-        if block.when is None and (around is None or around.name in sure):
+        if block.when is None and name not in held_back and (around is None or around.name in sure):
             sure.add(name)
             yield name
 

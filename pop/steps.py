@@ -264,7 +264,7 @@ class Pipeline:
     def _deciding(self, repeat: Repeat) -> frozenset[str]:
         inside = frozenset(leaf.name for leaf in self.leaves[repeat.name])
         conditions = [one for one in (repeat.until, repeat.score, repeat.checks) if one is not None]
-        new = {name for name in inside if any(_reads(condition, name) for condition in conditions)}
+        new = {name for name in inside if any(condition.reads(name) for condition in conditions)}
         found: set[str] = set()
         while new - found:
             found |= new
@@ -369,11 +369,6 @@ def below(block: Block) -> Iterator[Block]:
     yield block
     for child in block.inner:
         yield from below(child)
-
-
-def _reads(expression: Expression, step: str) -> bool:
-    names = expression.inputs | getattr(expression, "laps", frozenset())
-    return step.replace("-", "_") in {name.replace("-", "_") for name in names}
 
 
 def instance_name(name: str, at: At = At()) -> str:  # noqa: B008 - it is immutable

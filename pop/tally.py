@@ -15,8 +15,8 @@ from typing import Any
 
 from pop import events
 from pop.history import RunHistory
-from pop.models.answers import Spent
 from pop.models.questions import ask_gateway
+from pop.models.spent import Spent
 from pop.records import BadJson, Usage, read_json
 from pop.store import NotAFile, read_regular
 

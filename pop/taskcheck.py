@@ -289,13 +289,14 @@ def check_folder(folder: Path) -> list[ConfigError]:
     paths = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith((".", "_"))]
     tasks = list_tasks(folder)
     stems = {path.stem for path in paths if path.suffix in (".md", ".py")} & set(tasks)
-    stems |= set(read_index(folder).entries.values()) | set(tasks)
+    renamed = set(read_index(folder).entries.values())
+    stems |= renamed | set(tasks)
     used = _schemas_named_by(path for path in paths if path.suffix == ".md")
     for path in paths:
         problem = None
         if path.name.endswith(SIDE_SUFFIXES):
             problem = None if path.name in used else _orphan(path, stems)
-        elif path.suffix in (".md", ".json"):
+        elif path.suffix in (".md", ".json") and path.stem not in renamed:
             problem = _misnamed(path)
         elif path.suffix == ".py" and path.stem not in stems:
             problem = _useless_code(path, stems, paths)

@@ -30,7 +30,10 @@ class BrokenView(ConfigError):
 @cache
 def known_views() -> Mapping[str, str]:
     """Where each view is, by its name: the rows above and those of installed packages, which cannot take a row's name."""
-    installed = {point.name: point.value for point in entry_points(group=GROUP)}
+    try:
+        installed = {point.name: point.value for point in entry_points(group=GROUP)}
+    except Exception:  # a damaged package among all that are installed
+        installed = {}
     return {**installed, **VIEWS}
 
 

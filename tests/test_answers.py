@@ -19,9 +19,10 @@ import pytest
 
 from pop.errors import PopError
 from pop.models import answers
-from pop.models.answers import AnswerStore, NotStored, Spent, prune
+from pop.models.answers import AnswerStore, NotStored, prune
 from pop.models.calls import LOST, CallLine, Sum, calls_in, day_files
 from pop.models.request import Answer, ModelError
+from pop.models.spent import Spent
 from pop.records import Usage
 from pop.store import hold_root
 from tests.test_calls import line

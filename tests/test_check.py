@@ -300,6 +300,13 @@ def test_a_good_seed_has_no_mistakes(tmp_path: Path) -> None:
     assert told(tmp_path, files, "f.zip") == ""
 
 
+def test_what_only_a_second_lap_reads_need_not_be_in_a_seed(tmp_path: Path) -> None:
+    """A step that waits for the verdict may never run; one that leads to it does."""
+    files = {"pipeline.json": LOOP, "seed.json": '{"text": "x"}'}
+    assert told(tmp_path, {**files, "pipeline-tasks/revise.md": "{{ seed.b }}"}, "seed.json") == ""
+    assert "no key 'b'" in told(tmp_path, {**files, "pipeline-tasks/review.md": "{{ seed.b }}"}, "seed.json")
+
+
 def test_a_seed_is_measured_by_the_limits_of_its_root(tmp_path: Path) -> None:
     """Not by the defaults."""
     files = {"pop.toml": "[seeds]\nmax_mb = 0.001\n", "seed.json": '{"text": "' + "x" * 2000 + '"}'}

@@ -433,7 +433,7 @@ def test_gc_finishes_what_a_crash_left(hello: Path) -> None:
 
 def test_the_brief_can_be_started_from_in_a_checkout(tmp_path: Path) -> None:
     """An editable install has no packaged copy; the repository's own files serve."""
-    assert pop("init", "--list").stdout.split() == ["brief", "minimal"]
+    assert pop("init", "--list").stdout.split() == ["agentic-workflow", "brief", "minimal"]
     made = json.loads(pop("init", "--template", "brief", "--json", root=tmp_path / "b").stdout)
     assert made["path"] == str(tmp_path / "b") and made["files"]["pipeline.json"] == "created"
     assert pop("check", "examples/brief", root=tmp_path / "b", cwd=tmp_path / "b").returncode == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 import time
@@ -53,7 +54,7 @@ def pop(living: LivingRoot, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def ledger_dir(living: LivingRoot, row: dict[str, Any]) -> Path:
-    return living.path / row["path"]
+    return living.path / str(row["path"])
 
 
 # -- loops -----------------------------------------------------------------------------------------------------------
@@ -324,3 +325,131 @@ def test_a_person_is_asked_where_the_table_says_so(make_living: Make, decision: 
         return
     (row,) = living.wait_complete(1)
     assert living.output(row, "m") == (["mind the key"] if decision == "request-changes" else [])
+
+
+# -- what commands tell ----------------------------------------------------------------------------------------------
+
+
+def test_pop_run_ends_with_5_and_says_how_to_answer(make_living: Make) -> None:
+    """Its own daemon does not wait for the person; the next one goes on."""
+    living = make_living(pipeline=gate(), tasks=TASKS)
+    (living.path / "seed.json").write_text("{}")
+    told = pop(living, "run", str(living.path / "seed.json"))
+    assert told.returncode == 5, told.stderr
+    assert "pop approve" in told.stdout and "request.md" in told.stdout
+    shown, listed = pop(living, "show", "last"), pop(living, "ls")
+    assert "look" in shown.stdout and "pop approve" in shown.stdout and "for an answer: look" in listed.stdout
+    assert pop(living, "watch", "last").returncode == 5
+    pop(living, "approve", "last")
+    living.up()
+    living.wait_complete(1)
+
+
+# -- orders of tasks -------------------------------------------------------------------------------------------------
+
+ORDERS = """
+def infer(prompt, ctx):
+    for order in ctx.seed['orders']:
+        getattr(ctx.control, order[0])(*order[1:])
+    return 1
+"""
+
+
+def test_a_task_adds_skips_and_pauses(make_living: Make) -> None:
+    """Added steps run behind it, the skipped one tells its reason, and the pause survives a restart."""
+    pipeline = {"name": "p", "tasks": [{"task": "orders", "name": "first"}, {"task": "echo", "name": "gone"}, "last"]}
+    living = make_living(pipeline=pipeline, tasks={**TASKS, "orders.py": ORDERS})
+    daemon = living.up()
+    added = {"task": "echo", "name": "more"}
+    living.drop("a.json", {"orders": [["add", added], ["skip", "gone", "not needed"], ["pause", "look at it"]]})
+    living.wait_state("paused")
+    living.stop(daemon)
+    living.up()
+    pop(living, "resume", "last")
+    (row,) = living.wait_complete(1)
+    assert living.output(row, "more")["made"] == "more"
+    (skip,) = journal(ledger_dir(living, row), "step.skipped")
+    assert (skip["instance"], skip["reason"]) == ("gone", "not needed")
+
+
+@pytest.mark.parametrize("decision", ["approve", "reject"])
+def test_an_order_that_cannot_be_carried_out_asks_a_person(make_living: Make, decision: str) -> None:
+    """Nothing of it is done; approve goes on without it."""
+    pipeline = {"name": "p", "tasks": [{"task": "orders", "name": "first"}, "last"]}
+    living = make_living(pipeline=pipeline, tasks={**TASKS, "orders.py": ORDERS})
+    living.up()
+    living.drop("a.json", {"orders": [["add", {"task": "nobody"}], ["skip", "last", "no"]]})
+    status = living.wait_state("waiting")
+    assert status["waiting_for"] == "first+control"
+    (run_dir,) = living.current()
+    assert "nobody" in (run_dir / "tasks" / "first+control" / "request.md").read_text()
+    assert pop(living, decision, "last", "first+control").returncode == 0
+    if decision == "approve":
+        (row,) = living.wait_complete(1)
+        assert living.output(row, "last")["first"] == 1
+    else:
+        assert living.wait_state("failed")["error"]["error_class"] == "rejected"
+
+
+# -- reruns ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_taken_up_again_from_a_step(make_living: Make) -> None:
+    """In place, with another value: what is stale runs again, the original seed stays."""
+    tasks = {
+        "echo.py": "def infer(prompt, ctx):\n    return {'topic': ctx.seed['topic']}\n",
+        "last.py": "def infer(prompt, ctx):\n    return ctx.inputs['made']\n",
+    }
+    living = make_living(pipeline=gate(), tasks=tasks)
+    living.up()
+    living.drop("a.json", {"topic": "tides"})
+    living.wait_state("waiting")
+    (run_dir,) = living.current()
+    (run_dir / "orders").mkdir(exist_ok=True)
+    (run_dir / "orders" / "rerun.json").write_text('{"from": ["made"], "set": {"seed.topic": "moons"}}')
+    living.wait(lambda: len(journal(run_dir, "run.waiting")) == 2, "the gate to open again")
+    pop(living, "approve", "last")
+    (row,) = living.wait_complete(1)
+    assert living.output(row, "last") == {"topic": "moons"}
+    assert json.loads((ledger_dir(living, row) / "seed.json").read_bytes()) == {"topic": "tides"}
+
+
+# -- kill -9 ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_daemon_loses_no_lap_and_no_answer(make_living: Make) -> None:
+    """At seeded instants in a loop with a gate: every lap is judged once, every step done once, the answer counts."""
+    rng = random.Random(4)
+    loop = {"repeat": ["check", {"approve": "look", "when": "lap == 2"}, "revise"], "name": "loop", "at_most": 5}
+    pipeline = {"name": "p", "tasks": [{**loop, "until": "inputs.check.score >= 8"}, "last"]}
+    living = make_living(pipeline=pipeline, tasks=TASKS)
+    daemon = living.up()
+    living.drop("a.json", {"scores": [1, 2, 3, 9]})
+    for _ in range(12):
+        time.sleep(rng.uniform(0.1, 2.5))
+        daemon.kill()
+        daemon.wait()
+        for run_dir in living.root.current.glob("2*"):
+            folder = run_dir / "tasks" / "look@2"
+            if (folder / "gate.json").exists() and not (folder / "APPROVE").exists():
+                (folder / "APPROVE").touch()
+        daemon = living.up()
+
+    def answered() -> bool:
+        for run_dir in living.root.current.glob("2*"):
+            if (run_dir / "tasks" / "look@2" / "gate.json").exists():
+                (run_dir / "tasks" / "look@2" / "APPROVE").touch()
+                return True
+        return bool(living.ledger())
+
+    living.wait(answered, "the gate")
+    (row,) = living.wait_complete(1, patience_s=120)
+    run_dir = ledger_dir(living, row)
+    assert [(lap["lap"], lap["verdict"]) for lap in journal(run_dir, "lap.ended")] == [
+        (1, "again"), (2, "again"), (3, "again"), (4, "converged"),
+    ]  # fmt: skip
+    done = [event["instance"] for event in journal(run_dir, "step.done")]
+    assert len(done) == len(set(done)) == 4 + 3 + 1
+    assert len(journal(run_dir, "gate.decided")) == 1
+    assert living.output(row, "last")["check"]["lap"] == 4

@@ -62,7 +62,8 @@ def opened(root: Root, instance: str, **about: Any) -> Path:
         "expires_at": None,
         "shown": [],
     }
-    journal(run_dir, {"event": "gate.opened", **row, **{k: v for k, v in about.items() if k in row}})
+    known = {key: value for key, value in about.items() if key in row and key != "shown"}
+    journal(run_dir, {"event": "gate.opened", **row, **known})
     return run_dir / "tasks" / instance
 
 
@@ -133,7 +134,15 @@ def test_a_second_answer_hears_who_was_first(root: Root) -> None:
     assert pop(root, "reject", RUN, "-m", "too long").exit_code == 0
     error = refused(root, "approve", RUN)
     assert error.code == "already-answered" and "reject, by" in error.message and "too long" in error.message
-    journal(root.current / RUN, {"event": "gate.decided", "instance": "review", "decision": "reject", "edited": []})
+    told: dict[str, Any] = {
+        "by": "anna",
+        "how": "command",
+        "text": None,
+        "edited": [],
+        "sha256": "0" * 64,
+        "size_bytes": 1,
+    }
+    journal(root.current / RUN, {"event": "gate.decided", "instance": "review", "decision": "reject", **told})
     assert refused(root, "approve", RUN, "review").code == "already-answered"
     assert "no gate of it is open" in refused(root, "approve", RUN).message
 
@@ -197,6 +206,22 @@ def test_an_option_the_gate_does_not_take_is_refused(root: Root) -> None:
     opened(root, "plan+control", kind="control", options=["approve", "reject"])
     error = refused(root, "request-changes", RUN, "plan", "-m", "x")
     assert "no answer here" in error.message and error.hint == "it takes approve or reject"
+
+
+@pytest.mark.parametrize("command", ALL)
+def test_a_broken_edit_is_told_before_the_answer_is_given(root: Root, command: str) -> None:
+    """With its line and column; a "no" needs no whole copies."""
+    draft = root.current / RUN / "tasks" / "draft"
+    draft.mkdir()
+    (draft / "output.json").write_text('{"a": 1}')
+    gate_dir = opened(root, "second", shown=["draft"])
+    (gate_dir / "show" / "draft.json").write_text('{"a": 1,\n}')
+    if command == "reject":
+        assert pop(root, command, RUN, "second").exit_code == 0
+        return
+    error = refused(root, command, RUN, "second", "-m", "x")
+    assert error.code == "bad-edit" and error.where == "tasks/second/show/draft.json:2:1"
+    assert not (gate_dir / "decision.json").exists()
 
 
 def test_a_dash_in_a_command_is_no_dash_in_a_module() -> None:

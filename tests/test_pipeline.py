@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 
 from pop.durations import seconds
 from pop.errors import ERROR_CLASSES, ConfigErrors
-from pop.expressions import FILTER_NAMES, TEXT_METHODS
+from pop.expression_sandbox import FILTER_NAMES, TEXT_METHODS
 from pop.pipeline import (
     KEYS,
     MAX_NESTING,
@@ -423,9 +423,21 @@ def test_a_thousand_steps_are_fine() -> None:
 
 
 _WORDS = sorted({key for keys in KEYS.values() for key in keys} | {"frob"})
+_TEXTS = ["a", "b", "5m", "seed.x", "", "é", "lap > 1", "laps.a[0]", "inputs.b == 1", "ask", "keep-best", "model:m"]
 _VALUES = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-2, 200), st.sampled_from(["a", "b", "5m", "seed.x", "", "é"])),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(_WORDS), inner, max_size=4)),
+    st.one_of(st.none(), st.booleans(), st.integers(-2, 200), st.sampled_from(_TEXTS)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(_WORDS), inner, max_size=4),
+        st.fixed_dictionaries(
+            {"repeat": inner, "until": st.sampled_from(_TEXTS), "at_most": st.integers(0, 9)},
+            optional={"otherwise": inner, "score": inner, "name": st.just("l")},
+        ),
+        st.fixed_dictionaries({"approve": st.just("g")}, optional={"show": inner, "needs": inner, "timeout": inner}),
+        st.dictionaries(st.sampled_from(["timeout", "auth"]), inner, min_size=1).map(
+            lambda to: {"task": "c", "recover": to}
+        ),
+    ),
     max_leaves=12,
 )
 
@@ -485,8 +497,9 @@ PAGE = (Path(__file__).parent.parent / "docs" / "pipelines.md").read_text("utf-8
 
 @pytest.mark.parametrize("example", re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL))
 def test_every_example_of_the_page_is_a_pipeline(example: str) -> None:
-    """What users copy works."""
+    """What users copy works, and no editor underlines it."""
     load(example.encode())
+    SCHEMA.validate(json.loads(example))
 
 
 def rows(heading: str) -> dict[str, list[str]]:

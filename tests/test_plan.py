@@ -8,11 +8,11 @@ import random
 import time
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pop.pipeline import Pipeline, load_pipeline
-from pop.plan import Moves, Settled, Skip, inputs_of, item_expressions, next_moves
+from pop.plan import Moves, Settled, Skip, inputs_of, instances_in, item_expressions, next_moves
 from pop.steps import At, step_of
 from tests.planning import ENDED, Driver, Instance, Run, expected, moves, pipelines, starts
 
@@ -24,7 +24,7 @@ def pipeline(*steps: Any, **more: Any) -> Pipeline:
 # ---- random pipelines -------------------------------------------------------------------------------------------
 
 slow = [HealthCheck.filter_too_much, HealthCheck.too_slow]
-many = settings(max_examples=150, deadline=None, suppress_health_check=slow, phases=[Phase.generate])
+many = settings(max_examples=150, deadline=None, suppress_health_check=slow)
 randoms = st.randoms(use_true_random=False)
 
 
@@ -37,6 +37,7 @@ def test_every_run_ends_with_each_instance_done_or_skipped_once(of: Pipeline, rn
     known = {name for name in driver.run.instances if step_of(name) in of.steps}
     assert sorted(known) == sorted(expected(of, driver.run, of.root, At()))
     assert all(instance.state in ENDED for instance in driver.run.instances.values())
+    assert known == {name for _, _, name in instances_in(of, driver.run, of.root, At())}
     begun = [name for what, name, state in driver.journal if (what, state) == ("state", "done")]
     assert len(begun) == len(set(begun))
 
@@ -100,9 +101,7 @@ def test_what_follows_from_one_answer_keeps_the_others_valid(
         driver.check(answer, None)
         if answer.outcome == "complete":
             return
-        batch = [*answer.decide, *answer.expand, *answer.judge, *answer.open, *answer.skip, *answer.start]
-        if of.concurrency is not None:
-            batch = batch[: len(batch) - len(answer.start)] + list(answer.start)
+        batch: list[Any] = [*answer.decide, *answer.expand, *answer.judge, *answer.open, *answer.skip, *answer.start]
         pick.shuffle(batch)
         for move in batch:
             driver.happen(move)
@@ -118,19 +117,17 @@ def test_a_rerun_of_anything_ends_again(of: Pipeline, rng: random.Random, data: 
     """Instances that became stale run again, once what they wait for has ended; the others keep what they have."""
     driver = Driver(of, rng)
     driver.play()
-    steps = sorted(of.steps)
-    stale = data.draw(st.sampled_from(steps))
-    later = {name for name in steps if stale in of.readable(name)} | {stale}
-    for loops in (driver.run.loops, driver.run.decisions, driver.run.counts):
-        for key in [key for key in loops if later & {leaf.name for leaf in of.leaves[step_of(key)]}]:
-            del loops[key]  # type: ignore[attr-defined]
+    again = data.draw(st.sampled_from(sorted(of.steps)))
+    later = {name for name in of.steps if again in of.readable(name)} | {again}
+    loops = {name for name in of.deciding if later & {leaf.name for leaf in of.leaves[name]}}
+    after = {name for name in of.blocks if again in of.readable(name)}
+    for known, which in ((driver.run.loops, loops), (driver.run.decisions, after), (driver.run.counts, after)):
+        for key in [key for key in known if step_of(key) in which]:
+            known.pop(key)
     for name, instance in driver.run.instances.items():
-        if step_of(name) in later:
+        if step_of(name) in later | loops:
             instance.state = "stale"
-    driver.settled = Settled()
-    driver.answers.clear()
-    driver.run.instances = {n: i for n, i in driver.run.instances.items() if step_of(n) in of.steps}
-    driver.reruns = True
+    driver.settled, driver.answers = Settled(), {}
     assert driver.play().outcome == "complete"
 
 

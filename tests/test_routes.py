@@ -8,7 +8,7 @@ import pytest
 
 from pop.errors import ConfigError
 from pop.models.catalogue import Catalogue
-from pop.models.providers import KINDS, openai_body
+from pop.models.providers import KINDS
 from pop.settings import ModelSettings, ProviderSettings, Settings
 
 LOCAL = {"provider": "openai", "model": "qwen3", "base_url": "http://localhost:1/v1"}
@@ -45,11 +45,6 @@ def test_a_ladder_ends_at_its_last_rung() -> None:
     assert [route.rung(number)[0].name for number in (-1, 0, 1, 2, 3, 99)] == [
         "small", "small", "large", "large", "large", "large",
     ]  # fmt: skip
-
-
-def test_what_options_cannot_set_is_what_the_request_sets() -> None:
-    """The catalogue says so before the request would pass it over."""
-    assert KINDS["openai"].ours == openai_body.OURS
 
 
 def test_what_a_kind_takes_are_settings() -> None:

@@ -39,7 +39,7 @@ def answer(decision: Decision, run: str, gate: str | None, text: str | None, as_
     Raises:
         UsageError: No such gate is open, or somebody was first.
     """
-    from pop.gates import give_answer, owner
+    from pop.gates import check_edits, give_answer, opened, owner
     from pop.runs import find_run
     from pop.store import Disk, lock_holder
 
@@ -48,6 +48,9 @@ def answer(decision: Decision, run: str, gate: str | None, text: str | None, as_
     instance = open_gate_of(found, gate)
     words = words_of(decision, found, instance, text)
     gate_dir, by = found.path / "tasks" / instance, owner(os.getuid())
+    about = opened(gate_dir)
+    if about and decision != "reject" and not os.path.lexists(gate_dir / "decision.json"):
+        check_edits(found.path, gate_dir, about.shown)
     path = give_answer(Disk(), gate_dir, decision, by=by, how="command", text=words)
     if as_json:
         print_json({"run_id": found.run_id, "gate": instance, "decision": decision, "by": by, "file": str(path)})
@@ -149,7 +152,7 @@ def words_of(decision: Decision, run: Run, instance: str, text: str | None) -> s
     Raises:
         UsageError: Changes are asked for without a word.
     """
-    from pop.gates import MAX_TEXT_BYTES
+    from pop.gateanswers import MAX_TEXT_BYTES
 
     if text == "-":
         data = sys.stdin.buffer.read(MAX_TEXT_BYTES + 1)

@@ -169,6 +169,36 @@ def check_roles(root: Root, roles: list[str], pipeline: str) -> None:
             raise UsageError(problem.message, where="-m", hint=problem.hint, code=problem.code)
 
 
+def refuse_without_models(root: Root, seed: Path, *, keys: bool = False, codes: frozenset[str] | None = None) -> None:
+    """What the models of a seed's run lack: programs, runs to replay, prices under a budget in USD, keys.
+
+    Args:
+        seed: As the queue will get it, with what the command line says; a file, or a folder with seed.json.
+        keys: Whether the daemon is our own: then a key that is missing here is missing there.
+        codes: Which of these to tell (else all).
+
+    Raises:
+        ConfigErrors: All of it.
+    """
+    from pop.errors import ConfigError, ConfigErrors
+    from pop.records import Seed
+    from pop.rootcheck import RootCheck
+
+    look = RootCheck(root)
+    envelope = look.envelope(seed) or Seed(data=None)
+    name = envelope.pipeline or "default"
+    read = look.pipelines.get(name)
+    if read is None or read.pipeline is None:
+        return
+    models = envelope.models or {}
+    missing = look.asked_problems(name, models, envelope.budget)
+    missing += look.missing_keys(read.pipeline, models) if keys else []
+    unique = {str(problem): problem for problem in missing if isinstance(problem, ConfigError)}
+    told = [problem for problem in unique.values() if codes is None or problem.code in codes]
+    if told:
+        raise ConfigErrors(told)
+
+
 def recorded_run(root: Root, asked: str) -> Recorded:
     """A finished run by id, prefix, name, ``last`` or path.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import stat
 import time
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from pop.settings import Root
 if TYPE_CHECKING:
     from pop.models.keys import Keys
     from pop.settings import Settings
+
+GATEWAY_PATIENCE_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -77,17 +80,15 @@ def _models(root: Root, settings: Settings) -> Iterator[Finding]:
     from pop.models.catalogue import describe_default
     from pop.models.keys import Keys, find_keys_file
 
-    try:
-        keys = Keys(os.environ, find_keys_file(settings))
+    keys, is_whole = Keys(os.environ), False
+    with contextlib.suppress(PopError):  # pop check has told it; which keys the file holds nobody knows
         about_file = list(_keys_file(root, settings))
-    except PopError as error:
-        where = f" ({error.where})" if error.where else ""
-        about_file = [Finding(False, "keys", f"{error.message}{where}", error.hint)]
-        keys = Keys(os.environ)
-    yield from about_file
+        keys, is_whole = Keys(os.environ, find_keys_file(settings)), True
+        yield from about_file
     says = describe_default(settings, keys.environ)
     yield Finding("cannot be used" not in says, "model", keys.redact(says), "mend [models] in pop.toml")
-    yield from _keys_of_models(settings, keys)
+    if is_whole:
+        yield from _keys_of_models(settings, keys)
 
 
 def _keys_of_models(settings: Settings, keys: Keys) -> Iterator[Finding]:
@@ -142,6 +143,26 @@ def _daemon(root: Root) -> Iterator[Finding]:
         return
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("started_at") or 0))
     yield Finding(True, "daemon", f"`{holder['command']}`, process {holder['pid']} on {holder['host']}, since {since}")
+    if holder.get("command") in ("pop up", "pop run"):
+        yield from _gateway(root)
+
+
+def _gateway(root: Root) -> Iterator[Finding]:
+    """Whether anybody is at its door; else its last words."""
+    from pop.gatekeeper import socket_path
+
+    give_up = time.monotonic() + GATEWAY_PATIENCE_S  # it may be starting
+    while time.monotonic() < give_up:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door, contextlib.suppress(OSError):
+            door.connect(str(socket_path(root)))
+            return
+        time.sleep(0.1)
+    log = root.machine_room / "log" / "gateway.err"
+    words: list[str] = []
+    with contextlib.suppress(OSError):
+        words = [line for line in log.read_text(errors="replace")[-4000:].splitlines() if line and line[0] not in " {"]
+    says = f"it does not answer, so no model can be asked: {safe(words[-1], 300) if words else 'it said nothing'}"
+    yield Finding(False, "gateway", says, f"mend that; all it said stands in {log}")
 
 
 def _queue(root: Root) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 
@@ -65,7 +66,13 @@ def command(folder: str | None, template: str, show_list: bool, as_json: bool, r
         print_json({"path": str(target.resolve()), "files": done})
         return
     where = f"cd {target} && " if str(target) != "." else ""
-    click.echo(f"try it:  {where}pop run {'examples/hello.json' if template == 'minimal' else 'examples/brief'}")
+    click.echo(f"try it:  {where}pop run {_example(known[template])}")
+
+
+def _example(places: Iterable[str]) -> str:
+    """The first seed among a template's examples: a file, or a folder with a seed.json."""
+    seeds = sorted(place for place in places if place.startswith("examples/") and place.endswith(".json"))
+    return (seeds or ["SEED"])[0].removesuffix("/seed.json")
 
 
 def _place(source: Path, target: Path) -> str:

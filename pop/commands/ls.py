@@ -49,7 +49,18 @@ def command(count: int, models: bool, as_json: bool, root: str | None) -> None:
 
 def _row(run: Run) -> dict[str, Any]:
     status = run.status()
-    keys = ("run_id", "name", "pipeline", "state", "progress", "current", "error", "usage", "finished_at")
+    keys = (
+        "run_id",
+        "name",
+        "pipeline",
+        "state",
+        "progress",
+        "current",
+        "waiting_for",
+        "error",
+        "usage",
+        "finished_at",
+    )
     return {**{key: status.get(key) for key in keys}, "orders": run.waiting_orders(), "path": str(run.path)}
 
 
@@ -80,6 +91,8 @@ def _run(row: dict[str, Any]) -> str:
     text = f"{MARKS.get(row['state'], ' ')} {row['run_id']}  {row['state']:<9}  ({about})"
     if row["state"] == "running":
         text += f"  {100 * (row['progress'] or 0):.0f} %  {', '.join((row['current'] or [])[:3])}"
+    if row.get("waiting_for"):
+        text += f"  for an answer: {safe(row['waiting_for'], 120)}"
     if row["orders"]:
         text += f"  ({', '.join(row['orders'])} waits to be carried out)"
     if row.get("error"):

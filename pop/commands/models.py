@@ -31,6 +31,13 @@ TEST_PROMPT = 'This is test %s of the connection.\n\nok: true\n\nAnswer with {"o
 TEST_TOKENS = 300  # room for a little reasoning
 LIMITS = ("concurrency", "requests_per_minute", "tokens_per_minute")
 FORMS = {"strict": "yes, strict", "schema": "yes", "object+schema": "yes, with json_object", "object": "JSON only"}
+ASKED = {"strict": "strictly", "schema": "by json_schema", "object+schema": "by json_object", "object": "as JSON"}
+ENDINGS = {
+    "stop": "and not obeyed",
+    "length": f"and cut off at {TEST_TOKENS} tokens",
+    "refusal": "and refused",
+    "content_filter": "and kept back by a content filter",
+}
 
 
 @click.command()
@@ -152,7 +159,7 @@ def _lines(row: dict[str, Any]) -> Iterator[str]:
     if shared := list(_limits(row["shared"])):
         yield f"all models of {row['shared']['name']} together: {', '.join(shared)}"
     if row["test"]:
-        yield from _tested(row["test"])
+        yield from _tested(row["test"], row["provider"])
 
 
 def _key(row: dict[str, Any]) -> Iterator[str]:
@@ -175,14 +182,17 @@ def _price(row: dict[str, Any]) -> str:
     return "price: what it says itself" if row["provider"] == "command" else "price unknown"
 
 
-def _tested(result: dict[str, Any]) -> Iterator[str]:
+def _tested(result: dict[str, Any], provider: str) -> Iterator[str]:
     if result["error"]:
         yield f"test: {result['error']['error_class']}: {result['error']['message']}"
         if result["error"]["hint"]:
             yield f"hint: {result['error']['hint']}"
         return
-    form = FORMS.get(result["form"], "in words")
-    schema = form if result["obeyed"] else f"asked for {form}, and not obeyed"
+    schema = FORMS.get(result["form"], "in words")
+    if not result["obeyed"]:
+        schema = f"asked for {ASKED.get(result['form'], 'in words')}, {ENDINGS[result['finish_reason']]}"
+    if provider == "builtin" and not result["obeyed"]:
+        schema = "filled with what the text says; the yes or no of this test would be a judgement, which it refuses"
     cost = "" if not result["cost_usd"] else f", {result['cost_usd']:.6f} USD"
     yield f"test: {result['ms']:.0f} ms, schema: {schema}{cost}"
 
@@ -222,9 +232,12 @@ def _test(root: Root, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
                 "message": answer.message,
                 "hint": answer.hint,
             }
-            result: dict[str, Any] = {"ms": None, "form": None, "obeyed": None, "cost_usd": None, "error": error}
+            result: dict[str, Any] = dict.fromkeys(("ms", "form", "obeyed", "finish_reason", "cost_usd"))
+            result["error"] = error
         else:
-            result = {"ms": answer.ms, "form": answer.form, "obeyed": _obeys(answer.text)}
+            whole = answer.finish_reason == "stop"
+            result = {"ms": answer.ms, "form": answer.form, "obeyed": _obeys(answer.text) if whole else None}
+            result["finish_reason"] = answer.finish_reason
             result |= {"cost_usd": answer.cost_usd, "error": None}
         found.update({row["name"]: result for row in rows if row["identity"] == identity})
     return found

@@ -8,18 +8,29 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pop.commands._shared import Changes, as_json, changes_of, chosen_root, print_json, with_models, with_root
+from pop.commands._shared import (
+    Changes,
+    as_json,
+    changes_of,
+    chosen_root,
+    print_json,
+    refuse_without_models,
+    with_models,
+    with_root,
+)
 from pop.errors import (
     EXIT_BUDGET,
     EXIT_CONFIG,
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_RUN_FAILED,
+    EXIT_WAITING,
     PopError,
     UsageError,
     did_you_mean,
@@ -46,7 +57,7 @@ def command(
     as_json: bool,
     root: str | None,
 ) -> int:
-    """Run SEED (a file, a folder with seed.json, a .zip, or -) to its end.
+    """Run SEED (a file, a folder with seed.json, a .zip, or -) to its end, or until it waits for a person (exit code 5).
 
     Where a daemon serves this folder the seed goes into its queue; otherwise one is started for this seed alone.
     With --replay and without SEED the recorded run's own seed is taken.
@@ -60,46 +71,23 @@ def command(
     changes = changes_of(chosen, models, replay, pipeline)
     _end_as_by_ctrl_c()
     served = _is_served(chosen)
-    if replay is None:
-        _refuse_without_models(chosen, seed, changes, keys=not served)
-    name = _submit(chosen, seed, changes)
+    name = _submit(chosen, seed, changes, keys=not served)
     child = None if served else _start(chosen, name)
     return _follow(chosen, name, child, quiet or as_json, as_json)
 
 
-def _refuse_without_models(root: Root, seed: str | None, changes: Changes, *, keys: bool) -> None:
-    """What the models of this run lack: programs, prices under a budget in USD, keys.
+def _submit(root: Root, seed: str | None, changes: Changes, *, keys: bool) -> str:
+    """The seed's name in the queue, where it only comes when its models lack nothing.
 
     Args:
-        keys: Whether the daemon is our own: then a key that is missing here is missing there.
+        keys: Whether keys that are missing here count, since the daemon will be our own.
     """
-    from pop.errors import ConfigError, ConfigErrors
-    from pop.records import Seed
-    from pop.rootcheck import RootCheck
-
-    look = RootCheck(root)
-    envelope = (look.envelope(Path(seed)) if seed not in (None, "-") else None) or Seed(data=None)
-    name = changes.pipeline or envelope.pipeline or "default"
-    read = look.pipelines.get(name)
-    if read is None or read.pipeline is None:
-        return
-    models = dict(envelope.models or {})
-    if every := changes.models.get("*"):
-        models = dict.fromkeys([*read.pipeline.models, *models], every)
-    models |= changes.models
-    missing = look.asked_problems(name, models, envelope.budget)
-    missing += look.missing_keys(read.pipeline, models) if keys else []
-    unique = {str(problem): problem for problem in missing if isinstance(problem, ConfigError)}
-    if unique:
-        raise ConfigErrors(unique.values())
-
-
-def _submit(root: Root, seed: str | None, changes: Changes) -> str:
-    """The seed's name in the queue."""
     from pop.commands.submit import seed_of, submit_alone
 
-    if seed is not None:
+    if seed is not None and changes.recorded is not None:
         return submit_alone(root, seed, changes).name
+    if seed is not None:
+        return submit_alone(root, seed, changes, look=partial(refuse_without_models, root, keys=keys)).name
     assert changes.recorded is not None
     own = Changes(changes.pipeline or changes.recorded.pipeline, changes.models, changes.recorded)
     with seed_of(changes.recorded) as folder:
@@ -254,6 +242,8 @@ def _tell(root: Root, run: Run, as_json: bool, interrupted: bool) -> int:
     if status.get("state") in ("failed", "cancelled"):
         error = status.get("error") or {}
         return EXIT_BUDGET if error.get("error_class") == "budget" else EXIT_RUN_FAILED
+    if status.get("state") in ("waiting", "paused"):
+        return EXIT_WAITING
     if status.get("state") in ("queued", "running"):
         click.echo("it goes on with the next pop up", err=True)
     return EXIT_INTERRUPTED if interrupted else EXIT_RUN_FAILED

@@ -9,22 +9,38 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import click
 
-from pop.commands._shared import Changes, Recorded, as_json, changes_of, chosen_root, print_json, with_models, with_root
+from pop.commands._shared import (
+    Changes,
+    Recorded,
+    as_json,
+    changes_of,
+    chosen_root,
+    print_json,
+    refuse_without_models,
+    with_models,
+    with_root,
+)
 from pop.errors import SeedRejected, UsageError
 from pop.settings import Root, SeedSettings
 
 LONG_AGO_S = 60.0
+CERTAIN = frozenset({"no-price", "unknown-run"})  # what a model lacks whatever the daemon's environment holds
+Look = Callable[[Path], None]
 WHAT_FITS = "a seed is a .json file, a .zip, or a folder with seed.json"
 
 
-def submit(root: Root, asked: str, changes: Changes | None = None) -> Path:
+def submit(root: Root, asked: str, changes: Changes | None = None, *, look: Look | None = None) -> Path:
     """Put a file, a folder or ``-`` (standard input) into pipeline-pending/; it appears there whole.
+
+    Args:
+        look: Raises where the seed, as it will lie there, is not to appear.
 
     Raises:
         UsageError: There is no such file, or its name is left alone in the queue.
@@ -37,32 +53,36 @@ def submit(root: Root, asked: str, changes: Changes | None = None) -> Path:
             if changes:
                 changes.write(root, draft / "seed.json")
                 _make_old(draft)
+            _look(look, draft)
             return _appear(draft, root.pending, source.name if source.is_dir() else _stem(source))
         if _is_zip(source):
             _check(source, asked, _limits(root))
             shutil.copyfile(source, draft)
+            _look(look, source)
             return _appear(draft, root.pending, source.name)
         _copy_json(source, draft, asked, _limits(root))
-        if asked != "-":
-            _check_envelope(root, source)
+        _check_envelope(root, draft, asked)
         if changes:
             changes.write(root, draft)
+        _look(look, draft)
         return _appear(draft, root.pending, f"{_stem(source)}.json")
 
 
-def submit_alone(root: Root, asked: str, changes: Changes | None = None) -> Path:
+def submit_alone(root: Root, asked: str, changes: Changes | None = None, *, look: Look | None = None) -> Path:
     """The same under a name that no other seed has, had or will have: a folder ``<stem>.<token>``.
 
     The run is called after the stem all the same.
 
     Args:
         changes: Which pipeline and models the seed is to ask for, whatever it asks for itself.
+        look: As for `submit`.
     """
     source = _existing(asked)
     with _draft(root) as draft:
         _lay_out(root, source, draft, asked, check=not (changes and changes.pipeline))
         if changes:
             changes.write(root, draft / "seed.json")
+        _look(look, draft)
         _make_old(draft)
         return _appear(draft, root.pending, f"{_stem(source)}.{secrets.token_hex(4)}")
 
@@ -88,8 +108,8 @@ def _lay_out(root: Root, source: Path, draft: Path, asked: str, *, check: bool =
     else:
         draft.mkdir()
         _copy_json(source, draft / "seed.json", asked, _limits(root))
-        if check and asked != "-":
-            _check_envelope(root, source)
+        if check:
+            _check_envelope(root, draft / "seed.json", asked)
 
 
 @contextmanager
@@ -150,7 +170,7 @@ def _stem(source: Path) -> str:
 
 def _copy_json(source: Path, target: Path, asked: str, limits: SeedSettings) -> None:
     """From a file, a pipe or standard input."""
-    most, where = int(limits.max_mb * 2**20), "standard input" if asked == "-" else asked
+    most, where = int(limits.max_mb * 2**20), _shown(asked)
     with nullcontext(sys.stdin.buffer) if asked == "-" else open(source, "rb") as file:
         data = file.read(most + 1)
     if len(data) > most:
@@ -185,16 +205,26 @@ def _check_json(file: Path, where: str) -> None:
         raise
 
 
-def _check_envelope(root: Root, source: Path) -> None:
-    """Which pipeline and models it asks for, against this folder's.
+def _check_envelope(root: Root, seed: Path, asked: str) -> None:
+    """Which pipeline and models a copied seed asks for, against this folder's.
 
     Raises:
-        PopError: The first that is not there, with its place.
+        PopError: The first that is not there, with its place in what was `asked`.
     """
     from pop.rootcheck import RootCheck
 
-    for problem in RootCheck(root).envelope_problems(source):
+    for problem in RootCheck(root).envelope_problems(seed):
+        problem.where = (problem.where or "").replace(str(seed), _shown(asked))
         raise problem
+
+
+def _shown(asked: str) -> str:
+    return "standard input" if asked == "-" else asked
+
+
+def _look(look: Look | None, seed: Path) -> None:
+    if look is not None:
+        look(seed)
 
 
 def _check(source: Path, asked: str, limits: SeedSettings) -> None:
@@ -259,7 +289,9 @@ def _appear(draft: Path, folder: Path, name: str) -> Path:
 def command(seed: str, models: tuple[str, ...], replay: str | None, as_json: bool, root: str | None) -> None:
     """Put FILE (a .json, a .zip, or a folder with seed.json; - for standard input) into the queue."""
     chosen = chosen_root(root)
-    path = submit(chosen, seed, changes_of(chosen, models, replay))
+    changes = changes_of(chosen, models, replay)
+    certain = partial(refuse_without_models, chosen, codes=CERTAIN)
+    path = submit(chosen, seed, changes, look=None if changes.recorded else certain)
     if as_json:
         print_json({"path": str(path)})
     else:

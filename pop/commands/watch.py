@@ -9,7 +9,7 @@ import click
 
 from pop.commands._shared import as_json, chosen_root, with_root
 from pop.display import MARKS, Progress, closing_lines
-from pop.errors import EXIT_OK, EXIT_RUN_FAILED
+from pop.errors import EXIT_OK, EXIT_RUN_FAILED, EXIT_WAITING
 from pop.runs import Run, current_runs, find_run, newest_complete, pending_names, safe
 from pop.settings import Root
 
@@ -20,7 +20,7 @@ from pop.settings import Root
 @as_json
 @with_root
 def command(run: str | None, once: bool, as_json: bool, root: str | None) -> int:
-    """Follow RUN until it ends; without RUN, everything in this folder until you stop it.
+    """Follow RUN until it ends, or waits for a person (exit code 5); without RUN, everything in this folder until you stop it.
 
     With --json: of RUN its status whenever that changes, of everything a line whenever a run changes its state.
     """
@@ -46,6 +46,8 @@ def _follow_one(root: Root, run: Run, once: bool, as_json: bool) -> int:
             time.sleep(0.2)
     for line in [] if as_json else closing_lines(root, run, status):
         click.echo(line)
+    if status.get("state") in ("waiting", "paused") and not once:
+        return EXIT_WAITING
     return EXIT_RUN_FAILED if status.get("state") in ("failed", "cancelled", "unreadable") else EXIT_OK
 
 

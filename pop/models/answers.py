@@ -1,10 +1,9 @@
-"""The store of answers, in one SQLite file; and what was spent, folded from the ledger of calls into the same file.
+"""The store of answers, in one SQLite file; and the writer of the ledger, whose sums are folded into the same file.
 
 | table    | a row is                                                                                          |
 |----------|---------------------------------------------------------------------------------------------------|
 | answers  | an answer by `request.answer_key` and, where it may serve others too, by `shared_key`              |
-| spent    | what one run's step folder spent on one model on one day; a view of the ledger                     |
-| ledger   | up to which byte a day file of the ledger is folded into `spent`                                   |
+| spent    | sums, with `ledger`: see pop/models/spent.py                                                       |
 | facts    | something small that was learnt and survives a restart                                             |
 | warnings | a budget's warning to a run                                                                        |
 
@@ -23,7 +22,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,29 +32,18 @@ import structlog
 from pydantic import ValidationError
 
 from pop.errors import PopError
-from pop.models.calls import (
-    ANSWER,
-    LOST,
-    CallLine,
-    InFlight,
-    Scope,
-    Sum,
-    append_calls,
-    calls_in,
-    day_files,
-    ids_in,
-    usd,
-)
+from pop.models.calls import ANSWER, LOST, CallLine, InFlight, Scope, Sum, append_calls, day_files, ids_in
 from pop.models.request import Answer, ModelError
-from pop.records import Usage
+from pop.models.spent import TABLES, Spent, fold, spent_in, sum_of
 from pop.store import Disk, DiskFailed
+
+__all__ = ["AnswerStore", "NotStored", "Spent", "prune"]
 
 log = structlog.get_logger()
 
 MAX_ANSWER_BYTES = 32 * 2**20
 _VERSION = 2  # of the tables; a file of another version is moved aside
 _BATCH = 500
-_FOLD_ROWS = 20_000  # sums kept in memory while the ledger is folded
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS answers (
@@ -63,32 +51,13 @@ CREATE TABLE IF NOT EXISTS answers (
     stored_at REAL NOT NULL, answer TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS shared ON answers (shared_key, stored_at) WHERE shared_key IS NOT NULL;
-CREATE TABLE IF NOT EXISTS spent (
-    run_id TEXT, instance TEXT, model TEXT, day TEXT, pipeline TEXT, step TEXT, provider TEXT,
-    calls INTEGER, input_tokens INTEGER, output_tokens INTEGER, nano_usd INTEGER, unpriced INTEGER, estimated INTEGER,
-    PRIMARY KEY (run_id, instance, model, day)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS spent_on ON spent (day, pipeline);
-CREATE TABLE IF NOT EXISTS ledger (file TEXT PRIMARY KEY, bytes INTEGER) WITHOUT ROWID;
+{TABLES}
 CREATE TABLE IF NOT EXISTS facts (topic TEXT, name TEXT, value TEXT, PRIMARY KEY (topic, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS warnings (
     run_id TEXT, text TEXT, instance TEXT, at TEXT, PRIMARY KEY (run_id, text)
 ) WITHOUT ROWID;
 PRAGMA user_version = {_VERSION};
 """
-_ADD = """
-INSERT INTO spent VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET calls = calls + excluded.calls, input_tokens = input_tokens + excluded.input_tokens,
-    output_tokens = output_tokens + excluded.output_tokens, nano_usd = nano_usd + excluded.nano_usd,
-    unpriced = unpriced + excluded.unpriced, estimated = estimated + excluded.estimated
-"""
-_SUMS = "sum(calls), sum(input_tokens), sum(output_tokens), sum(nano_usd), sum(unpriced), sum(estimated)"
-_SCOPES = {
-    "step": "run_id = ? AND step = ?",
-    "run": "run_id = ?",
-    "pipeline": "pipeline = ? AND day = ?",
-    "day": "day = ?",
-}
 
 
 class NotStored(PopError):
@@ -257,8 +226,7 @@ class AnswerStore:
         Raises:
             NotStored: The file cannot be read.
         """
-        row = self._ask(f"SELECT {_SUMS} FROM spent WHERE {_SCOPES[scope[0]]}", scope[1:])
-        return _sum(row or ())
+        return sum_of(self._ask(spent_in(scope), scope[1:]) or ())
 
     # -- the reader's side ---------------------------------------------------------------------------------------------
 
@@ -356,7 +324,7 @@ class AnswerStore:
             connection.execute("DELETE FROM spent")
             connection.execute("DELETE FROM ledger")
             folded = {}
-        _fold(connection, [path for path in files if sizes[path.name] != folded.get(path.name)])
+        fold(connection, [path for path in files if sizes[path.name] != folded.get(path.name)])
         connection.execute("COMMIT")
 
     def _end_lost(self, connection: sqlite3.Connection) -> None:
@@ -446,7 +414,7 @@ class AnswerStore:
                 connection.execute("INSERT OR IGNORE INTO warnings VALUES (?, ?, ?, ?)", work.warning)
         rows = [(topic, name, value) for (topic, name), value in facts.items()]
         connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", rows)
-        _fold(connection, files)
+        fold(connection, files)
         connection.execute("COMMIT")
         for fact, value in facts.items():
             if self._state.facts.get(fact) == value:
@@ -503,105 +471,6 @@ def _resolve(told: list[asyncio.Future[None]], error: NotStored | None) -> None:
             done.set_result(None)
         else:
             done.set_exception(NotStored(error.message, hint=error.hint, code=error.code))
-
-
-def _fold(connection: sqlite3.Connection, files: Iterable[Path]) -> None:
-    """Add to `spent` what the day files hold beyond the offsets in `ledger`. The caller has begun a transaction."""
-    sums: dict[tuple[str, str, str, str], tuple[CallLine, Sum]] = {}
-    for path in files:
-        row = connection.execute("SELECT bytes FROM ledger WHERE file = ?", (path.name,)).fetchone()
-        start = end = row[0] if row else 0
-        for at, line in calls_in(path, start):
-            end = at
-            if line is None or not line.billed:
-                continue
-            place = (line.run_id, line.instance, line.model, line.day)
-            sums.setdefault(place, (line, Sum()))[1].add(line)
-            if len(sums) >= _FOLD_ROWS:
-                _flush(connection, sums)
-        if end != start:
-            connection.execute("INSERT OR REPLACE INTO ledger VALUES (?, ?)", (path.name, end))
-    _flush(connection, sums)
-
-
-def _flush(connection: sqlite3.Connection, sums: dict[tuple[str, str, str, str], tuple[CallLine, Sum]]) -> None:
-    rows = (
-        (
-            *place, line.pipeline, line.step, line.provider, part.calls, part.input_tokens, part.output_tokens,
-            part.nano_usd, part.unpriced, part.estimated,
-        )
-        for place, (line, part) in sums.items()
-    )  # fmt: skip
-    connection.executemany(_ADD, rows)
-    sums.clear()
-
-
-def _sum(row: Sequence[Any]) -> Sum:
-    calls, input_tokens, output_tokens, nano_usd, unpriced, estimated = (value or 0 for value in (row or (0,) * 6))
-    return Sum(
-        calls=calls, input_tokens=input_tokens, output_tokens=output_tokens, nano_usd=nano_usd, unpriced=unpriced,
-        estimated=estimated,
-    )  # fmt: skip
-
-
-def _usage(row: Sequence[Any]) -> Usage:
-    part = _sum(row)
-    return Usage(
-        calls=part.calls, input_tokens=part.input_tokens, output_tokens=part.output_tokens, cost_usd=usd(part.nano_usd),
-        unpriced_calls=part.unpriced, estimated_calls=part.estimated,
-    )  # fmt: skip
-
-
-class Spent:
-    """Reads what was spent while the gateway writes it, or while there is none. One thread uses it at a time.
-
-    Where the file is not there (``.pop`` was deleted) or stays locked, nothing seems spent.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._connection: sqlite3.Connection | None = None
-        self._inode = 0
-
-    def usage_of_run(self, run_id: str) -> dict[str, Usage]:
-        """By step folder; `cached_calls` is not known here."""
-        rows = self._rows(f"SELECT instance, {_SUMS} FROM spent WHERE run_id = ? GROUP BY instance", (run_id,))
-        return {row[0]: _usage(row[1:]) for row in rows}
-
-    def usage_of(self, run_id: str, instance: str) -> Usage:
-        """Of one step folder."""
-        query = f"SELECT {_SUMS} FROM spent WHERE run_id = ? AND instance = ?"
-        rows = self._rows(query, (run_id, instance))
-        return _usage(rows[0] if rows else ())
-
-    def models_of_run(self, run_id: str) -> list[str]:
-        """The names of the models it paid, sorted; ``builtin`` for the embedded engine."""
-        query = "SELECT DISTINCT CASE provider WHEN 'builtin' THEN provider ELSE model END FROM spent WHERE run_id = ?"
-        return sorted(row[0] for row in self._rows(query, (run_id,)))
-
-    def warnings_of_run(self, run_id: str) -> list[dict[str, str]]:
-        """``[{"at", "instance", "text"}, ...]``, oldest first."""
-        query = "SELECT at, instance, text FROM warnings WHERE run_id = ? ORDER BY at, text"
-        return [{"at": at, "instance": instance, "text": text} for at, instance, text in self._rows(query, (run_id,))]
-
-    def _rows(self, query: str, values: Sequence[Any]) -> list[Any]:
-        try:
-            inode = os.stat(self._path).st_ino
-            if self._connection is None or inode != self._inode:
-                self.close()
-                uri = f"{self._path.absolute().as_uri()}?mode=ro"
-                self._connection = sqlite3.connect(uri, uri=True, timeout=2.0, check_same_thread=False)
-                self._inode = inode
-            return self._connection.execute(query, values).fetchall()
-        except (OSError, sqlite3.Error):
-            self.close()
-            return []
-
-    def close(self) -> None:
-        """The next question opens the file again."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
 
 
 def prune(path: Path, older_than_s: float, *, dry_run: bool = False) -> int:

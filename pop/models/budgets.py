@@ -20,6 +20,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from pop.events import rfc3339
@@ -34,13 +35,18 @@ LEAST_ROUND_S, LOOK_S = 0.005, 0.0002  # between two rounds of those who wait; t
 _IDLE_S = 60.0  # by then what was settled stands in the ledger's sums
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Amount:
     """Calls, tokens, billionths of a USD."""
 
     calls: int = 0
     tokens: int = 0
     nano_usd: int = 0
+
+    def add(self, other: _Amount, sign: int = 1) -> None:
+        self.calls += sign * other.calls
+        self.tokens += sign * other.tokens
+        self.nano_usd += sign * other.nano_usd
 
     def of(self, unit: str) -> int:
         return {"usd": self.nano_usd, "tokens": self.tokens, "calls": self.calls}[unit]
@@ -52,7 +58,7 @@ class _Account:
 
     used_at: float
     spent: _Amount | None = None
-    reserved: _Amount = _Amount()
+    reserved: _Amount = field(default_factory=_Amount)
     warned: set[str] = field(default_factory=set)
 
 
@@ -130,7 +136,7 @@ class Budgets:
             ModelError: Class ``budget``; code ``budget`` (it would go beyond) or ``no-price`` (a USD budget cannot be
                 kept with a model whose price nobody knows); ``bad_input`` for a budget that does not exist.
         """
-        scopes = _scopes(origin, day or rfc3339(self._clock())[:10])
+        scopes = _scopes(origin, day or _day(int(self._clock() // 86400)))
         asked = _Amount(1, estimate.input_tokens + estimate.output_tokens, nano(cost_usd or 0.0))
         warnings = []
         for limit in sorted(limits, key=lambda limit: limit.soft):  # who is refused is not warned
@@ -196,24 +202,23 @@ class Budgets:
     def _hold(self, scopes: Sequence[Scope], asked: _Amount) -> Callable[[_Amount], None]:
         """Reserve in all four scopes, whether a budget bounds them or not: one may come while the call is under way."""
         for scope in scopes:
-            account = self._account(scope)
-            account.reserved = _sum(account.reserved, asked)
+            self._account(scope).reserved.add(asked)
 
         def end(actual: _Amount) -> None:
             for scope in scopes:
                 account = self._account(scope)
-                account.reserved = _sum(account.reserved, asked, -1)
+                account.reserved.add(asked, -1)
                 if account.spent is not None:  # else the ledger will tell
-                    account.spent = _sum(account.spent, actual)
+                    account.spent.add(actual)
             self._ended()
 
         return end
 
 
-def _sum(one: _Amount, other: _Amount, sign: int = 1) -> _Amount:
-    return _Amount(
-        one.calls + sign * other.calls, one.tokens + sign * other.tokens, one.nano_usd + sign * other.nano_usd
-    )
+@lru_cache(maxsize=2)
+def _day(number: int) -> str:
+    """``YYYY-MM-DD`` of a day since 1970, UTC."""
+    return rfc3339(number * 86400.0)[:10]
 
 
 def _scopes(origin: Origin, day: str) -> dict[str, Scope]:

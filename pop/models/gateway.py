@@ -50,6 +50,8 @@ log = structlog.get_logger()
 
 MAX_LINE_BYTES = 64 * 2**20
 MAX_OPEN_BYTES = 128 * 2**20  # questions of one connection
+LOOK_S = 2.0  # between two looks whether .pop is still there
+LAST_CALLS_S = 60.0  # how long requests that were sent may go on when it is not
 FAREWELL_S = 4.0  # how long requests that were sent may go on when the daemon ends
 
 
@@ -230,11 +232,26 @@ async def _serve(root: Root, socket_path: Path, keys: Keys) -> None:
         print("ready", flush=True)
     log.info("gateway.started", pid=os.getpid(), at=time.time())
     looking = asyncio.create_task(gateway.look_at_settings())
+    ends = [asyncio.create_task(_parent_gone()), asyncio.create_task(_room_gone(root, socket_path))]
     async with server:
-        await _parent_gone()
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     looking.cancel()
-    await gateway.router.land_all(FAREWELL_S)
+    if ends[1].done() and not ends[0].done():  # the daemon starts another one, which makes everything anew
+        log.error("gateway.deleted", why=f"somebody deleted {root.machine_room.name}: answers are lost, sums are not")
+        await gateway.router.land_all(LAST_CALLS_S)
+        (root.machine_room / "log").mkdir(mode=0o700, parents=True, exist_ok=True)
+    else:
+        await gateway.router.land_all(FAREWELL_S)
     store.close()
+
+
+async def _room_gone(root: Root, socket_path: Path) -> None:
+    """Returns when nobody can find the gateway or its store any more: ``.pop`` was deleted."""
+    needed = (socket_path, root.machine_room / "answers.db")
+    missing = 0
+    while missing < 2:  # a damaged store is away for an instant
+        await asyncio.sleep(LOOK_S)
+        missing = 0 if all(map(os.path.lexists, needed)) else missing + 1
 
 
 async def _parent_gone() -> None:

@@ -19,11 +19,9 @@ import contextlib
 import hashlib
 import random
 import resource
-import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -37,6 +35,7 @@ from pop.models.budgets import Budgets, NoRoomYet, Reservation
 from pop.models.calls import CallLine
 from pop.models.catalogue import Catalogue, ModelEntry
 from pop.models.circuit import Circuit
+from pop.models.flights import Deadline, Flight, Wait, Waited
 from pop.models.limits import Lane, Permit
 from pop.models.prices import cost_usd
 from pop.models.providers import Provider
@@ -61,47 +60,17 @@ NEXT_MODEL = frozenset({"unavailable", "rate_limited", "auth"})  # classes that 
 NEXT_MODEL_CODES = frozenset({"insufficient-quota", "context-length", "not-found", "no-program"})  # of other classes
 REFUSALS = ("refusal", "content_filter")
 TYPICAL_OUTPUT = 500.0  # tokens, until a model's own answers say more
+_COUNTED = tuple(Tokens.model_fields)
 MOST_OUTPUT = 200_000  # no server's count of one answer moves the estimate further
 
 
-@dataclass(eq=False)
-class Waited:
-    """How long an attempt has waited for permits: `total_s` in all, `open` calls that wait now, since `began`."""
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """What a call will use, rather too much, and its price."""
 
-    total_s: float = 0.0
-    open: int = 0
-    began: float = 0.0
-    ended: float = float("-inf")
-
-    def begin(self, now: float) -> None:
-        if not self.open:
-            self.began = now
-        self.open += 1
-
-    def end(self, now: float) -> None:
-        self.open -= 1
-        if not self.open:
-            self.total_s += now - self.began
-            self.ended = now
-
-
-@dataclass(eq=False)
-class Flight:
-    """A question under way. `askers` wait for it; `sent` while a provider works on it, `waiting` while it has no permit."""
-
-    origin: Origin
-    request: ModelRequest
-    key: str
-    asked_sha256: str
-    shared_key: str
-    askers: list[Waited] = field(default_factory=list)
-    sent: bool = False
-    waiting: bool = False
-    model: str = ""  # the entry that is being asked
-    tries: list[Try] = field(default_factory=list)
-    notes: list[asyncio.Task[None]] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    task: asyncio.Task[Answer] | None = None
+    tokens: Tokens
+    cost_usd: float | None
+    prices: str | None
 
 
 class Router:
@@ -128,6 +97,7 @@ class Router:
         self._provider = provider
         self._clean = clean
         self._budgets = Budgets(store.totals)
+        self._standing: tuple[BudgetSettings | None, list[BudgetLimit]] = (None, [])  # the limits of pop.toml
         self.tokens = TokenCounter(store)
         self._lanes: dict[str, Lane] = {}
         self._limits: dict[str, tuple[Any, ...]] = {}  # of the lanes
@@ -239,16 +209,16 @@ class Router:
     async def _fly(self, flight: Flight, rung: tuple[ModelEntry, ...]) -> Answer:
         try:
             answer, lines = await self._first_that_answers(flight, rung)
-            answer = self._clean(
-                answer.model_copy(
-                    update={
-                        "key": flight.key,
-                        "request_sha256": flight.asked_sha256,
-                        "tries": [*flight.tries, *answer.tries],
-                        "warnings": flight.warnings,
-                    }
-                )
+            answer = answer.model_copy(
+                update={
+                    "key": flight.key,
+                    "request_sha256": flight.asked_sha256,
+                    "tries": [*flight.tries, *answer.tries],
+                    "warnings": flight.warnings,
+                }
             )
+            if flight.tries or flight.warnings:  # the answer itself is clean
+                answer = self._clean(answer)
             shared_key = flight.shared_key if answer.finish_reason == "stop" else None
             await self._store.put(flight.key, flight.asked_sha256, shared_key, answer, lines)
             return answer
@@ -277,10 +247,9 @@ class Router:
             if last or answer.finish_reason not in REFUSALS:
                 return answer, [line]
             log.warning("model.passed_over", model=entry.name, error_class="refused")
-            billed = answer.model_dump(include=set(Tokens.model_fields))
             flight.tries.append(
                 Try(model=entry.name, error_class="refused", message=answer.text[:500], ms=answer.ms, billed=True,
-                    tokens=Tokens(**billed), cost_usd=answer.cost_usd)
+                    tokens=Tokens(**_counted(answer)), cost_usd=answer.cost_usd)
             )  # fmt: skip
             self._note(flight, line.model_copy(update={"outcome": "refused"}))
         raise AssertionError("a name stands for at least one model")
@@ -291,7 +260,8 @@ class Router:
         with self._waiting(flight):  # loading an SDK is nobody's lost time
             provider = await self._provider(entry.provider)
         try:
-            async with asyncio.timeout(entry.timeout_s) as deadline:
+            async with asyncio.timeout(None) as timeout:
+                deadline = Deadline(timeout, entry.timeout_s)
                 return await self._with_retries(flight, entry, provider, deadline, last)
         except TimeoutError:
             message = f"no answer within {entry.timeout_s:g} s, all tries together"
@@ -301,10 +271,23 @@ class Router:
             ) from None
 
     async def _with_retries(
-        self, flight: Flight, entry: ModelEntry, provider: Provider, deadline: asyncio.Timeout, last: bool
+        self, flight: Flight, entry: ModelEntry, provider: Provider, deadline: Deadline, last: bool
     ) -> tuple[Answer, CallLine]:
+        """The first try is made without the machinery of those that follow: nearly all calls need no second one."""
+        try:
+            return await self._try(flight, entry, provider, deadline, last)
+        except ModelError as error:
+            if not error.curable:
+                raise
+            failed: list[ModelError] = [error]
+
         def is_over(state: tenacity.RetryCallState) -> bool:
-            return not flight.askers or state.upcoming_sleep > _left_s(deadline)
+            return not flight.askers or state.upcoming_sleep > deadline.left_s
+
+        async def attempt() -> tuple[Answer, CallLine]:
+            if failed:  # the first one was made above
+                raise failed.pop()
+            return await self._try(flight, entry, provider, deadline, last)
 
         retrying = tenacity.AsyncRetrying(
             stop=lambda state: state.attempt_number >= entry.tries or is_over(state),
@@ -312,8 +295,7 @@ class Router:
             retry=tenacity.retry_if_exception(lambda error: isinstance(error, ModelError) and error.curable),
             reraise=True,
         )
-        found: tuple[Answer, CallLine] = await retrying(self._try, flight, entry, provider, deadline, last)
-        return found
+        return await retrying(attempt)
 
     def _wait_s(self, state: tenacity.RetryCallState) -> float:
         """Full jitter below a doubling bound, or what the server asked for."""
@@ -325,25 +307,30 @@ class Router:
     # -- one try -----------------------------------------------------------------------------------------------
 
     async def _try(
-        self, flight: Flight, entry: ModelEntry, provider: Provider, deadline: asyncio.Timeout, last: bool
+        self, flight: Flight, entry: ModelEntry, provider: Provider, deadline: Deadline, last: bool
     ) -> tuple[Answer, CallLine]:
         """One request to one model, with all that bounds it."""
-        estimate = self._estimate(flight.request, entry)
+        expected = self._expected(flight.request, entry)
         circuit = self._circuit(entry)
         while True:
-            circuit.check(_left_s(deadline) if last else 0.0)  # before anybody waits for a permit
-            async with self._permits(flight, entry, deadline, estimate) as permits:
-                await circuit.before(_left_s(deadline) if last else 0.0)
+            circuit.check(deadline.left_s if last else 0.0)  # before anybody waits for a permit
+            permits = await self._permits(flight, entry, deadline, expected.tokens)
+            try:
+                await circuit.before(deadline.left_s if last else 0.0)
                 try:
                     await self._store.ready()
-                    reservation = self._reserve(flight, entry, estimate)
-                    return await self._send(flight, entry, provider, estimate, reservation, permits, circuit)
+                    reservation = self._reserve(flight, entry, expected)
+                    return await self._send(flight, entry, provider, expected, reservation, permits, circuit)
                 except NoRoomYet:
                     circuit.left()
                 except BaseException:
                     circuit.left()
                     raise
-            with self._standing_still(flight, deadline):
+            finally:
+                self._places.release()
+                for permit in permits:
+                    permit.end()
+            with self._waiting(flight, deadline):
                 await self._budgets.room()
 
     async def _send(
@@ -351,12 +338,12 @@ class Router:
         flight: Flight,
         entry: ModelEntry,
         provider: Provider,
-        estimate: Tokens,
+        expected: _Expected,
         reservation: Reservation,
         permits: list[Permit],
         circuit: Circuit,
     ) -> tuple[Answer, CallLine]:
-        line = self._line(flight, entry, estimate)
+        line = self._line(flight, entry, expected)
         try:
             self._store.begin(line)
         except NotStored as error:
@@ -369,11 +356,11 @@ class Router:
             self._failed(flight, entry, line, error, _ms(began), reservation, permits, circuit)
             raise
         except asyncio.CancelledError:
-            lost = ModelError("unavailable", "given up while the provider was at work", tokens=estimate)
+            lost = ModelError("unavailable", "given up while the provider was at work", tokens=expected.tokens)
             self._failed(flight, entry, line, lost, _ms(began), reservation, permits, circuit)
             raise
         except BaseException as error:  # a mistake in a provider: its call is not left open
-            bug = ModelError("bug", f"{type(error).__name__}: {error}", tokens=estimate)
+            bug = ModelError("bug", f"{type(error).__name__}: {error}", tokens=expected.tokens)
             self._failed(flight, entry, line, bug, _ms(began), reservation, permits, circuit)
             raise
         finally:
@@ -405,10 +392,9 @@ class Router:
             permit.heard(answer.rate, limited=False)
         if not answer.estimated:
             self._learn(flight.request, entry, answer)
-        counted = answer.model_dump(include=set(Tokens.model_fields))
         return answer, line.model_copy(
             update={
-                **counted,
+                **_counted(answer),
                 "at": rfc3339(time.time()),
                 "outcome": "answer",
                 "billed": not answer.cached,
@@ -433,7 +419,7 @@ class Router:
         """Settle what a request cost that brought no answer: nothing, what the provider said, or our estimate."""
         counted = error.tokens
         if counted and counted.estimated and not counted.input_tokens + counted.output_tokens:
-            counted = Tokens.model_validate(line.model_dump(include=set(Tokens.model_fields)))
+            counted = Tokens(**_counted(line))
         usd, prices = cost_usd(counted, entry, entry.model) if counted else (0.0, None)
         if counted:
             reservation.settle(counted, usd)
@@ -459,11 +445,10 @@ class Router:
         """Write a line for the ledger at once; the flight ends only when it is durable."""
         flight.notes.append(asyncio.ensure_future(self._store.note([line])))
 
-    def _line(self, flight: Flight, entry: ModelEntry, estimate: Tokens) -> CallLine:
+    def _line(self, flight: Flight, entry: ModelEntry, expected: _Expected) -> CallLine:
         origin = flight.origin
-        usd, prices = cost_usd(estimate, entry, entry.model)
         return CallLine(
-            id=secrets.token_hex(8),
+            id=f"{self._rng.getrandbits(64):016x}",
             at=rfc3339(time.time()),
             run_id=origin.run_id,
             pipeline=origin.pipeline,
@@ -476,58 +461,31 @@ class Router:
             provider_model=entry.model,
             outcome="lost",
             billed=True,
-            **estimate.model_dump(),
-            cost_usd=usd,
-            prices=prices,
-            ms=0.0,
+            **_counted(expected.tokens),
+            cost_usd=expected.cost_usd,
+            prices=expected.prices,
         )
 
     # -- what bounds it ----------------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def _permits(
-        self, flight: Flight, entry: ModelEntry, deadline: asyncio.Timeout, estimate: Tokens
-    ) -> AsyncIterator[list[Permit]]:
-        """The permit of the model, then that of its endpoint; meanwhile the deadline stands still."""
+    async def _permits(self, flight: Flight, entry: ModelEntry, deadline: Deadline, estimate: Tokens) -> list[Permit]:
+        """The permit of the model, then that of its endpoint, and a place; meanwhile the deadline stands still."""
         tokens = estimate.input_tokens + estimate.output_tokens
         permits: list[Permit] = []
-        has_place = False
         try:
-            with self._standing_still(flight, deadline):
+            with self._waiting(flight, deadline):
                 for lane in self._lanes_of(entry):
                     permits.append(await lane.permit(flight.origin.run_id, tokens))
-                has_place = await self._places.acquire()
-            yield permits
-        finally:
-            if has_place:
-                self._places.release()
+                await self._places.acquire()
+            return permits
+        except BaseException:
             for permit in permits:
                 permit.end()
+            raise
 
-    @contextlib.contextmanager
-    def _standing_still(self, flight: Flight, deadline: asyncio.Timeout) -> Iterator[None]:
-        left_s = _left_s(deadline)
-        deadline.reschedule(None)
-        try:
-            with self._waiting(flight):
-                yield
-        finally:
-            deadline.reschedule(asyncio.get_running_loop().time() + left_s)
-
-    @contextlib.contextmanager
-    def _waiting(self, flight: Flight) -> Iterator[None]:
-        """What happens meanwhile does not count against the time of any attempt that asks."""
-        loop = asyncio.get_running_loop()
-        flight.waiting = True
+    def _waiting(self, flight: Flight, deadline: Deadline | None = None) -> Wait:
         self.somebody_waits.set()
-        for waited in flight.askers:
-            waited.begin(loop.time())
-        try:
-            yield
-        finally:
-            flight.waiting = False
-            for waited in flight.askers:
-                waited.end(loop.time())
+        return Wait(flight, deadline)
 
     def _lanes_of(self, entry: ModelEntry) -> list[Lane]:
         return [self._lanes.get(name) or self._lane(name, limits) for name, limits in _limits(entry)]
@@ -567,28 +525,33 @@ class Router:
             self._circuits[name] = Circuit(name)
         return self._circuits[name]
 
-    def _estimate(self, request: ModelRequest, entry: ModelEntry) -> Tokens:
+    def _expected(self, request: ModelRequest, entry: ModelEntry) -> _Expected:
         text = "".join(message.content for message in request.messages)
         most = request.max_output_tokens or entry.max_output_tokens
         typical = self._typical.get(entry.identity, TYPICAL_OUTPUT)
-        return Tokens(
+        tokens = Tokens(
             input_tokens=self.tokens.count(text, entry.model)[0] + 4 * len(request.messages),
             output_tokens=most or int(typical),
             estimated=True,
         )
+        return _Expected(tokens, *cost_usd(tokens, entry, entry.model))
 
     def _learn(self, request: ModelRequest, entry: ModelEntry, answer: Answer) -> None:
         before = self._typical.get(entry.identity, TYPICAL_OUTPUT)
         self._typical[entry.identity] = before + 0.1 * (min(answer.output_tokens, MOST_OUTPUT) - before)
         self.tokens.learn(entry.model, sum(weigh(message.content) for message in request.messages), answer.input_tokens)
 
-    def _reserve(self, flight: Flight, entry: ModelEntry, estimate: Tokens) -> Reservation:
-        limits = [*flight.origin.budgets, *_limits_of(self._budget())]
+    def _reserve(self, flight: Flight, entry: ModelEntry, expected: _Expected) -> Reservation:
+        settings = self._budget()
+        if settings is not self._standing[0]:
+            self._standing = settings, _limits_of(settings)
+        limits = [*flight.origin.budgets, *self._standing[1]]
         if entry.provider == "replay":
             limits = []  # it was paid for when it was recorded
-        usd, _ = cost_usd(estimate, entry, entry.model)
         try:
-            reservation = self._budgets.reserve(flight.origin, limits, estimate, usd, model=entry.name)
+            reservation = self._budgets.reserve(
+                flight.origin, limits, expected.tokens, expected.cost_usd, model=entry.name
+            )
         except NoRoomYet:
             raise
         except ModelError as error:
@@ -678,9 +641,8 @@ def _limits_of(settings: BudgetSettings) -> list[BudgetLimit]:
     return found
 
 
-def _left_s(deadline: asyncio.Timeout) -> float:
-    when = deadline.when()
-    return float("inf") if when is None else max(0.0, when - asyncio.get_running_loop().time())
+def _counted(tokens: Tokens | CallLine) -> dict[str, Any]:
+    return {name: getattr(tokens, name) for name in _COUNTED}
 
 
 def _ms(began: float) -> float:

@@ -193,6 +193,8 @@ def view(run_dir: Path, journal: Sequence[dict[str, Any]], status: dict[str, Any
     """The two files, whole."""
     fold = _Fold(run_dir)
     decisions = [line for event in journal for line in fold.apply(event)]
+    if status.get("state") == "complete" and fold.phase != "completed":  # the last status goes before the last event
+        decisions += fold.apply({"event": events.RUN_COMPLETE, "at": status.get("finished_at") or status["updated_at"]})
     return {
         "workflow-state.json": dump_json(fold.state().model_dump(mode="json")),
         "decisions.jsonl": b"".join(dump_json(line.model_dump(mode="json"), pretty=False) for line in decisions),
@@ -238,7 +240,7 @@ class _Fold:
             case events.GATE_OPENED:
                 yield self._gate_opened(event)
             case events.GATE_DECIDED:
-                self._gate_decided(event)
+                yield from self._gate_decided(event)
             case events.RUN_RERUN:
                 self._rerun(event)
             case events.STEP_RESET:
@@ -266,7 +268,7 @@ class _Fold:
     def _because(self, instance: str, role: Role) -> str:
         loop = {3: PLAN_LOOP, 6: CODE_LOOP}.get(role.number)
         lap = self.laps[loop][-1] if loop and self.laps[loop] else None
-        return f"{role.purpose}: {lap['reason']}" if lap else role.purpose
+        return f"{role.purpose}: {_values_of(lap)}" if lap else role.purpose
 
     def _done(self, event: dict[str, Any]) -> None:
         instance = event["instance"]
@@ -279,8 +281,8 @@ class _Fold:
 
     def _failed(self, event: dict[str, Any]) -> None:
         instance, error = event["instance"], event.get("error") or {}
-        told = event.get("reason") or f"{error.get('error_class', 'error')}: {error.get('message', '')}"
-        self.failures[instance] = f"{event.get('remedy') or event.get('action')} after {told}"[:1000]
+        why = event.get("reason") or error.get("error_class", "error")
+        self.failures[instance] = f"{why} ({error.get('message', '')})"[:1000]
         if instance in self.entries:
             status: StepStatus = {"fail": "failed", "ask": "waiting"}.get(event.get("action", ""), "in_progress")  # type: ignore[assignment]
             self.entries[instance] = _Entry(self.entries[instance].role, status, event["at"])
@@ -297,7 +299,7 @@ class _Fold:
             self.entries[f"{loop}@{lap}"] = _Entry(CONVERGENCE, status, event["at"], scores, made=True)
             self.current = "step 7"
         elif ended:
-            why = f"phase 1 is over after {len(laps)} laps: {event['reason']}"
+            why = f"the plan stands after {len(laps)} laps ({event['verdict']}): {_values_of(event)}"
             yield self._decision(event, why, "transition_phase", "phase_2")
             self.phase, self.current = "phase_2", "phase_2"
 
@@ -307,7 +309,7 @@ class _Fold:
         lap = self.laps.get(step_of(instance), [])
         why = {
             "step": f"{step_of(instance)} is a person's decision",
-            "loop": f"the loop did not converge: {lap[-1]['reason'] if lap else 'it was ended'}",
+            "loop": f"the loop did not converge, {lap[-1]['reason'] if lap else 'it was ended'}",
             "recovery": f"critical: {self.failures.get(instance, 'the step failed')}",
             "control": "a step gave an order that cannot be carried out",
         }.get(kind, kind)
@@ -319,7 +321,7 @@ class _Fold:
             self.passed |= {loop for gate, loop in OPENS_WHEN_CONVERGED.items() if gate == step_of(instance)}
         return self._decision(event, why, "request_human_approval", instance, continues=False, waits_for=instance)
 
-    def _gate_decided(self, event: dict[str, Any]) -> None:
+    def _gate_decided(self, event: dict[str, Any]) -> Iterator[DecisionLine]:
         instance, approved = event["instance"], event["decision"] == "approve"
         kind, step = self.gates.pop(instance, "step"), step_of(instance)
         if kind in ("step", "loop") and step in GATES:
@@ -334,7 +336,9 @@ class _Fold:
             self.laps[step][-1] = {**self.laps[step][-1], "verdict": verdict, "reason": reason}
             if instance in self.entries:
                 self.entries[instance].status = "completed"
-            self.phase = "phase_2" if step == CODE_LOOP or verdict == "accepted" else "phase_1"
+            if step == PLAN_LOOP and verdict == "accepted":
+                yield self._decision(event, f"{reason}; the newest plan counts as it is", "transition_phase", "phase_2")
+                self.phase, self.current = "phase_2", "phase_2"
 
     def _rerun(self, event: dict[str, Any]) -> None:
         for instance in event.get("instances") or ():
@@ -454,6 +458,13 @@ class _Fold:
             reason=last.get("reason"),
             values=last.get("values") or {},
         )
+
+
+def _values_of(lap: dict[str, Any]) -> str:
+    """What the condition of a loop read: ``alignment_score 6.0, critical 1``; else why the lap ended so."""
+    values = [(name.rpartition(".")[2], value) for name, value in (lap.get("values") or {}).items()]
+    told = ", ".join(f"{name} {value}" for name, value in values if name != "progress")
+    return told[:1000] or str(lap["reason"])
 
 
 def _told(instance: str, entry: _Entry) -> StepEntry:

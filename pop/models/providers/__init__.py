@@ -46,7 +46,7 @@ class Kind:
     """A row: where the provider's class is, which keys of ``[models.NAME]`` it must have, and whether it takes forms.
 
     `takes`: the keys of ``[models.NAME]`` and ``[providers.NAME]`` that have an effect (None: all). `ours`: names that
-    `options` cannot set. `local`: no network, nothing to pay, and no other provider's stand-in.
+    `options` cannot set, since the answer would not be read. `local`: no network, nothing to pay, and no other provider's stand-in.
     """
 
     target: str

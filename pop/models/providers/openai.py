@@ -6,6 +6,7 @@ the classes of what a status says stand in openai_errors.py, and of the rest her
 | what comes back                                     | class          | billed       | asked again |
 |-----------------------------------------------------|----------------|--------------|-------------|
 | no connection                                       | unavailable    | no           | yes |
+| a certificate that nobody here trusts (code `bad-certificate`) | unavailable | no   | no  |
 | a timeout or a reset after the request was sent, a body that is cut or too long | unavailable | maybe (estimated) | yes |
 | a body that is no JSON object, HTML, another content type | unavailable | no       | yes |
 | no choices, an error without a status               | unavailable    | what it says | yes |
@@ -20,6 +21,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import httpx2
 import openai
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 NO_KEY = "none"  # servers on this machine want a header, but no key
 OPENAI_URL = "https://api.openai.com/v1"
 CONNECT_S = 15.0
+PROXY_HINT = "look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY in the environment of pop up"
 _APIS = {
     "chat": ("/chat/completions", chat_body, read_chat),
     "responses": ("/responses", responses_body, read_responses),
@@ -114,7 +117,13 @@ class OpenAIProvider:
         url, key = entry.base_url or OPENAI_URL, self._key(entry)
         found = self._clients.get((url, key))
         if found is None:
-            found = self._clients[url, key] = _Client(url, key, self._own_headers(url))
+            try:
+                found = self._clients[url, key] = _Client(url, key, self._own_headers(url))
+            except (ImportError, ValueError) as error:  # what the environment calls a proxy
+                message = f"no connection can be made ({str(error)[:200]})"
+                raise ModelError(
+                    "bad_input", message, where=place(entry), hint=f"{PROXY_HINT}; SOCKS is not known"
+                ) from None
         return found
 
     def _own_headers(self, url: str) -> dict[str, str]:
@@ -129,7 +138,7 @@ class OpenAIProvider:
             return NO_KEY
         key = self._environ.get(entry.key_env, "").strip()
         if not key:
-            hint = f"export {entry.key_env}=... before pop up, or choose another model in pop.toml"
+            hint = f"export {entry.key_env}=... before pop up, write it into the keys file, or choose another model"
             raise ModelError("auth", f"{entry.key_env} is not set, model {entry.name!r} needs it", hint=hint)
         if not key.isascii() or not key.isprintable():
             message = f"{entry.key_env} holds a character that no key has"
@@ -189,10 +198,24 @@ def _raise_connection_error(cause: BaseException, request: ModelRequest, entry: 
         hint = f"look at base_url and headers of {entry.name!r} in pop.toml"
         raise ModelError("bad_input", f"the request cannot be sent: {words}", where=place(entry), hint=hint) from None
     if isinstance(cause, NOT_SENT):
-        raise _unavailable(f"no connection: {words}", entry, None, "is the server up, and base_url right?") from None
+        raise _no_connection(cause, words, entry) from None
     if isinstance(cause, httpx2.TimeoutException):
         raise _unavailable(f"no answer within {entry.timeout_s:g} s", entry, guessed(request)) from None
     raise _unavailable(f"the connection broke before an answer came: {words}", entry, guessed(request)) from None
+
+
+def _no_connection(cause: BaseException, words: str, entry: ModelEntry) -> ModelError:
+    """Nothing was sent, so nothing is billed. A certificate that is not trusted will not be in a second either."""
+    message = f"no connection: {words}"
+    if "CERTIFICATE_VERIFY_FAILED" in words:
+        hint = "if it is your own server, start POP with SSL_CERT_FILE=... that holds its certificate or that of its CA"
+        return ModelError("unavailable", message, where=place(entry), hint=hint, code="bad-certificate")
+    if isinstance(cause, httpx2.ProxyError):
+        return _unavailable(f"the proxy gave no connection: {words}", entry, None, PROXY_HINT)
+    if "[SSL" in words:
+        return _unavailable(message, entry, None, "does this port speak https, or is base_url to begin with http://?")
+    hint = "is the server up, and base_url right?"
+    return _unavailable(message, entry, None, f"{hint} if so, {PROXY_HINT}" if getproxies() else hint)
 
 
 def _answer(

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from pop.models.providers import KINDS
 from pop.models.request import FinishReason, Form, ModelRequest, Tokens
 
 if TYPE_CHECKING:
     from pop.models.catalogue import ModelEntry
 
 MAX_COUNT = 10**9  # tokens; above it a count is nonsense
-OURS = frozenset({"model", "messages", "input", "stream"})  # what `options` cannot set: the answer would not be read
 
 _FINISH: Mapping[str, FinishReason] = {
     "length": "length",
@@ -98,7 +98,7 @@ def _common(
     messages = [{"role": message.role, "content": message.content} for message in request.messages]
     if request.schema_ is not None and form not in ("strict", "schema"):
         messages.append({"role": "user", "content": _in_words(request.schema_)})
-    body: dict[str, Any] = {name: value for name, value in entry.options.items() if name not in OURS}
+    body: dict[str, Any] = {name: value for name, value in entry.options.items() if name not in KINDS["openai"].ours}
     body |= {"model": entry.model, messages_name: messages}
     temperature = request.temperature if request.temperature is not None else entry.temperature
     limit = request.max_output_tokens or entry.max_output_tokens

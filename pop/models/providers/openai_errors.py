@@ -18,7 +18,7 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,7 @@ class Told:
     message: str
     code: str = ""
     param: str = ""
+    retry_after_s: float | None = None
 
     def names(self, parameter: str) -> bool:
         """Whether it says that the server does not know or allow this parameter."""
@@ -115,7 +116,17 @@ def told_by(value: Any) -> Told:
     words = [text if isinstance(text, str) else _json(text) for text in (message or error, more) if text]
     code = next((str(error[key]) for key in ("code", "type", "status") if isinstance(error.get(key), (str, int))), "")
     param = error.get("param")
-    return Told(_line(": ".join(words)), code[:100], param[:100] if isinstance(param, str) else "")
+    plain = param[:100] if isinstance(param, str) else ""
+    return Told(_line(": ".join(words)), code[:100], plain, _retry_delay_s(error.get("details")))
+
+
+def _retry_delay_s(details: Any) -> float | None:
+    """Where Gemini says how long to wait: ``[{"@type": ".../google.rpc.RetryInfo", "retryDelay": "38s"}]``."""
+    for detail in details if isinstance(details, list) else ():
+        delay = detail.get("retryDelay") if isinstance(detail, dict) else None
+        if isinstance(delay, str) and (delay_s := _go_s(delay)) is not None:
+            return delay_s
+    return None
 
 
 def status_error(
@@ -129,6 +140,8 @@ def status_error(
         guess: What the request would count if the provider had worked on it.
     """
     where, rate = place(entry), rate_news(headers)
+    if said.retry_after_s is not None and (rate is None or rate.retry_after_s is None):
+        rate = replace(rate or RateNews(), retry_after_s=said.retry_after_s)
     text = f"HTTP {status}: {said.message or 'no reason given'}"
     if status == 402 or said.code in _QUOTA_CODES or (400 <= status < 500 and _QUOTA.search(said.message)):
         hint = "the account has no credit left: waiting does not help, paying or another model does"
@@ -194,12 +207,17 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 _GO = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|us|µs|ns|d|h|m|s))+")
 _GO_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|d|h|m|s)")
+_PARAMETER = re.compile(r"(?:^|[;,])\s*(\w+)=(\d{1,15})(?=\s*(?:[;,]|$))")
+_DRAFT = {
+    "limit": "requests_limit", "remaining": "requests_left", "r": "requests_left", "reset": "requests_reset_s",
+    "t": "requests_reset_s",
+}  # fmt: skip
 _GO_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def rate_news(headers: Mapping[str, str]) -> RateNews | None:
     """What the headers (names in lower case) say about limits, None when nothing; nonsense counts as nothing."""
-    found: dict[str, float] = {}
+    found = _draft_fields(headers.get("ratelimit", ""))
     for field, names in _FIELDS.items():
         for name in names:
             if name in headers:
@@ -211,6 +229,17 @@ def rate_news(headers: Mapping[str, str]) -> RateNews | None:
     if after is not None:
         found["retry_after_s"] = after
     return RateNews(**found) if found else None
+
+
+def _draft_fields(text: str) -> dict[str, float]:
+    """Of the IETF drafts' one header: ``"default";r=50;t=30`` (several: the scarcest), before ``limit=9, remaining=5, reset=3``."""
+    if len(text) > 1000:
+        return {}
+    policies = [dict(_PARAMETER.findall(policy)) for policy in text.split(",")] if ";" in text else []
+    policies = [one for one in policies if "r" in one] or [dict(_PARAMETER.findall(text))]
+    found = min(policies, key=lambda one: float(one.get("r", "0")))
+    named = {_DRAFT[name]: float(value) for name, value in found.items() if name in _DRAFT}
+    return {field: value for field, value in named.items() if not field.endswith("_s") or value <= MAX_WAIT_S}
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:

@@ -19,7 +19,10 @@ MAX_ERROR_BYTES = 2**20  # of a body that only tells what went wrong; the rest i
 PER_POOL = 32
 IDLE_S = 30.0  # after which a pool that nobody needs is closed; the first one stays
 KEEP_ALIVE_S = 15.0
-NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.WriteError, httpx2.WriteTimeout)
+NOT_SENT = (
+    httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError, httpx2.PoolTimeout, httpx2.WriteError,
+    httpx2.WriteTimeout,
+)  # fmt: skip
 
 
 class BodyError(Exception):

@@ -203,7 +203,7 @@ def _pytest(room):
         cases = list(ElementTree.fromstring((room.folder / "pytest.xml").read_bytes()).iter("testcase"))
     except (OSError, ElementTree.ParseError):
         return _report("pytest", ran.seconds, "no result", [_finding("pytest", None, None, "ended", ran.complaint)])
-    findings = [finding for case in cases for finding in _of_case(case)]
+    findings = [finding for case in cases for finding in _of_case(case, room)]
     passed = sum(1 for case in cases if not len(case.findall("*[@message]")))
     if not passed and not findings:
         findings = [_finding("pytest", None, None, "no-tests", "no test was run")]
@@ -212,7 +212,7 @@ def _pytest(room):
     return _report("pytest", ran.seconds, f"{passed} of {len(cases)} tests passed", findings)
 
 
-def _of_case(case):
+def _of_case(case, room):
     """What one test says: a failure or an error where it happened, or that it was not run."""
     name = f"{case.get('classname', '')}.{case.get('name', '')}".strip(".")
     for kind in ("failure", "error", "skipped"):
@@ -221,8 +221,7 @@ def _of_case(case):
             told = node.get("message") or text.strip()[-500:]
             places = re.findall(r"^([\w/]+\.py):(\d+):", text, re.MULTILINE)
             file, line = places[-1] if places else (case.get("file"), int(case.get("line") or 0) + 1)
-            detail = "\n".join(row for row in text.splitlines() if row.startswith(("E ", ">")))[:1000]
-            yield _finding("pytest", file, int(line), kind, f"{name}: {told[:600]}" + (f"\n{detail}" if detail else ""))
+            yield _finding("pytest", file and room.inside(room.code / file), int(line), kind, f"{name}: {told[:1500]}")
 
 
 # -- one of them -------------------------------------------------------------------------------------------------------
@@ -244,7 +243,7 @@ class _Room:
 
     def inside(self, path):
         """A path as the code's folder has it."""
-        return os.path.relpath(path, os.path.realpath(self.code))
+        return os.path.relpath(os.path.realpath(path), os.path.realpath(self.code))
 
     def run(self, name, arguments, program=None):
         out, error = self.folder / f"{name}.out.txt", self.folder / f"{name}.err.txt"

@@ -6,9 +6,7 @@
 | pytest            | alignment 6.0, compatibility 6.0                         |
 | ruff              | standardization 6.0                                      |
 
-Accepted: every tool passes, no critical finding, at most ``with.minor_issues`` (2) minor ones. A person is asked to review
-before the refinement as the seed's `code_review` says: ``always``; ``never``; or ``when-needed`` (the default): before the
-first refinement, and later only when all tools pass, so that what is left is a matter of judgement.
+Accepted: every tool passes, no critical finding, at most ``with.minor_issues`` (2) minor ones.
 """
 
 CAPS = {
@@ -27,7 +25,6 @@ def infer(prompt, ctx):
     critical = sum(one["severity"] == "critical" for one in findings)
     minor = len(findings) - critical
     accepted = tools["passed"] and critical == 0 and minor <= ctx.config.get("minor_issues", 2)
-    ask, why = _ask(ctx, accepted, tools["passed"])
     return {
         "accepted": accepted,
         "tools_passed": tools["passed"],
@@ -37,8 +34,7 @@ def infer(prompt, ctx):
         "model_scores": given,
         "overridden": overridden,
         "progress": 1000.0 * len(ctx.letter.changes) - 10.0 * critical - minor,  # a person's words begin a new count
-        "ask_person": ask,
-        "why": why,
+        "persons_words": len(ctx.letter.changes),
         "summaries": {"tools": _told(tools["tools"]), "5a": review["summary"], "5b": standards["summary"]},
         "findings": findings,
     }
@@ -70,16 +66,3 @@ def _of_model(source, review):
 
 def _told(reports):
     return "; ".join(f"{one['tool']} {'passed' if one['passed'] else 'FAILED'} ({one['summary']})" for one in reports)
-
-
-def _ask(ctx, accepted, tools_passed):
-    asked = ctx.inputs["context"]["code_review"]
-    if accepted:
-        return False, "accepted: final-approval shows the same files"
-    if asked != "when-needed":
-        return asked == "always", f"the seed's code_review is {asked!r}"
-    if ctx.lap in (None, 1):
-        return True, "before the first refinement a person looks at the code"
-    if tools_passed:
-        return True, "the tools pass, and the validator does not accept the code: a matter of judgement"
-    return False, "tools failed again: there is nothing to decide"
