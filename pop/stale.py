@@ -8,6 +8,7 @@ What stands in a run depends on a step in one of four ways:
 | in another item of an `each` around both             | never                                                   |
 | in a later lap of a `repeat` around both             | always (in an earlier one: never)                       |
 | in the same lap, held back until the lap's verdict   | the verdict depends on the step                         |
+| in a further lap of a `repeat` around it alone       | anything in the loop depends on the step                |
 
 The same holds for decisions and counts, by the block they are about.
 """
@@ -114,6 +115,8 @@ class _Reach:
         for name in found:
             block, at = place_of(name)
             begun = [place for place in self.places if place.holds(block, at)]
+            if self.history.instances[name].state == "skipped":  # it asked nothing
+                continue
             if begun and isinstance(self.pipeline.blocks.get(block), Task) and not name.endswith(CONTROL):
                 (replay if all(place.stage in PARSES_AGAIN for place in begun) else again).append(name)
         keys = [*self.history.decisions, *self.history.counts]
@@ -131,21 +134,36 @@ class _Reach:
         return name in self.pipeline.blocks and any(self._depends(place, name, at) for place in self.places)
 
     def _depends(self, place: Place, name: str, at: At) -> bool:
-        shared, follows = self.relation(place.block, name)
+        shared, follows, later = self.relation(place.block, name)
         order = _order(shared, place, at)
-        return order > 0 or (order == 0 and follows)
+        if order:
+            return order > 0
+        return follows or any(depth < len(at.laps) and at.laps[depth] > 1 for depth in later)
 
-    def _relation(self, begin: str, name: str) -> tuple[tuple[Each | Repeat, ...], bool]:
-        """The blocks around both, outermost first; and whether `name` depends on `begin` in the same item and lap."""
+    def _relation(self, begin: str, name: str) -> tuple[tuple[Each | Repeat, ...], bool, tuple[int, ...]]:
+        """How `name` depends on `begin`.
+
+        Returns:
+            The blocks around both, outermost first; whether it depends in the same item and lap of these; and the
+            depths of the loops around `name` alone in whose further laps it does.
+        """
         here, there = self.pipeline.around[begin], self.pipeline.around[name]
         count = next((n for n, (a, b) in enumerate(zip(here, there, strict=False)) if a is not b), None)
         shared = here[: min(len(here), len(there)) if count is None else count]
+        own = [block for block in self.pipeline.repeats[name] if block not in shared]
         follows = (
             begin == name
             or begin in self.pipeline.ancestors(name)
             or any(isinstance(block, Repeat) and self._held_back(block, begin, name) for block in shared)
+            or any(self._reaches(block, begin)[0] and not _decides(self.pipeline, block, name) for block in own)
         )
-        return shared, follows
+        depth = len(self.pipeline.repeats[name]) - len(own)
+        return shared, follows, tuple(depth + n for n, block in enumerate(own) if self._reaches(block, begin)[1])
+
+    def _reaches(self, repeat: Repeat, begin: str) -> tuple[bool, bool]:
+        """Whether the verdict of the first lap depends on a step outside of the loop, and whether anything in it does."""
+        after = {leaf.name for leaf in self.pipeline.leaves[repeat.name] if begin in self.pipeline.ancestors(leaf.name)}
+        return not after.isdisjoint(self.pipeline.deciding[repeat.name]), bool(after)
 
     def _held_back(self, repeat: Repeat, begin: str, name: str) -> bool:
         """Whether `name` begins after a verdict that depends on `begin`."""
@@ -162,7 +180,12 @@ class _Reach:
         if not isinstance(repeat, Repeat):
             return everything
         if repeat not in self.pipeline.around[place.block]:
-            return 0 if self._depends(place, name, at) else everything
+            if self._depends(place, name, at):
+                return 0
+            verdict, anything = self._reaches(repeat, place.block)
+            if not anything or _order(self.relation(place.block, name)[0], place, at):
+                return everything
+            return 0 if verdict else 1
         order = _order(self.pipeline.around[name], place, at)
         if order:
             return 0 if order > 0 else everything
@@ -172,16 +195,19 @@ class _Reach:
 
 
 def _order(shared: tuple[Each | Repeat, ...], place: Place, at: At) -> int:
-    """Whether `at` lies in a later lap than the place (1), in the same items and laps (0), or elsewhere (-1)."""
+    """Whether `at` lies in a later lap than the place (1), in the same items and laps (0), or elsewhere (-1).
+
+    Steps of an `each` or `repeat` that was skipped as a whole have an instance without its item or lap.
+    """
     items, laps = 0, 0
     for block in shared:
         if isinstance(block, Each):
-            if items < len(place.items) and place.items[items] != at.items[items]:
+            if items < min(len(place.items), len(at.items)) and place.items[items] != at.items[items]:
                 return -1
             items += 1
         else:
             first = place.laps[laps] if laps < len(place.laps) else 1
-            if at.laps[laps] != first:
+            if laps < len(at.laps) and at.laps[laps] != first:
                 return 1 if at.laps[laps] > first else -1
             laps += 1
     return 0

@@ -29,7 +29,7 @@ def settings(fake: FakeOpenAI) -> str:
 
 def living_with(make_living: Make, fake: FakeOpenAI, steps: list[Any], parser: str) -> LivingRoot:
     tasks = {
-        "count.md": "Say something about {{ seed.topic }}{% if has_item is defined %}{{ item }}{% endif %}.",
+        "count.md": "Say something about {{ seed.topic }}.",
         "count.py": parser,
         "end.py": LENGTH,
     }
@@ -121,7 +121,7 @@ def test_what_is_set_counts_from_the_step_on(make_living: Make, fake_openai: Fak
 
 def test_pause_and_resume(make_living: Make, fake_openai: FakeOpenAI) -> None:
     """What is at work ends, nothing new starts; and on it goes."""
-    fake_openai.delay_s = 1.0
+    fake_openai.delay_s = 10.0
     living = living_with(make_living, fake_openai, ["count", "end"], FIXED)
     living.up()
     living.drop("a.json", {"topic": "tides"})
