@@ -16,6 +16,7 @@ def schemas() -> dict[str, Any]:
     from pop import records
     from pop.pipeline_schema import pipeline_schema
     from pop.recipes.agentic_workflow import workflow_schemas
+    from pop.recipes.wizard.goals import goal_map_schema
     from pop.settings import Settings
     from pop.tasks import FrontMatter
 
@@ -31,7 +32,7 @@ def schemas() -> dict[str, Any]:
         "call": records.CallRecord,
     }
     found = {name: model.model_json_schema() for name, model in models.items()}
-    return {"pipeline": pipeline_schema(), **found, **workflow_schemas()}
+    return {"pipeline": pipeline_schema(), "goal-map": goal_map_schema(), **found, **workflow_schemas()}
 
 
 @click.command()
