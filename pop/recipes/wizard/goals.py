@@ -211,11 +211,14 @@ class _Reader:
             self.wrong((), "a goal map must be an object", '{"goals": {"MY_GOAL": {...}}}')
             return []
         self._unknown_keys(document, TOP_KEYS, ())
+        if not isinstance(document.get("$schema", ""), str):
+            self.wrong(("$schema",), "must be a text: where the schema lies")
         extends = document.get("extends")
         if "extends" in document and extends != "package":
             self.wrong(("extends",), '`extends` can only be "package"', "leave it out where this map is the whole map")
         own = self._goals(document)
         if extends != "package":
+            self._refuse_doubles(own)
             if not own and not self.problems:
                 self.wrong(("goals",), "a goal map needs at least one goal", '"extends": "package" brings its eleven')
             return own
@@ -237,9 +240,7 @@ class _Reader:
             self.wrong(("goals",), f"{len(value)} goals are too many (at most {MAX_GOALS})")
             return []
         found = [self._goal(name, goal, ("goals", name)) for name, goal in value.items()]
-        goals = [goal for goal in found if goal]
-        self._refuse_doubles(goals)
-        return goals
+        return [goal for goal in found if goal]
 
     def _goal(self, name: str, value: Any, path: Path) -> Goal | None:
         if not re.fullmatch(GOAL_PATTERN, name):
@@ -258,7 +259,7 @@ class _Reader:
         return Goal(
             name=name,
             group=self._checked(value, "group", path, self._line) or "Further goals",
-            purpose=self._checked(value, "purpose", path, self._line) or "",
+            purpose=(self._line(value["purpose"], (*path, "purpose")) if "purpose" in value else None) or "",
             aliases=self._list(value, "aliases", path, self._line),
             persona=persona,
             protocols=protocols,
@@ -298,11 +299,20 @@ class _Reader:
         def part(text: Any, at: Path) -> Ref | Word | None:
             return self._part(text, at, kind)
 
-        one = self._checked(value, "component", path, part)
+        (body,) = bodies
+        here = (*path, body)
+        parts: tuple[Ref | Word, ...] = ()
+        if body == "component":
+            one = part(value[body], here)
+            parts = (one,) if one else ()
+        elif body == "components":
+            if value[body] in ([], None):
+                self.wrong(here, "must be a list with at least one component")
+            parts = self._list(value, body, path, part)
         return Section(
             title=self._checked(value, "title", path, self._line),
-            components=(one,) if one else self._list(value, "components", path, part),
-            content=self._checked(value, "content", path, self._text),
+            components=parts,
+            content=self._text(value[body], here) if body == "content" else None,
             separator=self._separator(value, path),
         )
 
@@ -400,8 +410,8 @@ class _Reader:
             for spelling in dict.fromkeys(spellings(goal)):
                 other = means.setdefault(spelling, goal.name)
                 if other != goal.name:
-                    path: Path = ("goals", goal.name)
-                    self.wrong(path, f"{goal.name!r} and {other!r} are both called {spelling!r}", key=True)
+                    here = next(name for name in (goal.name, other) if ("goals", name) in self.places.keys)
+                    self.wrong(("goals", here), f"{goal.name!r} and {other!r} are both called {spelling!r}", key=True)
 
 
 def _near(asked: str, known: dict[str, Goal]) -> str | None:
