@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -27,7 +28,7 @@ from pop.recipes.wizard.library import (
     singular,
     standard_name,
 )
-from tests.test_cli import REPOSITORY
+from tests.test_cli import REPOSITORY, pop
 from tests.test_docs import DOCS, rows_of
 
 FIXED = {
@@ -274,6 +275,102 @@ def test_names_of_kinds_and_standard_names() -> None:
     assert all(
         len(name) <= 80 and Library(None).find(kind, name) is None for kind, name in zip(KINDS, longest, strict=True)
     )
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A root with a component of its own, and a map that asks for one that is nowhere."""
+    (tmp_path / "pipeline.json").write_text('{"tasks": ["a"]}')
+    put(tmp_path, "personas", "our_auditor.txt", "You are ours.\n")
+    mine = {
+        "purpose": "Do it.",
+        "persona": "our_auditor",
+        "protocols": ["code_review_pas"],
+        "constraints": "no_flattery",
+    }
+    (tmp_path / "goal_map.json").write_text(json.dumps({"extends": "package", "goals": {"MINE": mine}}))
+    return tmp_path
+
+
+def test_list_tells_where_each_comes_from_and_who_asks_for_it(root: Path) -> None:
+    """All of them, or those of a kind."""
+    listed = json.loads(pop("components", "list", "--json", root=root).stdout)["components"]
+    by_name = {row["name"]: row for row in listed}
+    assert len(listed) == len(EVERY) + 1 and by_name["our_auditor"]["source"] == "root"
+    assert by_name["our_auditor"]["goals"] == ["MINE"] and "MINE" in by_name["no_flattery"]["goals"]
+    assert by_name["code_review_pass"]["goals"] == ["REVIEW_AGAINST_STANDARDS"]
+    text = pop("components", "list", "persona", root=root).stdout
+    assert text.startswith("personas\n") and "our_auditor" in text and "protocols" not in text
+    assert pop("components", root=root).stdout == pop("components", "list", root=root).stdout
+
+
+def test_list_shows_what_is_broken_and_goes_on(root: Path) -> None:
+    """Exit code 3."""
+    put(root, "personas", "broken.txt", b"\x00")
+    result = pop("components", "list", root=root)
+    assert result.returncode == 3 and re.search(r"broken +cannot be used: binary", result.stdout)
+    assert "our_auditor" in result.stdout
+
+
+def test_show_prints_the_text_and_nothing_else(root: Path) -> None:
+    """So that it can be the beginning of a component of one's own."""
+    result = pop("components", "show", "our_auditor", root=root)
+    assert result.stdout == "You are ours.\n" and "for MINE" in result.stderr
+    shown = json.loads(pop("components", "--json", "show", "personas/our_auditor", root=root).stdout)
+    assert shown["text"] == "You are ours." and shown["goals"] == ["MINE"]
+
+
+def test_show_asks_which_where_two_kinds_have_the_name(root: Path) -> None:
+    """And hints at the nearest where none has."""
+    put(root, "protocols", "our_auditor.txt", "You go.")
+    result = pop("components", "show", "our_auditor", root=root)
+    assert result.returncode == 2 and "personas/our_auditor, protocols/our_auditor" in result.stderr
+    assert pop("components", "show", "protocol/our_auditor", root=root).stdout == "You go.\n"
+    for asked in ("our_auditr", "personas/our_auditr"):
+        result = pop("components", "show", asked, "--json", root=root)
+        assert result.returncode == 2
+        assert json.loads(result.stdout)["error"]["hint"] == "did you mean 'our_auditor'?"
+    for asked in ("../../../etc/passwd", "personas/../../x", "personas//etc/passwd", ""):
+        assert pop("components", "show", asked, root=root).returncode in (2, 3)
+
+
+def test_check_lists_what_would_be_generated_and_calls_it_no_error(root: Path) -> None:
+    """With the nearest name, should it be a slip."""
+    result = pop("components", "check", root=root)
+    assert result.returncode == 0 and "all is well" in result.stderr
+    assert result.stdout == (
+        "missing, would be generated: protocols/code_review_pas, for MINE; did you mean 'code_review_pass'?\n"
+    )
+    checked = json.loads(pop("components", "check", "--json", root=root).stdout)
+    assert checked["ok"] and checked["problems"] == [] and checked["missing"][0]["name"] == "code_review_pas"
+
+
+def test_check_finds_mistakes_in_map_and_library_at_once(root: Path) -> None:
+    """Exit code 3."""
+    put(root, "personas", "broken.txt", "")
+    (root / "goal_map.json").write_text('{"goals": {"MINE": {"purpos": "x"}}}')
+    result = pop("components", "check", root=root)
+    assert result.returncode == 3 and "3 problem(s)" in result.stderr
+    assert "goal_map.json:1:21  goals.MINE.purpos" in result.stdout and "broken.txt" in result.stdout
+    checked = json.loads(pop("components", "check", "--json", root=root).stdout)
+    assert not checked["ok"] and len(checked["problems"]) == 3 and checked["goal_map"] is None
+    listed = pop("components", "show", "our_auditor", root=root)
+    assert listed.returncode == 0 and "did you mean 'purpose'?" in listed.stderr
+
+
+def test_without_a_root_there_are_the_packaged_ones(tmp_path: Path) -> None:
+    """But a root that was named has to be there."""
+    result = pop("components", "check", "--json", cwd=tmp_path)
+    assert result.returncode == 0 and json.loads(result.stdout)["components"] == len(EVERY)
+    assert pop("components", "list", "--root", tmp_path / "nowhere").returncode == 2
+    assert pop("components", "--root", tmp_path / "nowhere", "list").returncode == 2
+
+
+def test_an_unknown_action_or_kind_is_told_with_the_nearest() -> None:
+    """Exit code 2."""
+    for arguments, hint in ((["lst"], "Did you mean 'list'?"), (["list", "personae"], "did you mean 'personas'?")):
+        result = pop("components", *arguments)
+        assert result.returncode == 2 and hint in result.stderr
 
 
 def test_the_wheel_holds_map_schema_and_library(tmp_path: Path) -> None:
