@@ -46,8 +46,7 @@ class WildServer:
     def __init__(self, rng: random.Random) -> None:
         self.got: dict[int, str] = {}
         self._rng, self._lock = rng, threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     @property
@@ -74,6 +73,11 @@ class WildServer:
         usage = {"prompt_tokens": 1000 + number, "completion_tokens": 7}
         value = {"id": "x", "model": "wild-1", "choices": [] if kind == "empty" else [choice], "usage": usage}
         return 200, json.dumps(value).encode()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 1024  # with few, connections break under load of which the server has seen nothing
 
 
 def _handler(wild: WildServer) -> type[BaseHTTPRequestHandler]:
