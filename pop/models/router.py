@@ -381,13 +381,14 @@ class Router:
         permits: list[Permit],
         circuit: Circuit,
     ) -> tuple[Answer, CallLine]:
-        answer = self._clean(answer)  # before the ledger's line is made of it
+        answer, more = self._clean(answer), dict[str, Any]()  # before the ledger's line is made of it
         if answer.cost_usd is None:
-            usd, prices = cost_usd(answer, entry, answer.provider_model)
-            answer = answer.model_copy(update={"cost_usd": usd, "prices": prices})
-        circuit.succeeded()
+            more["cost_usd"], more["prices"] = cost_usd(answer, entry, answer.provider_model)
         if entry.provider == "replay":  # paid for when it was recorded
-            answer = answer.model_copy(update={"cached": True})
+            more["cached"] = True
+        answer = answer.model_copy(update=more) if more else answer
+        circuit.succeeded()
+        if entry.provider == "replay":
             reservation.release()
         else:
             reservation.settle(answer, answer.cost_usd)
