@@ -50,12 +50,20 @@ class GatewayProcess:
         self._stopping = False
         self._started_at = 0.0
         self._socket = socket_path(root)
-        self.life = 0  # counts the processes
+        self._log_path = root.machine_room / "log" / "gateway.err"
+        self._log_from_bytes = 0
+        self._lives = 0
+        self._is_ready = False  # it has opened its store
 
     @property
     def address(self) -> str:
         """What a worker connects to."""
         return str(self._socket)
+
+    @property
+    def life(self) -> int:
+        """Another number as soon as the process, or the store it had, is another one or gone."""
+        return self._lives + (self._is_ready and not (self._root.machine_room / "answers.db").exists())
 
     @property
     def pid(self) -> int | None:
@@ -68,10 +76,11 @@ class GatewayProcess:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the process and do not wait for it: workers wait at its door."""
         self._loop = loop
-        self.life += 1
+        self._lives += 1
         self._started_at = time.monotonic()
         self._socket.unlink(missing_ok=True)
-        log_file = open(self._root.machine_room / "log" / "gateway.err", "ab")
+        log_file = open(self._log_path, "ab")
+        self._log_from_bytes = log_file.tell()
         command = [sys.executable, "-P", "-m", "pop.models.gateway", "--root", str(self._root.path)]
         with log_file:
             self._process = subprocess.Popen(
@@ -89,14 +98,27 @@ class GatewayProcess:
     def _on_output(self) -> None:
         assert self._process and self._process.stdout and self._loop
         if self._process.stdout.read(4096):
+            self._is_ready = True
             return
+        self._is_ready = False
         self._loop.remove_reader(self._process.stdout.fileno())
         self._close()
         if self._stopping:
             return
+        self._lives += 1
         lived_s = time.monotonic() - self._started_at
-        log.error("gateway.died", lived_s=round(lived_s, 3))
+        log.error("gateway.died", lived_s=round(lived_s, 3), last_words=self._last_words())
         self._loop.call_later(0.05 if lived_s > 5 else 1.0, self._restart)
+
+    def _last_words(self) -> str:
+        """The last line that it left in gateway.err in this life, which holds no key; often that of a traceback."""
+        try:
+            with open(self._log_path, "rb") as file:
+                file.seek(max(self._log_from_bytes, file.seek(0, os.SEEK_END) - 4096))
+                lines = file.read().decode(errors="replace").splitlines()
+        except OSError:
+            return ""
+        return next((line[:300] for line in reversed(lines) if line and line[0] not in " {"), "")
 
     def _restart(self) -> None:
         if self._stopping or not self._loop:

@@ -25,6 +25,7 @@ import pytest
 from pop.models.answers import AnswerStore
 from pop.models.calls import nano
 from pop.models.catalogue import Catalogue, ModelEntry
+from pop.models.keys import NOTE, Keys
 from pop.models.request import Answer, Form, Message, ModelError, ModelRequest, Origin
 from pop.models.router import Router
 from pop.records import BudgetLimit
@@ -45,8 +46,7 @@ class WildServer:
     def __init__(self, rng: random.Random) -> None:
         self.got: dict[int, str] = {}
         self._rng, self._lock = rng, threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     @property
@@ -73,6 +73,11 @@ class WildServer:
         usage = {"prompt_tokens": 1000 + number, "completion_tokens": 7}
         value = {"id": "x", "model": "wild-1", "choices": [] if kind == "empty" else [choice], "usage": usage}
         return 200, json.dumps(value).encode()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 1024  # with few, connections break under load of which the server has seen nothing
 
 
 def _handler(wild: WildServer) -> type[BaseHTTPRequestHandler]:
@@ -263,6 +268,7 @@ class Desk:
 
     def __init__(self, folder: Path, tables: dict[str, Any] | None = None, **model: Any) -> None:
         self.calls = 0
+        self.text = "x"
         self.gate = asyncio.Event()
         self.configure(tables, **model)
         self.store = AnswerStore(folder / "answers.db", calls=folder / "calls", durable=False)
@@ -284,12 +290,31 @@ class Desk:
     async def answer(self, request: ModelRequest, entry: ModelEntry, origin: Origin, form: Form | None) -> Answer:
         self.calls += 1
         await self.gate.wait()
-        return Answer(text="x", model="m", provider="openai", provider_model="m-1", input_tokens=9, output_tokens=1)
+        return Answer(
+            text=self.text, model="m", provider="openai", provider_model="m-1", input_tokens=9, output_tokens=1
+        )
 
     def ask(self, text: str, run_id: str, *, budgets: list[BudgetLimit] | None = None) -> asyncio.Task[Answer]:
         request = ModelRequest(model="m", messages=[Message(role="user", content=text)], reuse_s=60.0)
         origin = Origin(run_id=run_id, instance="i", generation=1, attempt=1, step="i", budgets=budgets or [])
         return asyncio.create_task(self.router.ask(request, origin))
+
+
+def test_a_note_that_an_answer_held_a_key_stays_beside_other_warnings(tmp_path: Path) -> None:
+    """The answer is cleaned before its flight adds what the budgets say."""
+
+    async def work() -> None:
+        desk = Desk(tmp_path, {"budget": {"warn": {"run_calls": 0}}})
+        keys = Keys({"A_KEY": "sk-0123456789abcdef"})
+        desk.router._clean = keys.redact_answer
+        desk.text = "It is sk-0123456789abcdef."
+        desk.gate.set()
+        answer = await desk.ask("one", "r")
+        assert answer.text == "It is [redacted]."
+        assert NOTE in answer.warnings and any("run_calls" in text for text in answer.warnings)
+        desk.store.close()
+
+    play(work())
 
 
 async def soon(condition: Callable[[], Any]) -> None:

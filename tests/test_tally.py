@@ -10,9 +10,10 @@ import pytest
 
 from pop import events
 from pop.history import RunHistory
-from pop.models.answers import AnswerStore, Spent
+from pop.models.answers import AnswerStore
 from pop.models.calls import CallLine
 from pop.models.questions import ask_gateway
+from pop.models.spent import Spent
 from pop.records import Usage
 from pop.tally import Tally
 

@@ -10,6 +10,9 @@
 One thread writes; whatever waits goes together: the lines of the ledger first, made durable, then one transaction, then
 whoever waits is told. `spent` is always folded from the files, never counted beside them, so a crash between the two leaves
 nothing to repair but what the next transaction does anyway. Answers, facts and warnings are lost with ``.pop``; sums are not.
+
+While the disk or the file refuses, what was paid for is kept in memory, tried again every `RETRY_S`, and handed out once it
+is written; `ready` keeps the next calls from being made meanwhile.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,14 +37,15 @@ from pydantic import ValidationError
 from pop.errors import PopError
 from pop.models.calls import ANSWER, LOST, CallLine, InFlight, Scope, Sum, append_calls, day_files, ids_in
 from pop.models.request import Answer, ModelError
-from pop.models.spent import TABLES, Spent, fold, spent_in, sum_of
+from pop.models.spent import TABLES, fold, spent_in, sum_of
 from pop.store import Disk, DiskFailed
-
-__all__ = ["AnswerStore", "NotStored", "Spent", "prune"]
 
 log = structlog.get_logger()
 
 MAX_ANSWER_BYTES = 32 * 2**20
+MAX_KEPT_BYTES = 128 * 2**20  # of answers that could not be written yet
+MAX_KEPT_WARNINGS = 10_000
+RETRY_S = 5.0
 _VERSION = 2  # of the tables; a file of another version is moved aside
 _BATCH = 500
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
@@ -66,15 +70,26 @@ class NotStored(PopError):
     code = "not-stored"
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """Of `answers`; one that cannot be read is replaced."""
+
+    values: tuple[str, str, str | None, float, str]
+    replaces: bool
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.values[-1])
+
+
 @dataclass
 class _Work:
     """Something for the writer; `done` is None when nobody waits for it."""
 
-    answer: tuple[str, str, str | None, float, str] | None = None
+    answer: _Row | None = None
     lines: Sequence[CallLine] = ()
     warning: tuple[str, str, str, str] | None = None
     done: asyncio.Future[None] | None = None
-    replaces: bool = False
 
 
 @dataclass
@@ -83,9 +98,12 @@ class _State:
 
     facts: dict[tuple[str, str], str] = field(default_factory=dict)  # not yet written
     owed: dict[str, CallLine] = field(default_factory=dict)  # lines that found no room: they come with the next ones
+    kept: dict[str, _Row] = field(default_factory=dict)  # answers likewise, by key
+    kept_warnings: dict[tuple[str, str], tuple[str, str, str, str]] = field(default_factory=dict)  # and warnings
     in_ledger: set[str] = field(default_factory=set)  # ids whose lines stand though their answers could not be stored
     unfolded: set[Path] = field(default_factory=set)  # the files of these lines
     is_damaged: bool = False
+    is_behind: bool = False  # the last attempt to write failed
     life: int = 0  # counts the files that were made anew
     failed: DiskFailed | None = None  # the kernel lost data: nothing may be trusted until a restart
 
@@ -166,8 +184,8 @@ class AnswerStore:
             await self.note([line.model_copy(update={"outcome": "invalid_output"}) if line.outcome == ANSWER else line
                              for line in lines])  # fmt: skip
             raise ModelError("invalid_output", problem, where=f"model {answer.model!r}", code="unstorable")
-        row = (key, request_sha256, shared_key, time.time(), data)
-        await self._hand_over(_Work(answer=row, lines=lines, replaces=key in self._unreadable))
+        row = _Row((key, request_sha256, shared_key, time.time(), data), replaces=key in self._unreadable)
+        await self._hand_over(_Work(answer=row, lines=lines))
 
     async def note(self, lines: Sequence[CallLine]) -> None:
         """Write calls that brought no answer into the ledger; returns when they are durable.
@@ -178,13 +196,18 @@ class AnswerStore:
         if lines:
             await self._hand_over(_Work(lines=lines))
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether something could not be written and is kept in memory."""
+        return self._state.is_behind
+
     async def ready(self) -> None:
-        """Return when what found no room before stands in the ledger.
+        """Return when what could not be written before is.
 
         Raises:
-            NotStored: It still finds none: nothing more may be spent.
+            NotStored: It still cannot be: nothing more may be spent.
         """
-        if self._state.owed:
+        if self.is_behind:
             await self._hand_over(_Work())
 
     def begin(self, line: CallLine) -> None:
@@ -283,7 +306,7 @@ class AnswerStore:
             self._end_lost(connection)
             self.in_flight.start()
         except (OSError, sqlite3.Error, PopError) as error:
-            raise _not_stored(error) from None
+            raise _not_stored(error, where=self._path) from None
         return connection
 
     def _open(self) -> sqlite3.Connection:
@@ -335,8 +358,10 @@ class AnswerStore:
         for path in day_files(self._calls, since=min(line.day for line in left.values())):
             for call_id in ids_in(path):
                 left.pop(call_id, None)
-        lost = {"outcome": LOST, "billed": True, "estimated": True}
-        lines = [line.model_copy(update=lost) for line in left.values()]
+        lines = [
+            line.model_copy(update={"outcome": LOST, "billed": line.provider != "replay", "estimated": True})
+            for line in left.values()
+        ]
         if lines:
             log.warning("calls.lost", count=len(lines))
             self._catch_up(connection, append_calls(self._disk, self._calls, lines) and day_files(self._calls))
@@ -350,15 +375,20 @@ class AnswerStore:
             if told:
                 with contextlib.suppress(RuntimeError):  # the loop has ended
                     told[0].get_loop().call_soon_threadsafe(_resolve, told, error)
-            elif error is not None:
+            elif error is not None and batch:
                 log.error("answers.not_written", why=error.message)
+        if self._state.kept:
+            log.error("answers.lost", why="they could not be written until the end", count=len(self._state.kept))
         self._writer_db.close()
 
     def _batch(self) -> tuple[list[_Work], bool]:
-        """Whatever waits, at least one; and whether more will come."""
+        """Whatever waits, at least one, or none when it is time to try again; and whether more will come."""
         batch: list[_Work] = []
         while not batch or (not self._waiting.empty() and len(batch) < _BATCH):
-            work = self._waiting.get()
+            try:
+                work = self._waiting.get(timeout=RETRY_S if self.is_behind else None)
+            except queue.Empty:
+                return batch, True
             if work is None:
                 return batch, False
             batch.append(work)
@@ -369,6 +399,8 @@ class AnswerStore:
         given = {line.id: line for work in batch for line in work.lines}
         state.owed.update((call_id, line) for call_id, line in given.items() if call_id not in state.in_ledger)
         lines = list(state.owed.values())
+        answers = [work.answer for work in batch if work.answer is not None]
+        warnings = [work.warning for work in batch if work.warning is not None]
         try:
             if state.failed is not None:
                 raise state.failed
@@ -377,23 +409,42 @@ class AnswerStore:
             self.in_flight.end(state.owed)
             state.in_ledger.update(state.owed)
             state.owed.clear()
-            self._transact(batch, sorted(state.unfolded))
+            self._transact([*state.kept.values(), *answers], [*state.kept_warnings.values(), *warnings])
             state.in_ledger.difference_update(given)
-            state.unfolded.clear()
+            for kept in (state.unfolded, state.kept, state.kept_warnings):
+                kept.clear()
+            state.is_behind = False
             return None
         except (OSError, sqlite3.Error, PopError) as error:
             state.failed = error if isinstance(error, DiskFailed) else state.failed
+            state.is_behind = True
+            self._keep(answers, warnings)
             return _not_stored(error)
         except Exception as error:  # a bug; who waits must not wait for ever
             log.exception("answers.bug")
+            state.is_behind = True
             return _not_stored(error)
 
-    def _transact(self, batch: list[_Work], files: list[Path]) -> None:
+    def _keep(self, answers: Iterable[_Row], warnings: Iterable[tuple[str, str, str, str]]) -> None:
+        """They were paid for, or told to nobody yet: the next transaction writes them, as far as there is room for them."""
+        state = self._state
+        size_bytes = sum(row.size_bytes for row in state.kept.values())
+        for row in answers:
+            size_bytes += row.size_bytes
+            if size_bytes > MAX_KEPT_BYTES:
+                log.error("answers.lost", why="too many could not be written")
+                break
+            state.kept.setdefault(row.values[0], row)
+        for warning in warnings:
+            if len(state.kept_warnings) < MAX_KEPT_WARNINGS:
+                state.kept_warnings.setdefault(warning[:2], warning)
+
+    def _transact(self, answers: list[_Row], warnings: list[tuple[str, str, str, str]]) -> None:
         for is_last in (False, True):
             try:
                 if self._state.is_damaged:
                     self._renew()
-                return self._try(batch, files)
+                return self._try(answers, warnings)
             except sqlite3.Error as error:
                 with contextlib.suppress(sqlite3.Error):
                     if self._writer_db.in_transaction:
@@ -402,19 +453,17 @@ class AnswerStore:
                 if is_last or not self._state.is_damaged:
                     raise
 
-    def _try(self, batch: list[_Work], files: list[Path]) -> None:
+    def _try(self, answers: list[_Row], warnings: list[tuple[str, str, str, str]]) -> None:
         connection, facts = self._writer_db, dict(self._state.facts)
         connection.execute("BEGIN IMMEDIATE")
-        for work in batch:
-            if work.answer is not None:
-                how = "REPLACE" if work.replaces else "IGNORE"
-                columns = "(key, request_sha256, shared_key, stored_at, answer)"
-                connection.execute(f"INSERT OR {how} INTO answers {columns} VALUES (?, ?, ?, ?, ?)", work.answer)
-            if work.warning is not None:
-                connection.execute("INSERT OR IGNORE INTO warnings VALUES (?, ?, ?, ?)", work.warning)
+        for row in answers:
+            how = "REPLACE" if row.replaces else "IGNORE"
+            columns = "(key, request_sha256, shared_key, stored_at, answer)"
+            connection.execute(f"INSERT OR {how} INTO answers {columns} VALUES (?, ?, ?, ?, ?)", row.values)
+        connection.executemany("INSERT OR IGNORE INTO warnings VALUES (?, ?, ?, ?)", warnings)
         rows = [(topic, name, value) for (topic, name), value in facts.items()]
         connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", rows)
-        fold(connection, files)
+        fold(connection, sorted(self._state.unfolded))
         connection.execute("COMMIT")
         for fact, value in facts.items():
             if self._state.facts.get(fact) == value:
@@ -454,13 +503,13 @@ def _is_damage(error: sqlite3.Error) -> bool:
     return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _DAMAGED
 
 
-def _not_stored(error: Exception, what: str = "written") -> NotStored:
+def _not_stored(error: Exception, what: str = "written", where: Path | None = None) -> NotStored:
     if isinstance(error, NotStored):
         return error
     code = error.code if isinstance(error, PopError) else None
     said = error.message if isinstance(error, PopError) else getattr(error, "strerror", None) or str(error)
     hint = error.hint if isinstance(error, PopError) else "see pop doctor"
-    return NotStored(f"the store of answers cannot be {what}: {said}", hint=hint, code=code)
+    return NotStored(f"the store of answers cannot be {what}: {said}", where=where, hint=hint, code=code)
 
 
 def _resolve(told: list[asyncio.Future[None]], error: NotStored | None) -> None:

@@ -154,9 +154,10 @@ class Budgets:
                 if spent.of(unit) + asked.of(unit) <= _most(limit, unit):
                     raise NoRoomYet(error.error_class, error.message, where=error.where, hint=error.hint)
                 raise error
-            if limit.name not in account.warned:
-                account.warned.add(limit.name)
-                warnings.append(_warning(limit, scope))
+            text = _warning(limit, scope)
+            if text not in account.warned:  # a raised one warns again
+                account.warned.add(text)
+                warnings.append(text)
         return Reservation(warnings, self._hold(list(scopes.values()), asked))
 
     async def room(self) -> None:

@@ -45,7 +45,7 @@ class CallLine(Record):
 
     `id` is its own alone. `outcome` is ``answer``, the class of the error, or ``lost`` (the gateway ended before it knew:
     the tokens are our estimate). `billed` says that the provider counts it, or may. `cost_usd` is None when nobody knows
-    the price; `prices` names the table. `at` is a UTC time, and its day that of the file.
+    the price; `prices` names the table. `at` is the UTC time at which it went out, and its day that of the file and the budget.
     """
 
     id: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[\w.:-]+$")]

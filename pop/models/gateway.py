@@ -50,6 +50,7 @@ log = structlog.get_logger()
 
 MAX_LINE_BYTES = 64 * 2**20
 MAX_OPEN_BYTES = 128 * 2**20  # questions of one connection
+FRESH_S = 0.2  # between two looks at pop.toml and the keys file
 LOOK_S = 2.0  # between two looks whether .pop is still there
 LAST_CALLS_S = 60.0  # how long requests that were sent may go on when it is not
 FAREWELL_S = 4.0  # how long requests that were sent may go on when the daemon ends
@@ -81,6 +82,7 @@ class Gateway:
         self._keys = keys
         self._providers: dict[str, asyncio.Future[Provider]] = {}
         self._settings_mtime_ns = -1
+        self._fresh_until = 0.0
         self._take(load_settings(root))
         self._callers: Callers | None = None
         self._open_callers()
@@ -106,6 +108,10 @@ class Gateway:
 
     def _fresh_catalogue(self) -> Catalogue:
         """Take a changed pop.toml or keys file into account; a broken one leaves things as they are."""
+        now = time.monotonic()
+        if now < self._fresh_until:
+            return self._catalogue
+        self._fresh_until = now + FRESH_S
         with contextlib.suppress(OSError, PopError):
             changed = self._keys.fresh()
             if changed:
@@ -179,7 +185,7 @@ class Gateway:
             request, origin = ModelRequest.model_validate(value["request"]), Origin.model_validate(value["origin"])
             origins[origin.run_id, origin.instance, origin.attempt] = origin
             answer = await self.router.ask(request, origin)
-            return {"id": number, "answer": answer.model_dump(mode="json")}
+            return {"id": number, "answer": orjson.Fragment(answer.model_dump_json())}
         except ModelError as error:
             return {"id": number, "error": self._redacted(error)}
         except (ValidationError, KeyError, TypeError, ValueError) as error:

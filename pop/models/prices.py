@@ -68,9 +68,15 @@ def _by_price(tokens: Tokens, price: Price) -> float:
         (tokens.output_tokens - reasoning, price.output),
         (reasoning, price.output if price.reasoning is None else price.reasoning),
     )
-    total = sum(count * Decimal(repr(rate)) for count, rate in each if count)
-    share = Decimal(repr(price.batch)) if price.batch is not None else 1
+    total = sum(count * _decimal(rate) for count, rate in each if count)
+    share = _decimal(price.batch) if price.batch is not None else 1
     return round(float(total * share / _MILLION), _PLACES)
+
+
+@lru_cache(maxsize=1000)
+def _decimal(rate: float) -> Decimal:
+    """As it was written."""
+    return Decimal(repr(rate))
 
 
 def _url_of(entry: ModelEntry) -> str | None:

