@@ -45,6 +45,7 @@ from pop.viewwork import RunViews
 log = structlog.get_logger()
 
 STATUS_EVERY_S = 0.1
+LOOK_EVERY_S = 0.2
 AT_REST = ("waiting", "paused")  # outcomes that are no ends
 MANY_RUNS = 10  # above this, statuses are written less often
 
@@ -243,9 +244,11 @@ class Orchestrator:
             opened = await self.work.surely(gatework.open_gate, self.disk, run.run_dir, run.pipeline, run.history, move)
             await self._journal(run, opened)
         for gate in moves.expire:
-            answer = await self.work.surely(gatework.expire, self.disk, run.run_dir, gate)
+            answer = await self.work.surely(gatework.expire, self.disk, run.run_dir, run.pipeline, run.history, gate)
             if answer:
                 await self._answer(run, gate.instance, answer)
+            else:  # somebody may be writing a decision.json
+                await self._wait(run, time.time() + LOOK_EVERY_S)
 
     async def _attend(self, run: ActiveRun) -> bool:
         """Open the gates that failures and refused orders ask for; carry out the answers that have come."""
@@ -559,7 +562,8 @@ class Orchestrator:
         """The run's tasks-status.json as it should read now."""
         begun = {step_of(name) for name in run.history.instances}
         expected = [] if run.history.state == "complete" else [n for n in run.pipeline.steps if n not in begun]
-        return status_of(run.history, now=events.rfc3339(time.time()), expected=expected, notes=self._notes_on(run))
+        notes = [*self._notes_on(run), *gatework.problems(run.run_dir, run.history.waiting())]
+        return status_of(run.history, now=events.rfc3339(time.time()), expected=expected, notes=notes)
 
     def _notes_on(self, run: ActiveRun) -> list[str]:
         """Which model answers when none is named, while nothing was asked; then whether the embedded engine answered."""

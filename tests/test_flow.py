@@ -203,6 +203,43 @@ def test_a_gate_may_answer_itself_when_its_time_is_over(make_living: Make, answe
         assert living.output(row, "last")["look"]["by"] == "timeout"
 
 
+@pytest.mark.parametrize("trouble", ["a half-made edit", "no gate.json"])
+def test_a_timeout_is_carried_out_whatever_lies_in_the_folder(make_living: Make, trouble: str) -> None:
+    """The copies are not looked at then; and a gate whose gate.json somebody removed is laid out once more."""
+    living = make_living(pipeline=gate(timeout="3s", on_timeout="approve"), tasks=TASKS)
+    living.up()
+    living.drop("a.json", {})
+    living.wait_state("waiting")
+    (run_dir,) = living.current()
+    if trouble == "no gate.json":
+        (run_dir / "tasks" / "look" / "gate.json").unlink()
+    else:
+        (run_dir / "tasks" / "look" / "show" / "made.json").write_text('{"made": ')
+    (row,) = living.wait_complete(1)
+    assert living.output(row, "last")["made"]["made"] == "made"
+    answer = living.output(row, "last")["look"]
+    assert (answer["decision"], answer["how"], answer["edited"]) == ("approve", "timeout", [])
+    assert (ledger_dir(living, row) / "tasks" / "look" / "gate.json").is_file()
+
+
+def test_what_was_meant_as_an_answer_is_told(make_living: Make) -> None:
+    """In the notes of a run at rest, once; it goes when the run does."""
+    living = make_living(pipeline=gate(), tasks=TASKS)
+    living.up()
+    living.drop("a.json", {})
+    living.wait_state("waiting")
+    (run_dir,) = living.current()
+    folder = run_dir / "tasks" / "look"
+    (folder / "decision.json").write_text('{"decision": "aprove"}')
+    told = living.wait(lambda: [note for note in living.status()["notes"] if "is none" in note], "a note")
+    assert told == ["look got an answer that is none: decision.json: no decision 'aprove'; did you mean 'approve'?"]
+    assert len(living.status()["notes"]) == 3, living.status()["notes"]  # which model answers, how to, and this
+    assert "'aprove'" in pop(living, "show", "last").stdout
+    (folder / "APPROVE").touch()
+    (row,) = living.wait_complete(1)
+    assert "is none" not in (ledger_dir(living, row) / "tasks-status.json").read_text()
+
+
 def test_an_edited_output_goes_on_as_edited(make_living: Make) -> None:
     """The copy that was shown, changed by a person; the old version stays."""
     living = make_living(pipeline=gate(), tasks=TASKS)
