@@ -347,8 +347,8 @@ def _explain(entry: Any, places: TomlPlaces) -> ConfigError:
     if entry["type"] != "extra_forbidden":
         return ConfigError(f"{'.'.join(path)}: {entry['msg'].lower()}", where=where, hint=_hint(entry, path[-1]))
     if path[-1] in _OF_PIPELINES:
-        hint = "write it at the top of pipeline.json, or in a step (docs/pipelines.md)"
-        return ConfigError(f"`{path[-1]}` belongs into a pipeline", where=where, hint=hint)
+        above = "write it at the top of pipeline.json, or in a step (docs/pipelines.md)"
+        return ConfigError(f"`{path[-1]}` belongs into a pipeline", where=where, hint=above)
     hint = did_you_mean(path[-1], _known_keys(list(path[:-1])))
     return ConfigError(f"unknown key {path[-1]!r}", where=where, hint=hint)
 
