@@ -457,7 +457,10 @@ class Orchestrator:
 
     async def _end(self, run: ActiveRun, outcome: str) -> None:
         """Journal how the run ended, or why it rests, and with the same fsyncs leave its last status and its record."""
-        if outcome not in AT_REST and not await self._landed(run):
+        if outcome in AT_REST:  # it holds no place while its last calls land
+            if self._may_have_calls(run):
+                self.unsettled.add(run.run_dir)
+        elif not await self._landed(run):
             if self.draining and run.history.state == "running":
                 return  # the next daemon ends it
             self.unsettled.add(run.run_dir)
@@ -494,16 +497,20 @@ class Orchestrator:
 
     async def _landed(self, run: ActiveRun) -> bool:
         """Whether all that the run has asked of models stands in the ledger; it is waited for."""
-        if not (run.strayed or run.history.usage.calls or run.gateway_life != self._gateway_life()):
+        if not self._may_have_calls(run):
             return True
         return await calls_landed(self._gateway(), run.run_id, lambda: self.draining)
 
+    def _may_have_calls(self, run: ActiveRun) -> bool:
+        """Whether something that it asked of models may be under way, or was counted after its steps ended."""
+        return bool(run.strayed or run.history.usage.calls or run.gateway_life != self._gateway_life())
+
     def settle(self, run_dir: Path) -> RunHistory | None:
-        """Journal for a run at rest what was counted, or cut off, after its end was journaled; None: it is at work."""
+        """Journal for a run at rest what was counted, or cut off, after it came there; None: it is at work."""
         journal = run_dir / "events.jsonl"
         mend_tail(journal)
         history = read_history(run_dir)
-        if history.state not in ("failed", "cancelled"):
+        if history.state not in ("failed", "cancelled", *AT_REST):
             return None
         rows = []
         for name, instance in history.instances.items():
