@@ -274,6 +274,7 @@ def _go_on(loop: Loop) -> None:
 def _step_reused(run: RunHistory, event: dict[str, Any]) -> None:
     instance = run.instance(event["instance"])
     instance.state, instance.sha256, instance.error = "done", event["sha256"], None
+    instance.reason = f"reused from {str(event.get('from')).partition('/')[0]}"
     if event.get("control"):
         _obey(run, step_of(event["instance"]), event)
 

@@ -455,6 +455,35 @@ def test_a_run_is_taken_up_again_from_a_step(make_living: Make) -> None:
 
 
 @pytest.mark.timeout(300)
+def test_a_run_whose_tasks_changed_says_so(make_living: Make) -> None:
+    """From when it is taken up again on: in its notes, and so in `pop show`."""
+    living = make_living(pipeline=gate(), tasks=TASKS)
+    living.up()
+    living.drop("a.json", {})
+    living.wait_state("waiting")
+    living.task("last.py", LAST + "\n")
+    (run_dir,) = living.current()
+    (run_dir / "tasks" / "look" / "APPROVE").touch()
+    (row,) = living.wait_complete(1)
+    note = "task 'last' changed since this run began: last.py"
+    assert note in json.loads((ledger_dir(living, row) / "tasks-status.json").read_bytes())["notes"]
+    assert note in pop(living, "show", "last").stdout
+
+
+def test_a_fork_tells_what_it_took_over(make_living: Make) -> None:
+    """Status and `pop show` name the run that an output was made in."""
+    living = make_living(pipeline={"name": "p", "tasks": [{"task": "echo", "name": "made"}, "last"]}, tasks=TASKS)
+    living.up()
+    living.drop("a.json", {})
+    (parent,) = living.wait_complete(1)
+    assert pop(living, "rerun", "last", "--from", "last").returncode == 0
+    fork = living.wait_complete(2)[-1]
+    status = json.loads((ledger_dir(living, fork) / "tasks-status.json").read_bytes())
+    assert status["tasks"]["made"]["reason"] == f"reused from {parent['run_id']}"
+    assert status["tasks"]["last"]["reason"] is None
+    assert f"reused from {parent['run_id']}" in pop(living, "show", "last").stdout
+
+
 def test_a_killed_daemon_loses_no_lap_and_no_answer(make_living: Make) -> None:
     """At seeded instants in a loop with a gate: every lap is judged once, every step done once, the answer counts."""
     rng = random.Random(4)
