@@ -28,7 +28,8 @@ from pop.history import CONTROL, RunHistory
 from pop.letters import loop_keys
 from pop.loopwork import at_of
 from pop.pipeline import Pipeline
-from pop.plan import Expire, Open, inputs_of
+from pop.plan import Expire, Open
+from pop.reading import inputs_of
 from pop.stale import Stale, stale_of
 from pop.statuses import MOST_TOLD
 from pop.steps import At, Block, Gate, Repeat, Sequence, Task, instance_name, step_of

@@ -32,6 +32,7 @@ ORDER = [
     "pipeline_wiring",
     "pipeline",
     "plan",
+    "reading",
     "graph",
     "models.request",
     "models.tokens",
