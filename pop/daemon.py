@@ -22,6 +22,7 @@ from typing import Any
 import structlog
 
 from pop import admission, events
+from pop.active import ActiveRun
 from pop.admission import Claimed
 from pop.confine import landlock_version, protect_keys
 from pop.diskwork import MIN_FREE_BYTES, DiskWork
@@ -32,7 +33,7 @@ from pop.gatekeeper import GatewayProcess
 from pop.intake import Intake
 from pop.ledger import Ledger
 from pop.models.spent import Spent
-from pop.orchestrator import ActiveRun, Orchestrator
+from pop.orchestrator import Orchestrator
 from pop.orders import ANSWER, Order, Orders
 from pop.queue import ignore_lease_breaks
 from pop.records import dump_json
@@ -114,6 +115,7 @@ class Daemon:
             tally=Tally(Spent(root.machine_room / "answers.db")),
             gateway_life=lambda: self.gateway.life,
         )
+        self._ends = self.orchestrator.ends
         self.waiting = WaitingRuns()
         self.orders = Orders(root, self.disk, self.waiting)
         self._ordered: Path | None = None  # an order to this run at rest is being carried out
@@ -227,7 +229,7 @@ class Daemon:
             self.work.report(RootError("the disk is full", where=self.root.path, hint=hint))
         if self.only is None and not self._stopping and self.work.is_well:
             await self.intake.scan()
-        self.orchestrator.look_at_trails()
+        self.orchestrator.board.look_at_trails()
         reap_orphans(keep={self.gateway.pid, self.executor.pid})
         return max(self.settings.daemon.scan_s, 20 * (time.monotonic() - began))
 
@@ -299,7 +301,7 @@ class Daemon:
         """Take up a run that an earlier daemon left; what it was doing is journaled as interrupted."""
         try:
             run = await self.work.in_thread(self.intake.open, run_dir)
-            await self.orchestrator.interrupt_leftovers(run)
+            await self._ends.interrupt_leftovers(run)
             run.notes = await self.work.in_thread(changed_tasks, self.root, run_dir)
         except (RootError, DiskFailed):
             raise
@@ -318,11 +320,11 @@ class Daemon:
         if run.history.state == "waiting":
             self.waiting.add(run.run_id, run.history.waiting(), run.wake_at)
         if run.history.state == "paused":
-            self.orchestrator.unsettled.add(run.run_dir)  # an earlier daemon may not have lived to tell all it cost
+            self._ends.unsettled.add(run.run_dir)  # an earlier daemon may not have lived to tell all it cost
         if run.history.state == "complete":
             self._ending.add(run.run_id)
             if not run.record:  # a daemon before us journaled the end
-                await self.work.surely(self.orchestrator.write_record, self.disk, run)
+                await self.work.surely(self._ends.write_record, self.disk, run)
             self._finished.append(run)
             if not self._promoting:
                 self._promoting = True
@@ -360,22 +362,22 @@ class Daemon:
         """Runs at rest get what was spent after they came there and an earlier daemon did not live to tell."""
         if self.only is None:
             resting = await self.work.in_thread(resting_runs, self.root)
-            await self.orchestrator.settle_resting([*resting, *(self.root.current / run for run in self.waiting.gates)])
+            await self._ends.settle_resting([*resting, *(self.root.current / run for run in self.waiting.gates)])
 
     async def _keep_accounts(self) -> None:
         """Runs at rest get what was spent after they came there: calls that came late."""
-        for run_dir in list(self.orchestrator.unsettled):
-            if self.work.is_well and await self.orchestrator.may_settle(run_dir):
+        for run_dir in list(self._ends.unsettled):
+            if self.work.is_well and await self._ends.may_settle(run_dir):
                 self._settle(run_dir)
 
     def _settle(self, run_dir: Path) -> None:
         if run_dir.name in self.orchestrator.runs or run_dir in self._opening or run_dir in self._backlog:
             return  # it is not at rest
-        self.orchestrator.unsettled.discard(run_dir)
+        self._ends.unsettled.discard(run_dir)
         if not run_dir.is_dir():
             return
         try:
-            history = self.orchestrator.settle(run_dir)
+            history = self._ends.settle(run_dir)
             if history:
                 self.orders.show(run_dir, history)
         except Exception as error:  # somebody damaged or removed it
@@ -383,7 +385,7 @@ class Daemon:
 
     async def _obey(self) -> None:
         active = self.orchestrator.runs
-        self.orchestrator.look_at_gates()
+        self.orchestrator.attendant.look(active.values())
         for run_id in self.waiting.expired(time.time()) if self.only is None else ():
             self._take_up(self.root.current / run_id)
         try:
@@ -426,7 +428,7 @@ class Daemon:
         else:
             self.waiting.drop(order.run_id)
             await self.work.in_thread(self.waiting.add_from, order.run_dir)  # the order changed nothing
-            self.orchestrator.unsettled.add(order.run_dir)  # it may be cancelled before it was taken up
+            self._ends.unsettled.add(order.run_dir)  # it may be cancelled before it was taken up
 
     async def _order_active(self, run: ActiveRun, order: Order) -> None:
         obey = {
