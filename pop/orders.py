@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from pop import events
 from pop.controlwork import pipeline_of
 from pop.errors import PopError
@@ -34,6 +36,8 @@ from pop.settings import Root
 from pop.statuses import lasting, status_of
 from pop.store import Disk, NotAFile, mend_tail, read_regular
 from pop.waiting import WaitingRuns
+
+log = structlog.get_logger()
 
 VERBS = ("cancel", "pause", "resume", "rerun", "retry")
 ANSWER = "answer"  # not an order in orders/: somebody answered a gate of a waiting run
@@ -114,7 +118,10 @@ class Orders:
             looked = True
         if looked and (told := problems(run_dir, gates)) != self._told.get(run_id, []):
             self._told[run_id] = told
-            self.show(run_dir, read_history(run_dir))
+            try:
+                self.show(run_dir, read_history(run_dir))
+            except Exception as error:  # somebody damaged it; the others have orders too
+                log.error("status.unwritten", run=run_id, error=f"{type(error).__name__}: {error}")
         return []
 
     def _slice(self, names: list[str]) -> list[str]:

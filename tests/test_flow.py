@@ -303,7 +303,7 @@ def test_a_paused_run_rests_until_it_is_resumed(make_living: Make) -> None:
 
 
 def test_waiting_and_paused_runs_can_be_cancelled_and_taken_up_again(make_living: Make) -> None:
-    """The gate is still there afterwards."""
+    """The gate is still there afterwards, and told once, as long as it can be answered."""
     living = make_living(pipeline=gate(), tasks=TASKS)
     living.up()
     living.drop("a.json", {})
@@ -312,7 +312,8 @@ def test_waiting_and_paused_runs_can_be_cancelled_and_taken_up_again(make_living
     (run_dir / "orders").mkdir(exist_ok=True)
     for order, state in (("pause", "paused"), ("resume", "waiting"), ("cancel", "cancelled"), ("retry", "waiting")):
         (run_dir / "orders" / order).touch()
-        living.wait_state(state)
+        notes = living.wait_state(state)["notes"]
+        assert sum("waits for an answer" in note for note in notes) == (state != "cancelled")
     (run_dir / "tasks" / "look" / "APPROVE").touch()
     living.wait_complete(1)
 
