@@ -22,6 +22,7 @@ from typing import Any
 import structlog
 
 from pop import admission, events
+from pop.active import ActiveRun
 from pop.admission import Claimed
 from pop.confine import landlock_version, protect_keys
 from pop.diskwork import MIN_FREE_BYTES, DiskWork
@@ -32,13 +33,13 @@ from pop.gatekeeper import GatewayProcess
 from pop.intake import Intake
 from pop.ledger import Ledger
 from pop.models.spent import Spent
-from pop.orchestrator import ActiveRun, Orchestrator
+from pop.orchestrator import Orchestrator
 from pop.orders import ANSWER, Order, Orders
 from pop.queue import ignore_lease_breaks
 from pop.records import dump_json
 from pop.rerun import changed_tasks
 from pop.settings import Root, Settings, load_settings
-from pop.store import Disk, DiskFailed, hold_root
+from pop.store import Disk, DiskFailed, HeldRoot, RootHeld, hold_root
 from pop.tally import Tally
 from pop.waiting import WaitingRuns
 from pop.watch import Watch
@@ -93,8 +94,9 @@ def prepare_root(root: Root) -> None:
 class Daemon:
     """One life of the supervisor on one root."""
 
-    def __init__(self, root: Root, settings: Settings, *, only: Only | None = None) -> None:
+    def __init__(self, root: Root, settings: Settings, held: HeldRoot, *, only: Only | None = None) -> None:
         self.root = root
+        self._held = held
         self.settings = settings
         self.only = only
         self.disk = Disk(durable=settings.daemon.durability == "safe")
@@ -113,6 +115,7 @@ class Daemon:
             tally=Tally(Spent(root.machine_room / "answers.db")),
             gateway_life=lambda: self.gateway.life,
         )
+        self._ends = self.orchestrator.ends
         self.waiting = WaitingRuns()
         self.orders = Orders(root, self.disk, self.waiting)
         self._ordered: Path | None = None  # an order to this run at rest is being carried out
@@ -171,6 +174,7 @@ class Daemon:
         next_scan = 0.0
         while not self._over():
             self._wake.clear()
+            self._keep_root()
             now = time.monotonic()
             if (watch and watch.check()) or now >= next_scan:
                 next_scan = now + await self._scan()
@@ -186,6 +190,28 @@ class Daemon:
                 pause = min(pause, max(0.0, due_s - time.time()))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), pause)
+
+    def _keep_root(self) -> None:
+        """The lock goes with its file: where somebody removed .pop, take it again, before a second daemon does.
+
+        Raises:
+            RootHeld: It did. Nothing more is written here; it goes on from what stands on the disk.
+        """
+        if self._held.stands():
+            return
+        try:
+            self._held.take_again()
+        except RootHeld as error:
+            self._error = error
+            raise
+        except OSError as error:  # somebody took the whole root away, or the disk is full: it is tried again
+            log.error("root.unheld", error=f"the lock cannot be taken again: {error.strerror}")
+            return
+        log.warning("root.held_again", why="somebody removed .pop/lock, or the whole of .pop")
+        if not self.gateway.is_reachable:
+            (self.root.machine_room / "log").mkdir(mode=0o700, exist_ok=True)
+            self.gateway.start_again()
+        self._say_started()
 
     def _over(self) -> bool:
         if self._error:
@@ -203,7 +229,7 @@ class Daemon:
             self.work.report(RootError("the disk is full", where=self.root.path, hint=hint))
         if self.only is None and not self._stopping and self.work.is_well:
             await self.intake.scan()
-        self.orchestrator.look_at_trails()
+        self.orchestrator.board.look_at_trails()
         reap_orphans(keep={self.gateway.pid, self.executor.pid})
         return max(self.settings.daemon.scan_s, 20 * (time.monotonic() - began))
 
@@ -261,7 +287,11 @@ class Daemon:
     # -- one run -----------------------------------------------------------------------------------------------
 
     async def _seal_and_drive(self, claimed: Claimed) -> None:
-        run = await self.intake.seal(claimed)
+        self._opening.add(claimed.run_dir)
+        try:
+            run = await self.intake.seal(claimed)
+        finally:
+            self._opening.discard(claimed.run_dir)
         if run:
             await self._drive(run)
         elif self.only is not None:
@@ -271,7 +301,8 @@ class Daemon:
         """Take up a run that an earlier daemon left; what it was doing is journaled as interrupted."""
         try:
             run = await self.work.in_thread(self.intake.open, run_dir)
-            await self.orchestrator.interrupt_leftovers(run)
+            await self._ends.interrupt_leftovers(run)
+            run.notes = await self.work.in_thread(changed_tasks, self.root, run_dir)
         except (RootError, DiskFailed):
             raise
         except Exception as error:  # a run somebody damaged is left as it lies, and stops no other
@@ -281,7 +312,6 @@ class Daemon:
             self._opening.discard(run_dir)
         self.waiting.drop(run.run_id)
         log.info("run.resumed", run=run.run_id)
-        run.notes = await self.work.in_thread(changed_tasks, self.root, run_dir)
         await self._drive(run)
 
     async def _drive(self, run: ActiveRun) -> None:
@@ -289,10 +319,12 @@ class Daemon:
             await self.orchestrator.drive(run)
         if run.history.state == "waiting":
             self.waiting.add(run.run_id, run.history.waiting(), run.wake_at)
+        if run.history.state == "paused":
+            self._ends.unsettled.add(run.run_dir)  # an earlier daemon may not have lived to tell all it cost
         if run.history.state == "complete":
             self._ending.add(run.run_id)
             if not run.record:  # a daemon before us journaled the end
-                await self.work.surely(self.orchestrator.write_record, self.disk, run)
+                await self.work.surely(self._ends.write_record, self.disk, run)
             self._finished.append(run)
             if not self._promoting:
                 self._promoting = True
@@ -327,24 +359,25 @@ class Daemon:
             await asyncio.sleep(self.settings.daemon.scan_s)
 
     async def _begin_accounts(self) -> None:
-        """Runs at rest get what was spent after their end and an earlier daemon did not live to tell."""
+        """Runs at rest get what was spent after they came there and an earlier daemon did not live to tell."""
         if self.only is None:
-            await self.orchestrator.settle_resting(await self.work.in_thread(resting_runs, self.root))
+            resting = await self.work.in_thread(resting_runs, self.root)
+            await self._ends.settle_resting([*resting, *(self.root.current / run for run in self.waiting.gates)])
 
     async def _keep_accounts(self) -> None:
-        """Runs at rest get what was spent after their end: calls that came late."""
-        for run_dir in list(self.orchestrator.unsettled):
-            if self.work.is_well and await self.orchestrator.may_settle(run_dir):
+        """Runs at rest get what was spent after they came there: calls that came late."""
+        for run_dir in list(self._ends.unsettled):
+            if self.work.is_well and await self._ends.may_settle(run_dir):
                 self._settle(run_dir)
 
     def _settle(self, run_dir: Path) -> None:
         if run_dir.name in self.orchestrator.runs or run_dir in self._opening or run_dir in self._backlog:
             return  # it is not at rest
-        self.orchestrator.unsettled.discard(run_dir)
+        self._ends.unsettled.discard(run_dir)
         if not run_dir.is_dir():
             return
         try:
-            history = self.orchestrator.settle(run_dir)
+            history = self._ends.settle(run_dir)
             if history:
                 self.orders.show(run_dir, history)
         except Exception as error:  # somebody damaged or removed it
@@ -352,7 +385,7 @@ class Daemon:
 
     async def _obey(self) -> None:
         active = self.orchestrator.runs
-        self.orchestrator.look_at_gates()
+        self.orchestrator.attendant.look(active.values())
         for run_id in self.waiting.expired(time.time()) if self.only is None else ():
             self._take_up(self.root.current / run_id)
         try:
@@ -395,7 +428,7 @@ class Daemon:
         else:
             self.waiting.drop(order.run_id)
             await self.work.in_thread(self.waiting.add_from, order.run_dir)  # the order changed nothing
-            self.orchestrator.unsettled.add(order.run_dir)  # it may be cancelled before it was taken up
+            self._ends.unsettled.add(order.run_dir)  # it may be cancelled before it was taken up
 
     async def _order_active(self, run: ActiveRun, order: Order) -> None:
         obey = {
@@ -452,7 +485,7 @@ class Daemon:
         self.work.close()
         await self.executor.stop()
         self.gateway.stop()
-        if not isinstance(self._error, DiskFailed):
+        if not isinstance(self._error, (DiskFailed, RootHeld)):
             with contextlib.suppress(OSError):
                 self.ledger.settle()
                 (self.root.machine_room / "daemon.json").unlink(missing_ok=True)
@@ -503,15 +536,15 @@ def run_daemon(root: Root, *, only: Only | None = None, command: str = "pop up")
     protect_keys()
     _raise_file_limit()
     patience_s = 3.0 if only is None else ONLY_PATIENCE_S  # of several `pop run` one comes after the other
-    with hold_root(root.machine_room, command, patience_s=patience_s):
+    with hold_root(root.machine_room, command, patience_s=patience_s) as held:
         from pop.executors.process import end_orphans
 
         end_orphans(root.path)
-        asyncio.run(_serve(root, settings, only))
+        asyncio.run(_serve(root, settings, held, only))
 
 
-async def _serve(root: Root, settings: Settings, only: Only | None) -> None:
-    await Daemon(root, settings, only=only).run()
+async def _serve(root: Root, settings: Settings, held: HeldRoot, only: Only | None) -> None:
+    await Daemon(root, settings, held, only=only).run()
 
 
 def _raise_file_limit() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +23,7 @@ COLOURS = {
     "waiting": "yellow",
 }
 MOST_ROWS = 30
+_HOW_TO = re.compile(r"\S+ waits for an answer")  # a note that is told at more length
 
 
 class Progress:
@@ -170,6 +172,7 @@ def closing_lines(root: Root, run: Run, status: dict[str, Any]) -> Iterator[str]
             yield f"hint       {safe(error['hint'])}"
         if error.get("instance"):
             yield f"look at    {path}/tasks/{error['instance']}/attempts/{error.get('attempt')}/"
+    yield from (f"note       {safe(note, 500)}" for note in status.get("notes") or [] if not _HOW_TO.match(note))
     if state in ("waiting", "paused"):
         yield from _how_to_go_on(root, run, status)
     if state == "cancelled":

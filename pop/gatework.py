@@ -12,25 +12,31 @@ All of it may be done again after a crash: what was written is found or written 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pop import events, gates
+from pop.errors import UsageError
 from pop.gates import Answer, BadEdit, Edit, Shown
 from pop.history import CONTROL, RunHistory
 from pop.letters import loop_keys
 from pop.loopwork import at_of
 from pop.pipeline import Pipeline
-from pop.plan import Expire, Open, inputs_of
+from pop.plan import Expire, Open
+from pop.reading import inputs_of
 from pop.stale import Stale, stale_of
+from pop.statuses import MOST_TOLD
 from pop.steps import At, Block, Gate, Repeat, Sequence, Task, instance_name, step_of
 from pop.store import Disk
 
 BY_HAND = frozenset({"APPROVE", "REJECT", "CHANGES.md", "decision.json"})
+TIMEOUT = "timeout"  # how an answer came that nobody gave; the copies are not looked at then
 FRESH_S = 5.0  # a folder that changed so lately is looked at closely, whatever lies in it
 ANY = ["approve", "request-changes", "reject"]
 
@@ -42,8 +48,14 @@ def gate_dir(run_dir: Path, instance: str) -> Path:
 # -- opening ---------------------------------------------------------------------------------------------------------
 
 
-def open_gate(disk: Disk, run_dir: Path, pipeline: Pipeline, history: RunHistory, move: Open) -> dict[str, Any]:
-    """Ask what the planner says is to be asked; returns the event."""
+def open_gate(
+    disk: Disk, run_dir: Path, pipeline: Pipeline, history: RunHistory, move: Open, *, again: bool = False
+) -> dict[str, Any]:
+    """Ask what the planner says is to be asked; returns the event.
+
+    Args:
+        again: It is open; lay out its files once more, for somebody removed them.
+    """
     block = pipeline.blocks[move.step]
     if isinstance(block, Repeat):
         key = instance_name(block.name, pipeline.at(block.name, move.at))
@@ -65,6 +77,7 @@ def open_gate(disk: Disk, run_dir: Path, pipeline: Pipeline, history: RunHistory
         options=ANY if keys or from_where(pipeline, history, block.name, move.at) else ["approve", "reject"],
         expires_at=round(time.time() + block.timeout_s, 3) if block.timeout_s else None,
         on_timeout=block.on_timeout,
+        again=again,
     )
 
 
@@ -91,9 +104,10 @@ def _ask(
     options: list[str] | None = None,
     expires_at: float | None = None,
     on_timeout: str = "wait",
+    again: bool = False,
 ) -> dict[str, Any]:
     known = history.instances.get(instance)
-    opening = known.opening + 1 if known else 1
+    opening = (known.opening if known else 0) + (not again)
     copies = gates.open_gate(
         disk,
         run_dir,
@@ -179,14 +193,30 @@ def find_answer(disk: Disk, run_dir: Path, instance: str) -> Answer | None:
     return gates.find_answer(disk, folder, time.time()) if may_be_answered(folder) else None
 
 
-def expire(disk: Disk, run_dir: Path, move: Expire) -> Answer | None:
+def expire(disk: Disk, run_dir: Path, pipeline: Pipeline, history: RunHistory, move: Expire) -> Answer | None:
     """The answer of the gate's timeout, unless somebody was first."""
     folder = gate_dir(run_dir, move.instance)
-    try:
-        gates.give_answer(disk, folder, move.answer, by="timeout", how="timeout")
-    except gates.AlreadyAnswered:
-        pass
+    with contextlib.suppress(gates.AlreadyAnswered):
+        try:
+            gates.give_answer(disk, folder, move.answer, by=TIMEOUT, how=TIMEOUT)
+        except gates.AlreadyAnswered:
+            raise
+        except UsageError:  # somebody removed gate.json, or wrote another one
+            gate = Open(move.instance, step_of(move.instance), at_of(move.instance))
+            open_gate(disk, run_dir, pipeline, history, gate, again=True)
+            gates.give_answer(disk, folder, move.answer, by=TIMEOUT, how=TIMEOUT)
     return gates.find_answer(disk, folder, time.time())
+
+
+def problems(run_dir: Path, waiting: Iterable[str]) -> list[str]:
+    """Sentences about what was meant as an answer and is none."""
+    first = islice(waiting, MOST_TOLD)
+    return [_problem(name, about) for name in first if (about := gates.problem_of(gate_dir(run_dir, name)))]
+
+
+def _problem(gate: str, about: dict[str, Any]) -> str:
+    hint = f"; {about['hint']}" if about.get("hint") else ""
+    return f"{gate} got an answer that is none: {about.get('file')}: {about.get('problem')}{hint}"
 
 
 def redone(pipeline: Pipeline, history: RunHistory, instance: str, answer: Answer) -> tuple[list[str], Stale] | None:
@@ -204,7 +234,7 @@ def decide(
     """The files of an answer, and the events that make it count; none when it cannot be carried out: it is set aside."""
     known, folder = history.instances[instance], gate_dir(run_dir, instance)
     edits: list[Edit] = []
-    if answer.decision != "reject" and known.kind in ("step", "loop"):
+    if answer.decision != "reject" and answer.how != TIMEOUT and known.kind in ("step", "loop"):
         shown = [Shown.model_validate(copy) for copy in known.shown]
         try:
             edits = gates.take_edits(disk, run_dir, folder, shown, instance)

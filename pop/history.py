@@ -2,21 +2,10 @@
 
 ``RunHistory`` is what the planner reads as its facts. It changes only through `apply`, one event after the other, so
 that a restart that replays ``events.jsonl`` knows what the daemon knew.
-
-| instance state | meaning                                      | leaves it by                      |
-|----------------|----------------------------------------------|-----------------------------------|
-| running        | an attempt was started and has not ended     | step.done, step.attempt_failed    |
-| retry          | the attempt failed, another is due           | step.started                      |
-| waiting        | a person is asked                            | gate.decided                      |
-| done           | its output stands on disk with this sha256   | run.rerun                         |
-| failed         | no further attempt is allowed                | step.reset, run.rerun             |
-| skipped        | its condition said no                        | run.rerun                         |
-| stale          | it is to run again when its turn comes       | step.started, gate.opened, step.skipped |
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,65 +13,14 @@ from typing import Any
 import orjson
 
 from pop import events
-from pop.loops import Verdict
+from pop.instances import Instance as Instance
+from pop.instances import Lap as Lap
+from pop.instances import Loop as Loop
 from pop.records import Usage
 from pop.steps import step_of
 
 CONTROL = "+control"  # ends the name of the gate that an invalid order of an instance opens
 NEW_GENERATION = frozenset({"invalid_output", "refused", "truncated"})  # bad answers: the next attempt asks afresh
-
-
-@dataclass
-class Instance:
-    """One instance of a step. `attempts` counts those that used up an attempt, `started` all of them."""
-
-    state: str
-    attempts: int = 0
-    started: int = 0
-    generation: int = 1
-    failures: int = 0
-    interruptions: int = 0
-    not_before: float | None = None
-    more_time: float = 1.0
-    started_at: str | None = None
-    finished_at: str | None = None
-    seconds: float | None = None
-    refinements: int = 0
-    usage: Mapping[str, Any] | None = None
-    error: dict[str, Any] | None = None
-    sha256: str | None = None
-    reason: str | None = None
-    expires_at: float | None = None
-    kind: str | None = None  # of the gate that is open, or was last
-    key: str | None = None  # of the loop that gate stands in, or at the end of
-    opening: int = 0
-    shown: list[dict[str, Any]] = field(default_factory=list)
-    decision: str | None = None
-    model: str | None = None  # asked instead of the step's own, as its recovery says
-    models: dict[str, str] = field(default_factory=dict)  # of a rerun: recorded answers
-    problems: list[str] | None = None  # what the next attempt is told; None: what remained in the lap before
-    live: dict[str, Any] = field(default_factory=dict)  # stage, progress: seen in the trail, not journaled
-
-
-@dataclass
-class Lap:
-    """One lap of a `repeat`, as ``lap.ended`` tells it."""
-
-    verdict: Verdict
-    score: float | None = None
-    checks: bool = True
-    sha256: str = ""
-    reason: str = ""
-    values: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Loop:
-    """One `repeat`. `since`: laps before a person granted further ones; `kept`: the lap that stands for the loop."""
-
-    laps: list[Lap] = field(default_factory=list)
-    since: int = 0
-    kept: int | None = None
 
 
 @dataclass
@@ -250,30 +188,18 @@ def _step_skipped(run: RunHistory, event: dict[str, Any]) -> None:
 
 def _step_reset(run: RunHistory, event: dict[str, Any]) -> None:
     if event["instance"] in run.loops:
-        _go_on(run.loops[event["instance"]])
+        run.loops[event["instance"]].go_on()
     else:
-        _afresh(run.instance(event["instance"]))
+        run.instance(event["instance"]).afresh()
         if event["instance"].endswith(CONTROL):
             _ask(run, event["instance"], "control")
             run.held = True
 
 
-def _afresh(instance: Instance) -> None:
-    """Fresh attempts, or the gate once more."""
-    if instance.state in ("failed", "waiting"):
-        instance.state, instance.expires_at = "retry", None
-    instance.attempts = instance.failures = instance.interruptions = 0
-    instance.not_before = None
-
-
-def _go_on(loop: Loop) -> None:
-    """A person grants further laps."""
-    loop.laps[-1].verdict, loop.since, loop.kept = "again", len(loop.laps), None
-
-
 def _step_reused(run: RunHistory, event: dict[str, Any]) -> None:
     instance = run.instance(event["instance"])
     instance.state, instance.sha256, instance.error = "done", event["sha256"], None
+    instance.reason = f"reused from {str(event.get('from')).partition('/')[0]}"
     if event.get("control"):
         _obey(run, step_of(event["instance"]), event)
 
@@ -301,29 +227,14 @@ def _gate_decided(run: RunHistory, event: dict[str, Any]) -> None:
         others = (other for other in run.instances.values() if other is not instance and other.state == "waiting")
         run.held = any(other.kind == "control" for other in others)
     if decision == "reject":
-        instance.state = "failed"
-        if instance.kind != "recovery":
-            instance.error = _rejection(name, instance, event)
+        instance.be_rejected(name, event)
     elif instance.kind == "recovery":
-        _afresh(instance)
+        instance.afresh()
     else:
         instance.state, instance.error, instance.sha256 = "done", None, event.get("sha256")
         if instance.kind == "loop" and instance.key in run.loops:
-            _decide_loop(run.loops[instance.key], decision)
-
-
-def _decide_loop(loop: Loop, decision: str) -> None:
-    if decision == "request-changes":
-        _go_on(loop)
-    else:
-        loop.laps[-1].verdict, loop.kept = "accepted", len(loop.laps)
-
-
-def _rejection(name: str, instance: Instance, event: dict[str, Any]) -> dict[str, Any]:
-    said = f": {event['text']}" if event.get("text") else ""
-    message = f"{name} was rejected by {event['by']}{said}"
-    return {"error_class": "rejected", "code": "rejected", "message": message, "instance": name,
-            "hint": "mend it and let it be asked once more: pop retry"}  # fmt: skip
+            loop = run.loops[instance.key]
+            loop.go_on() if decision == "request-changes" else loop.accept()
 
 
 def _lap_ended(run: RunHistory, event: dict[str, Any]) -> None:
@@ -351,7 +262,7 @@ def _run_rerun(run: RunHistory, event: dict[str, Any]) -> None:
         if name.endswith(CONTROL):
             run.instances.pop(name, None)
         else:
-            _forget(run.instance(name))
+            run.instance(name).forget()
     for name in event.get("again") or ():
         run.instance(name).generation += 1
     for name in event.get("replay") or ():
@@ -363,9 +274,7 @@ def _run_rerun(run: RunHistory, event: dict[str, Any]) -> None:
         run.counts.pop(key, None)
     for key, laps in (event.get("loops") or {}).items():
         if laps and key in run.loops:
-            loop = run.loops[key]
-            loop.laps, loop.since, loop.kept = loop.laps[:laps], min(loop.since, laps), None
-            loop.laps[-1].verdict = "again"
+            run.loops[key].begin_again_after(laps)
         else:
             run.loops.pop(key, None)
     run.seed, run.pipeline = event.get("seed") or run.seed, event.get("pipeline") or run.pipeline
@@ -383,14 +292,6 @@ def _answer_as_before(run: RunHistory, instance: Instance, asked: dict[str, Any]
     instance.generation = asked.get("generation") or instance.generation
     instance.model = asked.get("model")
     instance.problems = asked.get("problems")
-
-
-def _forget(instance: Instance) -> None:
-    instance.state = "stale"
-    instance.attempts = instance.failures = instance.interruptions = 0
-    instance.error, instance.not_before, instance.expires_at, instance.reason = None, None, None, None
-    instance.decision, instance.model, instance.more_time, instance.models = None, None, 1.0, {}
-    instance.problems = None
 
 
 def _when_decided(run: RunHistory, event: dict[str, Any]) -> None:

@@ -19,13 +19,13 @@ from pathlib import Path
 import structlog
 
 from pop import admission, forks
+from pop.active import ActiveRun
 from pop.admission import Claimed
 from pop.controlwork import pipeline_of
 from pop.diskwork import DiskWork, probe
 from pop.errors import PopError, RootError, SeedRejected
 from pop.history import read_history
 from pop.letters import LetterWriter
-from pop.orchestrator import ActiveRun
 from pop.pipelines import BrokenPipeline, PipelineShelf
 from pop.queue import Incomplete, NotYet, PendingQueue, Refusal, peek
 from pop.records import printable

@@ -22,18 +22,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from pop import events
 from pop.controlwork import pipeline_of
 from pop.errors import PopError
-from pop.gatework import find_answer
+from pop.gatework import find_answer, gate_dir, may_be_answered, problems
 from pop.history import RunHistory, read_history
 from pop.pipeline_values import budget as budgets
 from pop.records import BadJson, dump_json, read_json
 from pop.rerun import rerun_event
 from pop.settings import Root
-from pop.statuses import status_of
+from pop.statuses import lasting, status_of
 from pop.store import Disk, NotAFile, mend_tail, read_regular
 from pop.waiting import WaitingRuns
+
+log = structlog.get_logger()
 
 VERBS = ("cancel", "pause", "resume", "rerun", "retry")
 ANSWER = "answer"  # not an order in orders/: somebody answered a gate of a waiting run
@@ -86,6 +90,7 @@ class Orders:
         self._waiting = waiting or WaitingRuns()
         self._disk = disk
         self._next = ""
+        self._told: dict[str, list[str]] = {}  # by waiting run, what was meant as an answer and is none
 
     def find(self, active: set[str]) -> list[Order]:
         try:
@@ -101,11 +106,22 @@ class Orders:
 
     def _answers(self, run_id: str) -> list[Order]:
         """One, when a gate of a waiting run has its answer."""
-        run_dir = self._root.current / run_id
-        for gate in self._waiting.gates.get(run_id, ()):
+        run_dir, gates = self._root.current / run_id, self._waiting.gates.get(run_id, [])
+        looked = False
+        for gate in gates:
+            if not may_be_answered(gate_dir(run_dir, gate)):
+                continue
             answer = find_answer(self._disk, run_dir, gate)
             if answer:
+                self._told.pop(run_id, None)
                 return [Order(run_dir, ANSWER, answer.by, answer.text)]
+            looked = True
+        if looked and (told := problems(run_dir, gates)) != self._told.get(run_id, []):
+            self._told[run_id] = told
+            try:
+                self.show(run_dir, read_history(run_dir))
+            except Exception as error:  # somebody damaged it; the others have orders too
+                log.error("status.unwritten", run=run_id, error=f"{type(error).__name__}: {error}")
         return []
 
     def _slice(self, names: list[str]) -> list[str]:
@@ -181,10 +197,11 @@ class Orders:
         path = run_dir / "tasks-status.json"
         try:
             before = read_json(read_regular(path, max_bytes=64 * 2**20))
-            expected, notes = list(before.get("tasks") or {}), list(before.get("notes") or [])
+            expected, notes = list(before.get("tasks") or {}), lasting(before.get("notes") or (), history)
         except (BadJson, NotAFile, OSError, AttributeError, TypeError):
             expected, notes = [], []
         now = events.rfc3339(time.time())
+        notes += problems(run_dir, history.waiting())
         self._disk.put(path, dump_json(status_of(history, now=now, expected=expected, notes=notes)))
 
     def file_away(self, order: Order, error: PopError | None = None) -> None:

@@ -15,6 +15,7 @@ from pop.errors import ConfigError, ConfigErrors, SeedRejected, did_you_mean
 from pop.pipeline import Pipeline, load_pipeline
 from pop.settings import Root
 from pop.tasks import hash_task, list_tasks
+from pop.views import known_views
 
 Signature = tuple[tuple[int, int, int] | None, ...]
 
@@ -85,7 +86,8 @@ class PipelineShelf:
         try:
             tasks = list_tasks(self._root.tasks)
             where = os.path.relpath(path, self._root.path)
-            return Shelved(data, load_pipeline(data, where=where, name=name, known_tasks=tasks))
+            pipeline = load_pipeline(data, where=where, name=name, known_tasks=tasks, known_views=known_views())
+            return Shelved(data, pipeline)
         except ConfigError as error:
             self._broken[name] = signature
             raise BrokenPipeline(name, error) from error

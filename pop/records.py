@@ -378,7 +378,7 @@ class TaskStatus(Record):
     usage: Usage = Field(default_factory=Usage)
     error: ErrorRecord | None = None
     progress: list[float] | None = None  # [done, total] as the task said by ctx.progress
-    reason: str | None = None  # why it was skipped
+    reason: str | None = None  # why it was skipped, or that it was reused from another run
 
 
 class Status(Record):

@@ -24,7 +24,7 @@ from pop.errors import ConfigError, ConfigErrors, UsageError, did_you_mean
 from pop.records import NAME_PATTERN
 from pop.tomlplaces import TomlPlaces, find_toml_places
 
-_LATER = frozenset({"recover"})
+_OF_PIPELINES = frozenset({"recover"})
 
 
 @dataclass(frozen=True)
@@ -346,8 +346,9 @@ def _explain(entry: Any, places: TomlPlaces) -> ConfigError:
     where = places.of(*path)
     if entry["type"] != "extra_forbidden":
         return ConfigError(f"{'.'.join(path)}: {entry['msg'].lower()}", where=where, hint=_hint(entry, path[-1]))
-    if path[-1] in _LATER:
-        return ConfigError(f"`{path[-1]}` comes with a later version", where=where, code="not-yet")
+    if path[-1] in _OF_PIPELINES:
+        above = "write it at the top of pipeline.json, or in a step (docs/pipelines.md)"
+        return ConfigError(f"`{path[-1]}` belongs into a pipeline", where=where, hint=above)
     hint = did_you_mean(path[-1], _known_keys(list(path[:-1])))
     return ConfigError(f"unknown key {path[-1]!r}", where=where, hint=hint)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from pop.events import unix_s
@@ -84,6 +86,15 @@ def _how_to_answer(history: RunHistory, waiting: list[str]) -> list[str]:
         f"tasks/{name}/request.md tells what is asked and what else can be said"
         for name in waiting[:MOST_TOLD]
     ]
+
+
+_OF_A_GATE = re.compile(r"\S+ (waits for|got) an answer")
+
+
+def lasting(notes: Iterable[Any], history: RunHistory) -> list[str]:
+    """Of the notes in an earlier status those that `status_of` does not make anew, or that are over."""
+    told = [str(note) for note in notes]
+    return [note for note in told if note not in history.warnings and not _OF_A_GATE.match(note)]
 
 
 def run_record(history: RunHistory, *, models: list[str]) -> dict[str, Any]:

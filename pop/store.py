@@ -321,34 +321,74 @@ def contained(base: Path, relative: str) -> Path:
     return path
 
 
+AGAIN_PATIENCE_S = 0.5  # `lock_holder` of a command may hold the new file for an instant
+
+
 class RootHeld(RootError):
     """Another daemon works on this root."""
 
     code = "root-held"
 
 
+class HeldRoot:
+    """The root's lock in our hands. Its file is never unlinked by us; its text only serves the message to others."""
+
+    def __init__(self, machine_room: Path, command: str, *, patience_s: float) -> None:
+        self._path = machine_room / "lock"
+        self._about = {"pid": os.getpid(), "host": os.uname().nodename, "started_at": time.time(), "command": command}
+        self._fd = self._take(patience_s)
+
+    def _take(self, patience_s: float) -> int:
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            _lock(fd, patience_s)
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, dump_json(self._about, pretty=False), 0)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def stands(self) -> bool:
+        """Whether the file that a second daemon would try is the one we hold: somebody may have removed it."""
+        try:
+            there = os.lstat(self._path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return os.path.samestat(there, os.fstat(self._fd))
+
+    def take_again(self) -> None:
+        """Hold the file that stands there now; the folder is made again where it is missing.
+
+        Raises:
+            RootHeld: Another daemon was first; says who.
+        """
+        self._path.parent.mkdir(mode=0o700, exist_ok=True)  # with `parents`, a root that was moved would be made anew
+        held = self._take(AGAIN_PATIENCE_S)
+        os.close(self._fd)
+        self._fd = held
+
+    def let_go(self) -> None:
+        os.close(self._fd)
+
+
 @contextmanager
-def hold_root(machine_room: Path, command: str, *, patience_s: float = 3.0) -> Iterator[None]:
+def hold_root(machine_room: Path, command: str, *, patience_s: float = 3.0) -> Iterator[HeldRoot]:
     """Hold the root's lock; the kernel frees it when the process ends, however it ends.
 
-    The file is never unlinked and its text only serves the message to a second daemon. The lock is tried for
-    `patience_s`, because a child of a dead daemon may share it for an instant.
+    The lock is tried for `patience_s`, because a child of a dead daemon may share it for an instant.
 
     Raises:
         RootHeld: Somebody else has it; says who.
     """
-    fd = os.open(machine_room / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    held = HeldRoot(machine_room, command, patience_s=patience_s)
     try:
-        _take(fd, patience_s)
-        about = {"pid": os.getpid(), "host": os.uname().nodename, "started_at": time.time(), "command": command}
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, dump_json(about, pretty=False), 0)
-        yield
+        yield held
     finally:
-        os.close(fd)
+        held.let_go()
 
 
-def _take(fd: int, patience_s: float) -> None:
+def _lock(fd: int, patience_s: float) -> None:
     give_up = time.monotonic() + patience_s
     while True:
         try:

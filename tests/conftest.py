@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +12,10 @@ import pytest
 
 from tests.fake_openai import FakeOpenAI
 from tests.living import LivingRoot, living_root
+
+for number in (signal.SIGINT, signal.SIGHUP):  # a shell starts what it puts into the background without them, and so
+    if signal.getsignal(number) == signal.SIG_IGN:  # would start the daemons and commands under test
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture

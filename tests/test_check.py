@@ -151,7 +151,7 @@ def test_what_is_right_in_a_root_is_not_complained_about(tmp_path: Path, files: 
         ("[budget]\nrun_usd = -1\n", ["budget.run_usd", "pop.toml:2:1  budget.run_usd"]),
         ("[budget]\nrun_euro = 1\n", ["unknown key 'run_euro'", "run_usd"]),
         ("[providers.p]\nkind = 'opnai'\n[models.a]\nprovider='p'\nmodel='m'\n", ["no kind of provider", "openai"]),
-        ("[recover]\n", ["`recover` comes with a later version"]),
+        ("[recover]\n", ["`recover` belongs into a pipeline", "pop.toml:1:2", "top of pipeline.json"]),
         ("[models.a]\nprovider='builtin'\nrequests_per_minute = 0\n", ["requests_per_minute", ":3:1"]),
         ("[models.a]\nladder = []\n", ["`ladder` is empty"]),
         ("[models.default]\nprovider='command'\ncommand=['no-such-program']\n", ["no program 'no-such-program'", ":3:1"]),

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from pop.records import RunRecord, Status
+from pop.store import hold_root, lock_holder
 from tests.living import LivingRoot
 
 Make = Callable[..., LivingRoot]
@@ -119,6 +120,39 @@ def test_a_second_daemon_says_who_holds_the_root(make_living: Make) -> None:
     second = living.up()
     assert second.wait(20) == 3
     assert f"process {first.pid}" in living.log()
+
+
+def test_a_machine_room_that_is_removed_is_held_again(make_living: Make) -> None:
+    """No second daemon starts beside the first, which goes on and is found by commands as before."""
+    living = make_living(pipeline=CHAIN, tasks=CHAIN_TASKS)
+    daemon = living.up()
+    living.drop("a.json", {"n": 1})
+    living.wait_complete(1)
+    shutil.rmtree(living.root.machine_room)
+    living.wait(lambda: (lock_holder(living.root.machine_room) or {}).get("pid") == daemon.pid, "the lock", 10.0)
+    second = living.up()
+    assert second.wait(30) == 3 and f"process {daemon.pid}" in living.log()
+    living.drop("b.json", {"n": 2})
+    living.wait_complete(2)
+    assert json.loads((living.root.machine_room / "daemon.json").read_bytes())["pid"] == daemon.pid
+    assert living.stop(daemon) == 0 and "root.held_again" in living.log()
+
+
+def test_a_daemon_ends_when_another_one_took_its_root(make_living: Make) -> None:
+    """The lock went with its file and somebody else was first: it says so, and leaves what is the other's alone."""
+    living = make_living(pipeline=CHAIN, tasks=CHAIN_TASKS)
+    daemon = living.up()
+    living.drop("a.json", {"n": 1})
+    living.wait_complete(1)
+    lock = living.root.machine_room / "lock"
+    about = living.root.machine_room / "daemon.json"
+    daemon.send_signal(signal.SIGSTOP)
+    lock.unlink()
+    with hold_root(living.root.machine_room, "pop gc"):
+        daemon.send_signal(signal.SIGCONT)
+        assert daemon.wait(30) == 3
+        assert "another daemon works here: `pop gc`" in living.log()
+        assert about.exists() and lock_holder(living.root.machine_room)
 
 
 def test_a_failed_run_stays_and_a_retry_goes_on_from_what_failed(make_living: Make) -> None:

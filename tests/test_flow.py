@@ -203,6 +203,43 @@ def test_a_gate_may_answer_itself_when_its_time_is_over(make_living: Make, answe
         assert living.output(row, "last")["look"]["by"] == "timeout"
 
 
+@pytest.mark.parametrize("trouble", ["a half-made edit", "no gate.json"])
+def test_a_timeout_is_carried_out_whatever_lies_in_the_folder(make_living: Make, trouble: str) -> None:
+    """The copies are not looked at then; and a gate whose gate.json somebody removed is laid out once more."""
+    living = make_living(pipeline=gate(timeout="3s", on_timeout="approve"), tasks=TASKS)
+    living.up()
+    living.drop("a.json", {})
+    living.wait_state("waiting")
+    (run_dir,) = living.current()
+    if trouble == "no gate.json":
+        (run_dir / "tasks" / "look" / "gate.json").unlink()
+    else:
+        (run_dir / "tasks" / "look" / "show" / "made.json").write_text('{"made": ')
+    (row,) = living.wait_complete(1)
+    assert living.output(row, "last")["made"]["made"] == "made"
+    answer = living.output(row, "last")["look"]
+    assert (answer["decision"], answer["how"], answer["edited"]) == ("approve", "timeout", [])
+    assert (ledger_dir(living, row) / "tasks" / "look" / "gate.json").is_file()
+
+
+def test_what_was_meant_as_an_answer_is_told(make_living: Make) -> None:
+    """In the notes of a run at rest, once; it goes when the run does."""
+    living = make_living(pipeline=gate(), tasks=TASKS)
+    living.up()
+    living.drop("a.json", {})
+    living.wait_state("waiting")
+    (run_dir,) = living.current()
+    folder = run_dir / "tasks" / "look"
+    (folder / "decision.json").write_text('{"decision": "aprove"}')
+    told = living.wait(lambda: [note for note in living.status()["notes"] if "is none" in note], "a note")
+    assert told == ["look got an answer that is none: decision.json: no decision 'aprove'; did you mean 'approve'?"]
+    assert len(living.status()["notes"]) == 3, living.status()["notes"]  # which model answers, how to, and this
+    assert "'aprove'" in pop(living, "show", "last").stdout
+    (folder / "APPROVE").touch()
+    (row,) = living.wait_complete(1)
+    assert "is none" not in (ledger_dir(living, row) / "tasks-status.json").read_text()
+
+
 def test_an_edited_output_goes_on_as_edited(make_living: Make) -> None:
     """The copy that was shown, changed by a person; the old version stays."""
     living = make_living(pipeline=gate(), tasks=TASKS)
@@ -266,7 +303,7 @@ def test_a_paused_run_rests_until_it_is_resumed(make_living: Make) -> None:
 
 
 def test_waiting_and_paused_runs_can_be_cancelled_and_taken_up_again(make_living: Make) -> None:
-    """The gate is still there afterwards."""
+    """The gate is still there afterwards, and told once, as long as it can be answered."""
     living = make_living(pipeline=gate(), tasks=TASKS)
     living.up()
     living.drop("a.json", {})
@@ -275,7 +312,8 @@ def test_waiting_and_paused_runs_can_be_cancelled_and_taken_up_again(make_living
     (run_dir / "orders").mkdir(exist_ok=True)
     for order, state in (("pause", "paused"), ("resume", "waiting"), ("cancel", "cancelled"), ("retry", "waiting")):
         (run_dir / "orders" / order).touch()
-        living.wait_state(state)
+        notes = living.wait_state(state)["notes"]
+        assert sum("waits for an answer" in note for note in notes) == (state != "cancelled")
     (run_dir / "tasks" / "look" / "APPROVE").touch()
     living.wait_complete(1)
 
@@ -418,6 +456,35 @@ def test_a_run_is_taken_up_again_from_a_step(make_living: Make) -> None:
 
 
 @pytest.mark.timeout(300)
+def test_a_run_whose_tasks_changed_says_so(make_living: Make) -> None:
+    """From when it is taken up again on: in its notes, and so in `pop show`."""
+    living = make_living(pipeline=gate(), tasks=TASKS)
+    living.up()
+    living.drop("a.json", {})
+    living.wait_state("waiting")
+    living.task("last.py", LAST + "\n")
+    (run_dir,) = living.current()
+    (run_dir / "tasks" / "look" / "APPROVE").touch()
+    (row,) = living.wait_complete(1)
+    note = "task 'last' changed since this run began: last.py"
+    assert note in json.loads((ledger_dir(living, row) / "tasks-status.json").read_bytes())["notes"]
+    assert note in pop(living, "show", "last").stdout
+
+
+def test_a_fork_tells_what_it_took_over(make_living: Make) -> None:
+    """Status and `pop show` name the run that an output was made in."""
+    living = make_living(pipeline={"name": "p", "tasks": [{"task": "echo", "name": "made"}, "last"]}, tasks=TASKS)
+    living.up()
+    living.drop("a.json", {})
+    (parent,) = living.wait_complete(1)
+    assert pop(living, "rerun", "last", "--from", "last").returncode == 0
+    fork = living.wait_complete(2)[-1]
+    status = json.loads((ledger_dir(living, fork) / "tasks-status.json").read_bytes())
+    assert status["tasks"]["made"]["reason"] == f"reused from {parent['run_id']}"
+    assert status["tasks"]["last"]["reason"] is None
+    assert f"reused from {parent['run_id']}" in pop(living, "show", "last").stdout
+
+
 def test_a_killed_daemon_loses_no_lap_and_no_answer(make_living: Make) -> None:
     """At seeded instants in a loop with a gate: every lap is judged once, every step done once, the answer counts."""
     rng = random.Random(4)

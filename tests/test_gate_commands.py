@@ -10,29 +10,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from pop import cli, events, history
+from pop import cli
 from pop.cli import pop as pop_group
 from pop.errors import PopError
 from pop.gates import Answer, answer_of, open_gate, owner
-from pop.history import RunHistory
 from pop.settings import Root
 from pop.store import Disk
 from tests.test_gates import ALL, RUN, journal
-
-
-@pytest.fixture(autouse=True)
-def knows_gates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An instance whose gate was opened waits, until it was decided."""
-
-    def opened(run: RunHistory, event: dict[str, Any]) -> None:
-        run.instance(event["instance"]).state = "waiting"
-
-    def decided(run: RunHistory, event: dict[str, Any]) -> None:
-        run.instance(event["instance"]).state = "done"
-
-    for name, handler in ((events.GATE_OPENED, opened), (events.GATE_DECIDED, decided)):
-        if name not in history._HANDLERS:
-            monkeypatch.setitem(history._HANDLERS, name, handler)
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 from pop.expressions import Expression
 from pop.history import Lap, Loop
 from pop.loops import Ruling, verdict
-from pop.plan import Expire, Judge, Moves, Open, Settled, Skip, inputs_of, instances_in, laps_of, next_moves
+from pop.plan import Expire, Judge, Moves, Open, Settled, Skip, next_moves
+from pop.reading import inputs_of, instances_in, laps_of
 from pop.steps import ROOT, At, Block, Each, Gate, Parallel, Pipeline, Repeat, Sequence, Task
 from tests.planning import Instance, Run, moves, reads, starts
 

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from pop import orders
+from pop.gates import problem_of
 from pop.history import read_history
 from pop.orders import Order, Orders, write_order
 from pop.records import dump_json
 from pop.settings import Root
 from pop.store import Disk
+from pop.waiting import WaitingRuns
 
 T = "2026-11-21T03:15:02.000Z"
 
@@ -138,3 +140,16 @@ def test_every_run_at_rest_is_looked_at_in_turn(root: Root, monkeypatch: pytest.
     looks = [{order.run_id for order in box.find({names[7]})} for _ in range(3)]
     assert all(names[7] in look and len(look) <= 4 for look in looks)
     assert set().union(*looks) == set(names)
+
+
+def test_a_damaged_run_that_waits_holds_up_no_order(root: Root) -> None:
+    """What was meant as an answer in it cannot be told; the order of another run is found."""
+    broken, waiting = run_at_rest(root), WaitingRuns({"20261121-031502-a-aaaa": ["look"]})
+    (broken / "tasks" / "look").mkdir(parents=True)
+    (broken / "tasks" / "look" / "APPROVED").touch()
+    (broken / "events.jsonl").write_text('{"event": "step.started"}\n')
+    other = failed(root, "20261121-031502-b-bbbb")
+    write_order(Disk(), other, "retry")
+    found = Orders(root, Disk(), waiting).find(set())
+    assert [(order.run_dir, order.verb) for order in found] == [(other, "retry")]
+    assert problem_of(broken / "tasks" / "look")

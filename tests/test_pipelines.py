@@ -51,6 +51,16 @@ def test_a_new_task_makes_a_pipeline_whole(root: Root) -> None:
     assert shelf.changed("default") and list(shelf.take("default").pipeline.tasks) == ["one", "two"]
 
 
+def test_an_unknown_view_is_told_before_a_run_is_made(root: Root) -> None:
+    """With the nearest name."""
+    write(root.pipeline_file, '{"tasks": ["one"], "views": ["agentic-workflw"]}')
+    with pytest.raises(BrokenPipeline, match="no view 'agentic-workflw'") as caught:
+        PipelineShelf(root).take("default")
+    assert (
+        caught.value.hint == "did you mean 'agentic-workflow'?" and caught.value.where == "pipeline.json:1:30  views[0]"
+    )
+
+
 def test_a_missing_default_waits_and_a_missing_name_is_refused(root: Root) -> None:
     """pipeline.json will come back; a name nobody has is the seed's mistake, with the nearest one."""
     (root.pipelines / "report.json").write_text(GOOD)

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pop.pipeline import Pipeline, load_pipeline
-from pop.plan import Moves, Settled, Skip, inputs_of, instances_in, item_expressions, next_moves
+from pop.plan import Moves, Settled, Skip, next_moves
+from pop.reading import inputs_of, instances_in, item_expressions
 from pop.steps import At, step_of
 from tests.planning import ENDED, Driver, Instance, Run, expected, moves, pipelines, starts
 

@@ -18,6 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
+from pop.orders import write_order
+from pop.store import Disk
 from tests.fake_openai import FakeOpenAI, Fault
 from tests.living import LivingRoot
 
@@ -152,6 +154,31 @@ def test_a_call_that_outlives_its_worker_is_counted(make_living: Make, fake_open
     pop(living, "retry", living.current()[0].name)
     row = living.wait_complete(2)[-1]
     assert fake_openai.total == 2 and row["usage"]["calls"] == 1 and row["usage"]["cached_calls"] == 1
+
+
+@pytest.mark.parametrize("state", ["waiting", "paused"])
+def test_a_call_that_ends_while_its_run_rests_is_counted(
+    make_living: Make, fake_openai: FakeOpenAI, state: str
+) -> None:
+    """Nobody takes the run up: its status and its journal say what it cost all the same, and it still rests."""
+    step = {"task": "ask", "timeout": "3s", "recover": {"timeout": "ask" if state == "waiting" else "retry"}}
+    living = up(make_living, fake_openai, {"ask.md": "Hello {{ seed.n }}?"}, steps=[step], more=USD)
+    living.drop("warm.json", {"n": 0})
+    living.wait_complete(1)
+    fake_openai.delay_s = 8.0
+    living.drop("a.json", {"n": 1})
+    living.wait(lambda: len(fake_openai.bodies) == 2, "the call")
+    if state == "paused":
+        write_order(Disk(), living.current()[0], "pause")
+    assert living.wait_state(state)["usage"]["calls"] == 0
+    living.wait(lambda: living.status()["usage"]["calls"] == 1, "the late call")
+    assert living.status()["state"] == state
+    (run_dir,) = living.current()
+    assert b'"usage.late"' in (run_dir / "events.jsonl").read_bytes().splitlines()[-1]
+    fake_openai.delay_s = 0.0
+    pop(living, *(("approve", run_dir.name) if state == "waiting" else ("resume", run_dir.name)))
+    row = living.wait_complete(2)[-1]
+    assert row["usage"]["calls"] == 1 and row["usage"]["cached_calls"] == 1
 
 
 def test_the_ledger_outlives_the_machine_room(make_living: Make, fake_openai: FakeOpenAI) -> None:

@@ -101,3 +101,23 @@ def test_a_second_daemon_is_told_who_holds_the_root(tmp_path: Path) -> None:
     with hold_root(tmp_path, "pop up"):
         pass
     assert lock_holder(tmp_path) is None
+
+
+@pytest.mark.parametrize("removed", ["lock", "room"])
+def test_a_lock_whose_file_was_removed_is_taken_again(tmp_path: Path, removed: str) -> None:
+    """Unless somebody else was first: of two, one has it, and the other one is told."""
+    room = tmp_path / "room"
+    room.mkdir()
+    with hold_root(room, "pop up") as held:
+        assert held.stands()
+        (room / "lock").unlink()
+        if removed == "room":
+            room.rmdir()
+        assert not held.stands()
+        held.take_again()
+        assert held.stands() and lock_holder(room)
+        (room / "lock").unlink()
+        with hold_root(room, "pop gc") as other:
+            with pytest.raises(RootHeld, match="pop gc"):
+                held.take_again()
+            assert other.stands() and not held.stands()
