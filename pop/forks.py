@@ -19,6 +19,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -268,7 +269,7 @@ def _copy_instance(taken: TakenOver, run_dir: Path, name: str, sha256: str | Non
             continue
         if (source / entry).is_dir() and not (source / entry).is_symlink():
             _copy_tree(source / entry, target / entry)
-        else:
+        elif entry == "output.json" or stat.S_ISREG(os.lstat(source / entry).st_mode):
             _copy_file(source / entry, target / entry)
     if sha256 and hashlib.sha256((target / "output.json").read_bytes()).hexdigest() != sha256:
         raise _changed(taken, f"the output of {name!r} is not what its journal says")

@@ -30,7 +30,9 @@ ASKS_AGAIN = ("ingest", "preprocess", "prompt", "infer", "critique", "refine")
 PARSES_AGAIN = ("parse", "validate_structure", "validate_quality", "finalize")
 CONTROL = "+control"  # ends the name of the gate that an invalid order of an instance opens
 
-_INSTANCE = re.compile(r"(?P<name>.*?)(?P<items>(?:\.\d+)*)(?:@(?P<laps>\d+(?:\.\d+)*))?")
+_INSTANCE = re.compile(
+    r"(?P<name>.*?)(?P<items>(?:\.[0-9]{1,9})*)(?:@(?P<laps>[0-9]{1,9}(?:\.[0-9]{1,9})*))?", re.DOTALL
+)
 
 
 class RerunRefused(UsageError):
