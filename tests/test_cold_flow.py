@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,9 +70,8 @@ def test_what_looks_like_an_answer_and_is_none_is_told(make_living: Make) -> Non
 def test_watch_goes_on_where_the_answer_was_just_given(make_living: Make) -> None:
     """`pop approve last; pop watch last` does not ask for the answer once more."""
     living, run_dir = at_rest(make_living, GATE, "waiting")
-    threading.Timer(0.5, lambda: (run_dir / "tasks" / "fine" / "APPROVE").touch()).start()
     assert "answer     pop approve" in pop(living, "watch", "last")  # nobody has answered yet
-    living.wait(lambda: (run_dir / "tasks" / "fine" / "APPROVE").exists(), "the file", 5)
+    (run_dir / "tasks" / "fine" / "APPROVE").touch()
     assert "✓ complete" in pop(living, "watch", "last")
 
 
@@ -108,6 +106,17 @@ def test_show_tells_what_each_lap_came_to(make_living: Make) -> None:
     living, _ = at_rest(make_living, [{**loop, "score": "inputs.count.score"}], "failed")
     said = pop(living, "show", "last")
     assert "up   again       lap 1   score 1.0" in said and "up   failed      lap 2   score 2.0" in said
+
+
+def test_show_tells_of_a_fork_where_it_came_from(make_living: Make) -> None:
+    living = make_living(pipeline={"tasks": ["one", {"task": "one", "name": "two"}]}, tasks=TASKS)
+    living.drop("a.json", {"n": 1})
+    living.up()
+    parent = living.wait_complete(1)[0]["run_id"]
+    pop(living, "rerun", "last", "--from", "two")
+    fork = living.wait_complete(2)[1]["run_id"]
+    assert f"forked from {parent} at two" in pop(living, "show", fork)
+    assert "forked from" not in pop(living, "show", parent)
 
 
 def test_the_page_of_a_refused_order_is_for_people(make_living: Make) -> None:

@@ -35,6 +35,8 @@ def command(run: str, as_json: bool, root: str | None) -> None:
     times = ", ".join(f"{key[:-3]} {status[key]}" for key in ("created_at", "finished_at") if status.get(key))
     if times:
         click.echo(times)
+    for line in _origin(found):
+        click.echo(line)
     answered: dict[str, None] = {}
     for name, task in status.get("tasks", {}).items():
         click.echo(f"  {task_line(name, task)}")
@@ -82,6 +84,20 @@ def asked_models(step_dir: Path, task: dict[str, Any]) -> Asked:
 
 def _listed(names: dict[str, None]) -> str:
     return safe(", ".join(names), 300, one_line=True)
+
+
+def _origin(run: Run) -> Iterator[str]:
+    """Of a fork: which run it took its beginning from."""
+    from pop.records import BadJson, read_json
+
+    try:
+        with open(run.path / "events.jsonl", "rb") as journal:
+            fork = read_json(journal.readline()).get("forked_from")
+        if fork:
+            steps = safe(", ".join(map(str, fork["from"])), 200, one_line=True)
+            yield f"forked from {safe(fork['run'], 200, one_line=True)} at {steps}; what is done without a time was taken over"
+    except (OSError, BadJson, LookupError, TypeError, AttributeError):
+        pass
 
 
 def _said_by_a_person(step_dir: Path, task: dict[str, Any]) -> Iterator[str]:
