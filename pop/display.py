@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from pop import events
+from pop.gateanswers import answer_of, owner, problem_of
+from pop.gatepage import FILES
 from pop.runs import Run, safe
 from pop.settings import Root
+from pop.store import lock_holder
 
 MARKS = {
     "pending": "·", "running": "▸", "waiting": "?", "done": "✓", "failed": "✗", "skipped": "-", "stale": "~",
@@ -171,13 +177,14 @@ def closing_lines(root: Root, run: Run, status: dict[str, Any]) -> Iterator[str]
         if error.get("hint") and error.get("hint") != next_move(root, run, status):
             yield f"hint       {safe(error['hint'])}"
         if error.get("instance"):
-            yield f"look at    {path}/tasks/{error['instance']}/attempts/{error.get('attempt')}/"
+            attempt = f"attempts/{error['attempt']}/" if error.get("attempt") else ""  # a gate has none
+            yield f"look at    {path}/tasks/{error['instance']}/{attempt}"
     yield from (f"note       {safe(note, 500)}" for note in status.get("notes") or [] if not _HOW_TO.match(note))
     if state in ("waiting", "paused"):
         yield from _how_to_go_on(root, run, status)
     if state == "cancelled":
         about = run.cancelled_by()
-        yield f"cancelled  by {safe(about.get('by') or '?', 80)}: {safe(about.get('reason') or 'no reason given', 2000)}"
+        yield f"cancelled  {_by(about.get('by'), about.get('reason'))}"
     for order in run.waiting_orders():
         yield f"order      {order} waits to be carried out, by the daemon that serves this folder (pop up)"
     if state in ("failed", "cancelled") and "retry" not in run.waiting_orders():
@@ -186,17 +193,69 @@ def closing_lines(root: Root, run: Run, status: dict[str, Any]) -> Iterator[str]
 
 def _how_to_go_on(root: Root, run: Run, status: dict[str, Any]) -> Iterator[str]:
     """What a person can do about a run that waits for one."""
-    gates = [name for name, task in status.get("tasks", {}).items() if task["state"] == "waiting"]
+    gates, served = open_gates(status), lock_holder(root.machine_room) is not None
     for gate in gates[:10]:
         folder = run.step_dir(gate).relative_to(root.path)
+        given, problem = answer_of(run.step_dir(gate)), problem_of(run.step_dir(gate))
+        if given:
+            taken = "the daemon takes it" if served else "it takes effect with the next pop up"
+            yield f"answered   {gate}: {given.decision} by {safe(given.by, 80)}; {taken}"
+            continue
         yield f"asks       {folder}/request.md"
         yield f"answer     pop approve {run.run_id} {gate}   (or reject, request-changes; or touch {folder}/APPROVE)"
+        if problem:
+            yield f"no answer  {safe(problem.get('problem'), 300)}: {safe(problem.get('hint') or 'answer once more', 300)}"
     if len(gates) > 10:
         yield f"           and {len(gates) - 10} more gates"
     if status.get("state") == "paused":
+        yield f"paused     {paused_by(run)}"
         yield f"next       pop resume {run.run_id}"
-    else:
-        yield "note       a daemon takes the answer: pop up, where none is running"
+    elif not served:
+        yield "note       no daemon is running here: an answer takes effect with the next pop up"
+
+
+def open_gates(status: dict[str, Any]) -> list[str]:
+    """The instances at which a run waits for a person."""
+    return [name for name, task in status.get("tasks", {}).items() if task["state"] == "waiting"]
+
+
+def is_answered(root: Root, run: Run, status: dict[str, Any]) -> bool:
+    """Whether a run that waits has an answer already that its daemon is about to take."""
+    given = status.get("state") == "waiting" and any(_has_answer(run.step_dir(gate)) for gate in open_gates(status))
+    return given and lock_holder(root.machine_room) is not None
+
+
+def _has_answer(gate_dir: Path) -> bool:
+    """A decision, or a file that becomes one when it has stood still for a second."""
+    refused = (problem_of(gate_dir) or {}).get("file")
+    return answer_of(gate_dir) is not None or any(
+        (gate_dir / name).is_file() and name != refused for name in FILES.values()
+    )
+
+
+def paused_by(run: Run) -> str:
+    """Who lets a run rest, and why, as far as its journal tells: ``by step triage: have a look first``."""
+    try:
+        lines = (run.path / "events.jsonl").read_bytes().splitlines()
+    except OSError:
+        lines = []
+    for line in reversed(lines):
+        try:
+            event = json.loads(line) if b"pause" in line else {}
+            if event.get("event") == events.RUN_PAUSED:
+                return _by(event.get("by"), event.get("reason"))
+            if event.get("event") == events.STEP_DONE and (event.get("control") or {}).get("pause") is not None:
+                return _by(f"step {event['instance']}", event["control"]["pause"])
+        except (ValueError, TypeError, AttributeError, LookupError):
+            continue
+    return _by(None, None)
+
+
+def _by(who: object, why: object) -> str:
+    name = str(who or "?")
+    if name.startswith("uid ") and name[4:].isdigit():  # so orders tell it; gates tell the name
+        name = owner(int(name[4:]))
+    return f"by {safe(name, 80, one_line=True)}: {safe(why or 'no reason given', 2000)}"
 
 
 def next_move(root: Root, run: Run, status: dict[str, Any]) -> str:

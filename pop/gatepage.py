@@ -86,7 +86,7 @@ class Journal:
     laps: list[Mapping[str, Any]] = field(default_factory=list)
     failure: Mapping[str, Any] | None = None
     failures: int = 0
-    order: str | None = None
+    refusal: Mapping[str, Any] | None = None  # of what a task ordered
     before: Mapping[str, Any] | None = None  # the answer to an earlier opening
 
 
@@ -126,7 +126,7 @@ def _note(found: Journal, row: Mapping[str, Any], instance: str, key: str, asked
     elif event == STEP_ATTEMPT_FAILED and row["instance"] == asked:
         found.failure, found.failures = row["error"], found.failures + 1
     elif event == STEP_DONE and row["instance"] == asked:
-        found.order = row.get("control_error") and str(row["control_error"])
+        found.refusal = row.get("control_error")
     elif event == GATE_DECIDED and row["instance"] == instance:
         found.before = row
 
@@ -177,15 +177,15 @@ def _why(request: Request) -> Iterator[str]:
     if request.kind == "loop" and journal.laps:
         yield f"{len(journal.laps)} lap{'s' * (len(journal.laps) != 1)} so far:"
         yield ""
-        yield from fenced("\n".join(map(_lap, journal.laps[-50:])))
+        yield from fenced("\n".join(map(lap_line, journal.laps[-50:])))
     if request.kind == "recovery" and journal.failure:
         yield f"{journal.failures} attempt{'s' * (journal.failures != 1)} failed; the newest error:"
         yield ""
         yield from fenced("\n".join(_failure(journal.failure)))
-    if request.kind == "control" and journal.order:
-        yield f"What {code(request.instance.removesuffix(CONTROL_MARK))} ordered, and what is wrong with it:"
+    if request.kind == "control" and journal.refusal:
+        yield f"Nothing of what {code(request.instance.removesuffix(CONTROL_MARK))} ordered was done:"
         yield ""
-        yield from fenced(journal.order)
+        yield from fenced("\n".join(_failure(journal.refusal)))
     if journal.before:
         by, decision = safe(journal.before.get("by") or "?", 80, one_line=True), journal.before.get("decision")
         yield f"This is opening {request.opening} of this gate. The answer before, {code(decision)} by {code(by)}:"
@@ -193,7 +193,8 @@ def _why(request: Request) -> Iterator[str]:
         yield from fenced(str(journal.before.get("text") or "(no words)"))
 
 
-def _lap(row: Mapping[str, Any]) -> str:
+def lap_line(row: Mapping[str, Any]) -> str:
+    """A lap as a person reads it: ``lap 2   score 3.0   checks failed   <reason>``."""
     score, checks = row.get("score"), row.get("checks")
     parts = [f"lap {row.get('lap')}"]
     if score is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pop.commands._shared import as_json, chosen_root, print_json, with_root
-from pop.display import MARKS
+from pop.display import MARKS, paused_by
 from pop.runs import Run, current_runs, newest_complete, pending, pending_names, rejected, safe
 from pop.settings import Root
 
@@ -61,7 +61,9 @@ def _row(run: Run) -> dict[str, Any]:
         "usage",
         "finished_at",
     )
-    return {**{key: status.get(key) for key in keys}, "orders": run.waiting_orders(), "path": str(run.path)}
+    paused = paused_by(run) if status.get("state") == "paused" else None
+    row = {key: status.get(key) for key in keys}
+    return {**row, "paused": paused, "orders": run.waiting_orders(), "path": str(run.path)}
 
 
 def _tell(value: dict[str, Any]) -> None:
@@ -93,6 +95,8 @@ def _run(row: dict[str, Any]) -> str:
         text += f"  {100 * (row['progress'] or 0):.0f} %  {', '.join((row['current'] or [])[:3])}"
     if row.get("waiting_for"):
         text += f"  for an answer: {safe(row['waiting_for'], 120)}"
+    if row["paused"]:
+        text += f"  {safe(row['paused'], 120)}"
     if row["orders"]:
         text += f"  ({', '.join(row['orders'])} waits to be carried out)"
     if row.get("error"):

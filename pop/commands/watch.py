@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pop.commands._shared import as_json, chosen_root, with_root
-from pop.display import MARKS, Progress, closing_lines
+from pop.display import MARKS, Progress, closing_lines, is_answered, paused_by
 from pop.errors import EXIT_OK, EXIT_RUN_FAILED, EXIT_WAITING
 from pop.runs import Run, current_runs, find_run, newest_complete, pending_names, safe
 from pop.settings import Root
@@ -41,7 +41,7 @@ def _follow_one(root: Root, run: Run, once: bool, as_json: bool) -> int:
             if as_json and status != said:
                 said = status
                 _say_json(status, run)
-            if once or status.get("state") not in ("queued", "running"):
+            if once or not (status.get("state") in ("queued", "running") or is_answered(root, run, status)):
                 break
             time.sleep(0.2)
     for line in [] if as_json else closing_lines(root, run, status):
@@ -83,10 +83,19 @@ def _board(root: Root) -> Any:
         status = run.status()
         state = str(status.get("state"))
         share = f"{100 * (status.get('progress') or 0):.0f} %"
-        work = ", ".join((status.get("current") or [])[:4])
-        error = status.get("error") or {}
-        table.add_row(MARKS.get(state, " "), run.run_id, state, share, Text(safe(error.get("message") or work, 80)))
+        table.add_row(MARKS.get(state, " "), run.run_id, state, share, Text(safe(_at_work(run, status), 80)))
     return table
+
+
+def _at_work(run: Run, status: dict[str, Any]) -> str:
+    """What a run does, waits for, or broke at."""
+    if status.get("error"):
+        return str(status["error"].get("message"))
+    if status.get("state") == "paused":
+        return paused_by(run)
+    if status.get("waiting_for"):
+        return f"for an answer: {status['waiting_for']}"
+    return ", ".join((status.get("current") or [])[:4])
 
 
 def _counts(root: Root) -> str:
@@ -104,9 +113,11 @@ def _plain(root: Root, once: bool, as_json: bool) -> None:
                 continue
             said[run.run_id] = state
             if as_json:
-                _say_json({key: status.get(key) for key in ("run_id", "name", "state", "progress", "error")}, run)
+                keys = ("run_id", "name", "state", "progress", "waiting_for", "error")
+                _say_json({key: status.get(key) for key in keys}, run)
             else:
-                click.echo(f"{MARKS.get(state, ' ')} {run.run_id}  {state}")
+                about = "" if state == "running" else safe(_at_work(run, status), 160)
+                click.echo(f"{MARKS.get(state, ' ')} {run.run_id}  {state}  {about}".rstrip())
         if once:
             return
         time.sleep(0.5)
