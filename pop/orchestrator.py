@@ -276,7 +276,7 @@ class Orchestrator:
             await self._journal_all(run, decided)
             log.info("gate.decided", run=run.run_id, gate=gate, decision=answer.decision, by=answer.by, how=answer.how)
         if len(decided) > 1:  # something became stale
-            run.settled = Settled()
+            self._follow(run)
             run.letters.forget_lists()
         return bool(decided)
 
@@ -365,14 +365,14 @@ class Orchestrator:
                 event = await self._fail_attempt(run, letter, outcome, seconds)
         run.history.apply(event)
         if (event.get("control") or {}).get("add"):
-            self._extend(run)
+            self._follow(run)
         if outcome.usage.calls:
             for warning in self._tally.warnings(run.history):
                 await self._journal(run, warning, durable=False)
         self.show(run)
 
-    def _extend(self, run: ActiveRun) -> None:
-        """Steps were added: go on with the pipeline that has them."""
+    def _follow(self, run: ActiveRun) -> None:
+        """Steps were added, or may be gone: go on with the pipeline as it is now."""
         run.pipeline = pipeline_of(self.root, run.run_dir, run.history)
         run.letters.follow(run.pipeline)
         run.settled = Settled()
