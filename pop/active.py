@@ -81,6 +81,11 @@ class ActiveRun:
     def journal(self) -> Path:
         return self.run_dir / "events.jsonl"
 
+    def follow(self, pipeline: Pipeline) -> None:
+        """Go on with the pipeline as it is now: steps were added, are gone, or became stale."""
+        self.pipeline, self.settled = pipeline, Settled()
+        self.letters.follow(pipeline)
+
     async def wait(self, timeout_s: float | None) -> None:
         """Until something of it has changed, or the time is over."""
         with contextlib.suppress(TimeoutError):

@@ -5,6 +5,7 @@
 | the condition holds, no check is false, nobody asked for changes       | converged                                |
 | the same as in an earlier lap, or two laps without gain                | by `otherwise`: failed, ask or kept      |
 | as many laps as are allowed                                            | by `otherwise`: failed, ask or kept      |
+| one of these two, to be asked about, and a person just asked for changes | again, and laps are counted anew       |
 | none of these                                                          | again                                    |
 
 Laps before a person granted further ones are not counted and not compared with. A lap is better than another when its
@@ -62,13 +63,14 @@ class LoopFacts(Protocol):
 class Ruling:
     """The verdict over lap number `lap`, counted from 1, with a sentence that says why.
 
-    `kept` is the lap that stands for the loop, when it has ended.
+    `kept` is the lap that stands for the loop, when it has ended; `granted` says that the laps so far do not count any more.
     """
 
     lap: int
     verdict: Verdict
     reason: str
     kept: int | None = None
+    granted: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ def verdict(
         over = f"{number - since} laps are over" if number - since > 1 else "1 lap is over"
     if not over:
         return Ruling(number, "again", _why_not(repeat, checks, changes))
+    if changes and repeat.otherwise == "ask":
+        return Ruling(number, "again", f"a person asked for changes, so it goes on, though {over}", granted=True)
     if repeat.otherwise == "keep-best":
         kept = max(range(number), key=lambda n: worths[n].rank) + 1  # the first of the best
         return Ruling(number, "kept", f"{over}; lap {kept} is the best", kept)

@@ -60,6 +60,7 @@ def judge(pipeline: Pipeline, history: RunHistory, letters: LetterWriter, move: 
         "verdict": ruling.verdict,
         "reason": ruling.reason,
         "kept": ruling.kept,
+        **({"granted": True} if ruling.granted else {}),
     }
 
 

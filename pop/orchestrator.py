@@ -31,7 +31,7 @@ from pop.errors import PopError, RootError
 from pop.executors import Attempt, Executor, Result
 from pop.journal import Journal
 from pop.loopwork import judge
-from pop.plan import Moves, Settled, Start, next_moves
+from pop.plan import Moves, Start, next_moves
 from pop.records import ErrorRecord, Letter, dump_json
 from pop.remedies import recovery
 from pop.settings import Root, Settings
@@ -253,17 +253,11 @@ class Orchestrator:
                 event = await self._fail_attempt(run, letter, outcome, seconds)
         run.history.apply(event)
         if (event.get("control") or {}).get("add"):
-            self._extend(run)
+            run.follow(pipeline_of(self.root, run.run_dir, run.history))
         if outcome.usage.calls:
             for warning in self._tally.warnings(run.history):
                 await self.journal.write(run, warning, durable=False)
         self.board.show(run)
-
-    def _extend(self, run: ActiveRun) -> None:
-        """Steps were added: go on with the pipeline that has them."""
-        run.pipeline = pipeline_of(self.root, run.run_dir, run.history)
-        run.letters.follow(run.pipeline)
-        run.settled = Settled()
 
     def _counted(self, run: ActiveRun, instance: str, outcome: Outcome) -> Outcome:
         return replace(outcome, usage=self._tally.since(run.history, instance, outcome.usage.cached_calls))

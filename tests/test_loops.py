@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -372,6 +373,15 @@ def test_checks_outrank_the_condition() -> None:
 def test_a_lap_in_which_a_person_asked_for_changes_cannot_converge() -> None:
     """Whatever the scores."""
     assert judged(9.0, until=True, changes=True) == Ruling(1, "again", "a person asked for changes")
+
+
+def test_a_person_who_has_just_asked_for_changes_is_not_asked_the_same_again() -> None:
+    """Their words grant further laps, where the loop would ask; a bound that asks nobody stays one."""
+    of = replace(SCORED, otherwise="ask", at_most=2)
+    assert judged(5.0, 6.0, of=of).verdict == "ask"
+    ruling = judged(5.0, 6.0, of=of, changes=True)
+    assert (ruling.verdict, ruling.granted) == ("again", True) and "2 laps are over" in ruling.reason
+    assert judged(5.0, 6.0, of=replace(of, otherwise="fail"), changes=True).verdict == "failed"
 
 
 def test_the_same_again_is_a_standstill() -> None:
