@@ -86,7 +86,7 @@ class Journal:
     laps: list[Mapping[str, Any]] = field(default_factory=list)
     failure: Mapping[str, Any] | None = None
     failures: int = 0
-    refusal: Mapping[str, Any] | None = None  # of what a task ordered
+    refusal: Mapping[str, Any] | str | None = None  # of what a task ordered
     before: Mapping[str, Any] | None = None  # the answer to an earlier opening
 
 
@@ -185,7 +185,8 @@ def _why(request: Request) -> Iterator[str]:
     if request.kind == "control" and journal.refusal:
         yield f"Nothing of what {code(request.instance.removesuffix(CONTROL_MARK))} ordered was done:"
         yield ""
-        yield from fenced("\n".join(_failure(journal.refusal)))
+        wrong = journal.refusal
+        yield from fenced("\n".join(_failure(wrong)) if isinstance(wrong, Mapping) else str(wrong))
     if journal.before:
         by, decision = safe(journal.before.get("by") or "?", 80, one_line=True), journal.before.get("decision")
         yield f"This is opening {request.opening} of this gate. The answer before, {code(decision)} by {code(by)}:"
