@@ -107,6 +107,7 @@ ORDER = [
     "loopwork",
     "gatework",
     "controlwork",
+    "startup",
     "waiting",
     "orders",
     "gateshow",
