@@ -412,7 +412,7 @@ def test_two_orders_at_once(make_living: Make) -> None:
 
 
 def test_many_runs_wait_and_a_new_one_is_served(make_living: Make) -> None:
-    """300 at rest with room for two; then all are answered while the daemon is down."""
+    """Sixty at rest with room for two; then all are answered while the daemon is down."""
     living = make_living(pipeline=gate(when="seed.ask"), tasks=TASKS, settings=QUICK + "[concurrency]\nruns = 2\n")
     daemon = living.up()
     count = 60
