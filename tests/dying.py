@@ -1,7 +1,7 @@
 """`pop up` that kills itself before the n-th change it makes to the files of one run.
 
 POP_DYING is ``{"run": "-s3-", "after": "\\"lap.ended\\"", "number": 7}``: changes are counted from the first one on whose
-path or bytes hold `after`. A write that is due is torn: half of it is written, or its first line (`lines`). Drafts
+path or bytes hold `after`. A write that is due is torn: its beginning is written, or its first line (`lines`). Drafts
 (*.tmp), the status and fsyncs do not count: a kill there leaves what a kill at the next change leaves. `count` in the
 root's ``dying.log`` tells what was counted.
 """
@@ -53,7 +53,7 @@ def note(call: str, paths: list[str], fd: int | None = None, data: bytes = b"") 
             return
         if fd is not None:
             first = data.find(b"\n") + 1
-            REAL["write"](fd, data[:first] if ORDER["lines"] and 0 < first < len(data) else data[: len(data) // 2])
+            REAL["write"](fd, data[:first] if ORDER["lines"] and 0 < first < len(data) else data[:20])
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -141,9 +141,6 @@ def test_what_becomes_of_a_gates_folder(make_living: Make) -> None:
     assert all("root:" not in json.dumps(living.output(row, "last")) for row in rows)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="expire() looks at the copies, and breaks the run where the gate's files are gone"
-)
 @pytest.mark.parametrize("harm", ["gone", "gate.json", "bad edit", "half edit"])
 def test_a_gate_that_answers_itself_after_somebody_harmed_it(make_living: Make, harm: str) -> None:
     """Its time is over all the same; the copies are not looked at, and no loop of refusals begins."""
@@ -412,7 +409,7 @@ def test_two_orders_at_once(make_living: Make) -> None:
 
 
 def test_many_runs_wait_and_a_new_one_is_served(make_living: Make) -> None:
-    """300 at rest with room for two; then all are answered while the daemon is down."""
+    """Sixty at rest with room for two; then all are answered while the daemon is down."""
     living = make_living(pipeline=gate(when="seed.ask"), tasks=TASKS, settings=QUICK + "[concurrency]\nruns = 2\n")
     daemon = living.up()
     count = 60

@@ -407,6 +407,13 @@ def random_pipelines(draw: st.DrawFn) -> Pipeline:
     return blocks(*(block(shape) for shape in draw(st.lists(SHAPES, min_size=1, max_size=4))))
 
 
+@pytest.mark.parametrize("name", ["a\n", "ma\nde", "a." + "9" * 5000, "a@" + "9" * 5000, "a\u0661", "a.\u0661"])
+def test_a_name_that_is_none_is_refused(name: str) -> None:
+    """With a sentence, whatever stands in it."""
+    with pytest.raises(RerunRefused):
+        stale_of(pipeline("a", "b"), done("a", "b"), [name])
+
+
 @settings(max_examples=150, deadline=None)
 @given(random_pipelines(), st.randoms(use_true_random=False))
 def test_stale_is_what_would_come_out_otherwise_and_nothing_else(of: Pipeline, rng: random.Random) -> None:
