@@ -52,6 +52,9 @@ class Attendant:
             event = await self._work.surely(gatework.open_beside, self._work.disk, run.run_dir, run.history, name)
             await self._journal.write(run, event)
         for name in run.history.waiting():
+            known = run.history.instances.get(name)
+            if known is None or known.state != "waiting":  # an answer before made it stale
+                continue
             answer = await self._work.surely(gatework.find_answer, self._work.disk, run.run_dir, name)
             if answer and not run.history.cancelled:
                 changed |= await self._answer(run, name, answer)

@@ -235,13 +235,15 @@ def _gate_decided(run: RunHistory, event: dict[str, Any]) -> None:
     instance = run.instance(name)
     instance.decision, instance.finished_at, instance.expires_at = decision, event["at"], None
     for edit in event.get("edited") or ():
-        if edit["path"].endswith("/output.json"):
+        if edit["path"] == f"tasks/{edit['instance']}/output.json":
             run.instance(edit["instance"]).sha256 = edit["sha256"]
     if decision == "request-changes":
         run.changes.append((instance.key or name, event["text"]))
     if instance.kind == "control":
         others = (other for other in run.instances.values() if other is not instance and other.state == "waiting")
         run.held = any(other.kind == "control" for other in others)
+    if decision == "request-changes" and instance.kind == "step" and instance.key is None:
+        return  # it stays open until the `run.rerun` that comes with this counts: half an answer is none
     if decision == "reject":
         instance.be_rejected(name, event)
     elif instance.kind == "recovery":

@@ -239,7 +239,6 @@ def test_two_gates_about_one_step(make_living: Make) -> None:
     assert living.output(row, "last")["made"] == {"made": 0}
 
 
-@pytest.mark.xfail(strict=True, reason="an answer that came at the same time counts for what became stale by the first")
 def test_changes_at_one_gate_end_the_question_of_the_other(make_living: Make) -> None:
     """Both are answered while no daemon is there: the approval was of what is made anew, so it is asked for again."""
     living = make_living(pipeline=TWO, tasks=TASKS, settings=QUICK)
@@ -428,7 +427,6 @@ def test_many_runs_wait_and_a_new_one_is_served(make_living: Make) -> None:
 # -- orders of tasks ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="a rerun does not forget what the step had added and skipped")
 def test_a_step_that_adds_is_run_again(make_living: Make) -> None:
     """A rerun from it: what it ordered before is over, so that it may order the same once more."""
     pipeline = {"name": "p", "tasks": [{"task": "orders", "name": "first"}, {"approve": "look"}, "last"]}
