@@ -13,6 +13,7 @@ from pop.executors import Executor
 from pop.gates import Answer
 from pop.journal import Journal
 from pop.plan import Moves, Settled
+from pop.rerun import pipeline_of
 
 log = structlog.get_logger()
 
@@ -72,7 +73,9 @@ class Attendant:
         if decided:
             await self._journal.write(run, *decided)
             log.info("gate.decided", run=run.run_id, gate=gate, decision=answer.decision, by=answer.by, how=answer.how)
-        if len(decided) > 1:  # something became stale
+        if len(decided) > 1:  # something became stale; steps that were added may be gone
+            run.pipeline = pipeline_of(run.run_dir, run.history)
+            run.letters.follow(run.pipeline)
             run.settled = Settled()
             run.letters.forget_lists()
         return bool(decided)

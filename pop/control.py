@@ -32,10 +32,24 @@ class ControlRefused(PopError):
 
 
 class Addition(NamedTuple):
-    """Steps as they would stand in a pipeline, and the step that ordered them."""
+    """Steps as they would stand in a pipeline, and the step that ordered them.
+
+    `number` names the block they stand in, ``added[0]``: other additions may be withdrawn, and this one keeps it.
+    """
 
     after: str
     steps: Sequence[Any]
+    number: int
+
+
+def additions(history: RunHistory) -> list[Addition]:
+    """Those that hold, in the order they came."""
+    return [Addition(step_of(order.instance), order.add, order.number) for order in history.orders if order.add]
+
+
+def block_of(number: int) -> str:
+    """The name of the block in which the steps of an addition stand."""
+    return f"added[{number}]"
 
 
 @dataclass(frozen=True)
@@ -87,7 +101,9 @@ def extended(
     document["tasks"] = [tasks[entry] if entry >= 0 else {"do": list(added[-1 - entry].steps)} for entry in order]
     whole = load_pipeline(dump_json(document), where=where, name=name, known_tasks=known_tasks)
     blocks = [
-        frozen.root.inner[entry] if entry >= 0 else _renamed(block, f"tasks[{place}]", f"added[{-1 - entry}]")
+        frozen.root.inner[entry]
+        if entry >= 0
+        else _renamed(block, f"tasks[{place}]", block_of(added[-1 - entry].number))
         for place, (entry, block) in enumerate(zip(order, whole.root.inner, strict=True))
     ]
     return replace(frozen, root=replace(frozen.root, inner=tuple(blocks)))
@@ -146,7 +162,8 @@ def check(
         raise ControlRefused("its control.json has not the form of one", where=_first(error)) from None
     except PopError as error:
         raise ControlRefused(error.message, where=error.where, hint=error.hint) from None
-    added = [*before, Addition(ordering, orders.add)] if orders.add else list(before)
+    number = 1 + max((one.number for one in before), default=-1)
+    added = [*before, Addition(ordering, orders.add, number)] if orders.add else list(before)
     try:
         pipeline = extended(data, added, where="pipeline with the added steps", name=name, known_tasks=known_tasks)
     except ConfigErrors as errors:
@@ -185,4 +202,4 @@ def _refused(errors: ConfigErrors) -> ControlRefused:
     return ControlRefused(f"the added steps do not fit: {message}", hint=hint)
 
 
-__all__ = ["MAX_ADDED", "Addition", "Checked", "ControlRefused", "check", "extended"]
+__all__ = ["MAX_ADDED", "Addition", "Checked", "ControlRefused", "additions", "block_of", "check", "extended"]

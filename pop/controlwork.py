@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pop import control
-from pop.control import Addition, ControlRefused
+from pop.control import ControlRefused, additions
 from pop.errors import PopError
 from pop.history import RunHistory
 from pop.pipeline import Pipeline
@@ -28,7 +28,7 @@ def pipeline_of(root: Root, run_dir: Path, history: RunHistory) -> Pipeline:
     """
     path = run_dir / _file_of(history)
     where = f"{os.path.relpath(run_dir, root.path)}/{path.name}"
-    return control.extended(path.read_bytes(), _added(history), where=where, name=_name_of(history))
+    return control.extended(path.read_bytes(), additions(history), where=where, name=_name_of(history))
 
 
 def orders_of(root: Root, run_dir: Path, history: RunHistory, instance: str, attempt_dir: Path) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def orders_of(root: Root, run_dir: Path, history: RunHistory, instance: str, att
     try:
         checked = control.check(
             (run_dir / _file_of(history)).read_bytes(),
-            _added(history),
+            additions(history),
             history,
             step_of(instance),
             document,
@@ -66,7 +66,3 @@ def _file_of(history: RunHistory) -> str:
 
 def _name_of(history: RunHistory) -> str:
     return str(history.created.get("pipeline", "default"))
-
-
-def _added(history: RunHistory) -> list[Addition]:
-    return [Addition(after, steps) for after, steps in history.added]

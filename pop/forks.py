@@ -220,7 +220,8 @@ def _reused(parent: Path, event: dict[str, Any], history: RunHistory) -> dict[st
         "size_bytes": event.get("size_bytes"),
         "from": f"{parent.name}/{name}",
     }
-    return {**found, **{key: event[key] for key in ("control",) if key in event}}
+    number = next((order.number for order in history.orders if order.instance == name), None)
+    return found if number is None else {**found, "control": {**event["control"], "number": number}}
 
 
 # -- laying out --------------------------------------------------------------------------------------------------------

@@ -6,9 +6,10 @@ that a restart that replays ``events.jsonl`` knows what the daemon knew.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -17,10 +18,18 @@ from pop.instances import Instance as Instance
 from pop.instances import Lap as Lap
 from pop.instances import Loop as Loop
 from pop.records import Usage
-from pop.steps import step_of
 
 CONTROL = "+control"  # ends the name of the gate that an invalid order of an instance opens
 NEW_GENERATION = frozenset({"invalid_output", "refused", "truncated"})  # bad answers: the next attempt asks afresh
+
+
+class Ordered(NamedTuple):
+    """What an instance ordered about the rest of its run; `number` names the blocks of the steps it added."""
+
+    instance: str
+    number: int
+    add: list[Any]
+    skip: dict[str, str]
 
 
 @dataclass
@@ -45,7 +54,7 @@ class RunHistory:
     models: dict[str, None] = field(default_factory=dict)
     budget: dict[str, float] = field(default_factory=dict)  # raised by a person for this run
     warnings: list[str] = field(default_factory=list)  # soft budgets that were passed
-    added: list[tuple[str, list[Any]]] = field(default_factory=list)  # steps that tasks ordered, each after which
+    orders: list[Ordered] = field(default_factory=list)  # of tasks, those that hold
     changes: list[tuple[str, str]] = field(default_factory=list)  # what persons asked for: of a loop, step or instance
     unopened: dict[str, str] = field(default_factory=dict)  # gates that are to be opened beside the pipeline's: kinds
     reruns: int = 0
@@ -103,7 +112,7 @@ def _step_done(run: RunHistory, event: dict[str, Any]) -> None:
     instance.refinements = event.get("refinements", 0)
     _end_attempt(run, instance, event)
     if event.get("control"):
-        _obey(run, step_of(event["instance"]), event)
+        _obey(run, event)
     if event.get("control_error"):
         _ask(run, event["instance"] + CONTROL, "control")
         run.instances[event["instance"] + CONTROL].error = event["control_error"]
@@ -111,13 +120,20 @@ def _step_done(run: RunHistory, event: dict[str, Any]) -> None:
     _rest(run)
 
 
-def _obey(run: RunHistory, step: str, event: dict[str, Any]) -> None:
-    """What a task ordered, checked when its step was committed."""
+def _obey(run: RunHistory, event: dict[str, Any]) -> None:
+    """What a task ordered, checked when its step was committed; a fork tells the number the order had."""
     control = event["control"]
-    if control.get("add"):
-        run.added.append((step, control["add"]))
+    number = control.get("number", 1 + max((order.number for order in run.orders if order.add), default=-1))
+    _hold(run, withdrawn={event["instance"]})
+    run.orders.append(Ordered(event["instance"], number, control.get("add") or [], control.get("skip") or {}))
     run.skips.update(control.get("skip") or {})
     run.paused = run.paused or control.get("pause") is not None
+
+
+def _hold(run: RunHistory, *, withdrawn: Collection[str]) -> None:
+    """Which orders hold: not those of the instances that are to run again."""
+    run.orders = [order for order in run.orders if order.instance not in withdrawn]
+    run.skips = {step: reason for order in run.orders for step, reason in order.skip.items()}
 
 
 def _ask(run: RunHistory, name: str, kind: str) -> None:
@@ -201,7 +217,7 @@ def _step_reused(run: RunHistory, event: dict[str, Any]) -> None:
     instance.state, instance.sha256, instance.error = "done", event["sha256"], None
     instance.reason = f"reused from {str(event.get('from')).partition('/')[0]}"
     if event.get("control"):
-        _obey(run, step_of(event["instance"]), event)
+        _obey(run, event)
 
 
 def _gate_opened(run: RunHistory, event: dict[str, Any]) -> None:
@@ -263,6 +279,9 @@ def _run_rerun(run: RunHistory, event: dict[str, Any]) -> None:
             run.instances.pop(name, None)
         else:
             run.instance(name).forget()
+    for name in event.get("gone") or ():
+        run.instances.pop(name, None)
+    _hold(run, withdrawn=set(event.get("instances") or ()))
     for name in event.get("again") or ():
         run.instance(name).generation += 1
     for name in event.get("replay") or ():

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from pop import events
-from pop.control import Addition, extended
+from pop.control import additions, extended
 from pop.errors import PopError
 from pop.history import RunHistory
 from pop.pipeline import load_pipeline
@@ -65,8 +65,7 @@ def pipeline_of(run_dir: Path, history: RunHistory) -> Pipeline:
     """
     document = documents_of(run_dir).pipeline
     data, name = (run_dir / document).read_bytes(), str(history.created.get("pipeline") or "default")
-    added = [Addition(*one) for one in history.added]
-    return extended(data, added, where=f"{run_dir.name}/{document}", name=name)
+    return extended(data, additions(history), where=f"{run_dir.name}/{document}", name=name)
 
 
 def journaled(run_dir: Path, name: str) -> Iterator[dict[str, Any]]:
@@ -134,6 +133,7 @@ def rerun_event(
         "reason": order.get("reason"),
         "from": from_,
         "instances": list(stale.instances),
+        "gone": list(stale.gone),
         "again": list(stale.again),
         "replay": list(stale.replay),
         "asked": {name: asked_of(run_dir, name) for name in stale.replay},

@@ -10,20 +10,22 @@ What stands in a run depends on a step in one of four ways:
 | in the same lap, held back until the lap's verdict   | the verdict depends on the step                         |
 | in a further lap of a `repeat` around it alone       | anything in the loop depends on the step                |
 
-The same holds for decisions and counts, by the block they are about.
+The same holds for decisions and counts, by the block they are about. What an instance ordered is withdrawn with it: the
+steps it added are gone, those it skipped have their turn, and what depends on either is stale as well.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass, field
 from functools import cache
 
+from pop.control import block_of
 from pop.errors import UsageError, did_you_mean
-from pop.history import RunHistory
-from pop.records import STAGES
+from pop.history import Ordered, RunHistory
+from pop.records import STAGES, dump_json
 from pop.steps import At, Each, Pipeline, Repeat, Task, below, instance_name
 
 ASKS_AGAIN = ("ingest", "preprocess", "prompt", "infer", "critique", "refine")
@@ -61,13 +63,14 @@ class Place:
 class Stale:
     """What is to run again.
 
-    `instances` are all of them, those to begin from included; of these, `again` ask anew and `replay` work on the
-    answers that were recorded. `keys` are decisions and counts that hold no longer, `loops` how many laps are kept.
+    `instances` are all of them, those to begin from included; of these, `again` ask anew, `replay` work on the answers
+    that were recorded, and `gone` are of steps that were added by an order that holds no longer. `keys` are decisions and counts that hold no longer, `loops` how many laps are kept.
     """
 
     instances: tuple[str, ...] = ()
     again: tuple[str, ...] = ()
     replay: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
     loops: Mapping[str, int] = field(default_factory=dict)
 
@@ -97,33 +100,62 @@ def stale_of(pipeline: Pipeline, history: RunHistory, from_: Iterable[str]) -> S
         for place in places
         for block in below(pipeline.blocks[place.block])
     ]
-    return _Reach(pipeline, history, inner).stale()
+    withdrawn: list[Ordered] = []
+    while True:
+        reach = _Reach(pipeline, history, inner, withdrawn)
+        stale = reach.stale()
+        more = [order for order in history.orders if order.instance in set(stale.instances) and order not in withdrawn]
+        if not more:
+            return stale
+        withdrawn += more
 
 
 class _Reach:
-    """How far it goes from some places."""
+    """How far it goes from the places that are `named`, and from what was ordered in vain."""
 
-    def __init__(self, pipeline: Pipeline, history: RunHistory, places: Sequence_[Place]) -> None:
+    def __init__(
+        self, pipeline: Pipeline, history: RunHistory, named: Sequence_[Place], withdrawn: Sequence_[Ordered]
+    ) -> None:
         self.pipeline = pipeline
         self.history = history
-        self.places = places
+        self.named = named
+        added = [order for order in withdrawn if order.add]
+        self.gone = {block.name for order in added for block in below(pipeline.blocks[block_of(order.number)])}
+        ordered = [place for order in withdrawn for place in self._skipped_by(order)]
+        needy = [Place(block, at.items, at.laps) for block, at in map(place_of, self._in_need())]
+        self.places = [*named, *map(Place, sorted(self.gone)), *ordered, *needy]
         self.relation = cache(self._relation)
+
+    def _skipped_by(self, order: Ordered) -> Iterator[Place]:
+        for name, instance in self.history.instances.items():
+            block, at = place_of(name)
+            if instance.state == "skipped" and block in order.skip and instance.reason == order.skip[block]:
+                yield Place(block, at.items, at.laps)
+
+    def _in_need(self) -> Iterator[str]:
+        """The instances that added steps which speak of some that are gone: they must order them anew."""
+        if names := "|".join(map(re.escape, sorted(self.gone))):
+            speaks = re.compile(rf'"(?:{names})"|(?:inputs|laps)\.(?:{names})\b')
+            for order in self.history.orders:
+                if order.add and speaks.search(dump_json(order.add, pretty=False).decode()):
+                    yield order.instance
 
     def stale(self) -> Stale:
         loops = self._loops()
         found = [name for name in self.history.instances if self._is_stale(name, loops)]
+        gone = [name for name in found if place_of(name)[0] in self.gone]
         again: list[str] = []
         replay: list[str] = []
         for name in found:
             block, at = place_of(name)
-            begun = [place for place in self.places if place.holds(block, at)]
-            if self.history.instances[name].state == "skipped":  # it asked nothing
+            begun = [place for place in self.named if place.holds(block, at)]
+            if self.history.instances[name].state == "skipped" or block in self.gone:  # it asked nothing, or never will
                 continue
             if begun and isinstance(self.pipeline.blocks.get(block), Task) and not name.endswith(CONTROL):
                 (replay if all(place.stage in PARSES_AGAIN for place in begun) else again).append(name)
         keys = [*self.history.decisions, *self.history.counts]
         dropped = dict.fromkeys(key for key in keys if self._reached(*place_of(key)))
-        return Stale(tuple(found), tuple(again), tuple(replay), tuple(dropped), loops)
+        return Stale(tuple(found), tuple(again), tuple(replay), tuple(gone), tuple(dropped), loops)
 
     def _is_stale(self, instance: str, loops: Mapping[str, int]) -> bool:
         name, at = place_of(instance)

@@ -24,8 +24,9 @@ def document(*tasks: Any) -> bytes:
     return json.dumps({"tasks": tasks}).encode()
 
 
-def with_added(data: bytes, *added: Addition) -> Pipeline:
-    return extended(data, added, where="pipeline.json", name="default", known_tasks=TASKS)
+def with_added(data: bytes, *added: tuple[str, list[Any]]) -> Pipeline:
+    numbered = [Addition(after, steps, number) for number, (after, steps) in enumerate(added)]
+    return extended(data, numbered, where="pipeline.json", name="default", known_tasks=TASKS)
 
 
 def ask(data: bytes, orders: Any, *, by: str = "a", history: RunHistory | None = None, before: Any = ()) -> Checked:
@@ -86,7 +87,7 @@ def test_a_reason_is_asked_for() -> None:
 
 def test_added_steps_stand_behind_the_one_that_ordered_them() -> None:
     """And before the next, which waits for them."""
-    pipeline = with_added(document("a", "b", "c"), Addition("a", ["x", "y"]))
+    pipeline = with_added(document("a", "b", "c"), ("a", ["x", "y"]))
     assert list(pipeline.steps) == ["a", "x", "y", "b", "c"]
     assert pipeline.ancestors("b") == {"a", "x", "y"}
 
@@ -94,7 +95,7 @@ def test_added_steps_stand_behind_the_one_that_ordered_them() -> None:
 def test_added_steps_stand_behind_a_whole_block() -> None:
     """Of an each or a parallel that holds the ordering step."""
     data = document("a", {"each": "inputs.a", "do": ["b", "c"]}, "d")
-    pipeline = with_added(data, Addition("b", ["x"]))
+    pipeline = with_added(data, ("b", ["x"]))
     assert pipeline.ancestors("x") == {"a", "b", "c"}
     assert "x" in pipeline.ancestors("d")
 
@@ -102,14 +103,14 @@ def test_added_steps_stand_behind_a_whole_block() -> None:
 def test_several_additions_stand_in_the_order_they_came() -> None:
     """Also when an added step adds further ones."""
     data = document("a", "b")
-    pipeline = with_added(data, Addition("a", ["x"]), Addition("x", ["z"]), Addition("a", ["y"]))
+    pipeline = with_added(data, ("a", ["x"]), ("x", ["z"]), ("a", ["y"]))
     assert list(pipeline.steps) == ["a", "x", "z", "y", "b"]
 
 
 def test_all_words_of_the_language_can_be_added() -> None:
     """Blocks, conditions and needs."""
     steps = [{"parallel": ["x", "y"]}, {"each": "inputs.x", "do": {"task": "z", "when": "item.ok"}}]
-    pipeline = with_added(document("a", "b"), Addition("a", steps))
+    pipeline = with_added(document("a", "b"), ("a", steps))
     assert pipeline.ancestors("z") == {"a", "x", "y"}
 
 
@@ -117,7 +118,7 @@ def test_blocks_without_a_name_keep_theirs() -> None:
     """The journal knows decisions about them by their place in the frozen file."""
     data = document("a", {"parallel": ["b"], "when": "seed.x"}, {"each": "inputs.a", "do": ["c", "d"]})
     frozen = with_added(data)
-    pipeline = with_added(data, Addition("a", [{"each": "inputs.a", "do": {"do": ["x", "y"]}}, "z"]))
+    pipeline = with_added(data, ("a", [{"each": "inputs.a", "do": {"do": ["x", "y"]}}, "z"]))
     assert frozen.blocks.keys() <= pipeline.blocks.keys()
     assert {"added[0]", "added[0].do[0]", "added[0].do[0].do"} <= pipeline.blocks.keys()
     assert len(set(pipeline.blocks)) == len(pipeline.blocks)
@@ -132,12 +133,23 @@ def test_the_frozen_steps_keep_their_order_whatever_is_added(orders: list[tuple[
     data = document("a", {"parallel": ["b", "c"]}, {"each": "seed.x", "do": ["d"]})
     added, count = [], 0
     for after, many in orders:
-        added.append(Addition(after, [{"task": "x", "name": f"n{count + n}"} for n in range(many)]))
+        added.append((after, [{"task": "x", "name": f"n{count + n}"} for n in range(many)]))
         count += many
     frozen, pipeline = with_added(data), with_added(data, *added)
     assert [name for name in pipeline.blocks if name in frozen.blocks] == list(frozen.blocks)
     assert all(frozen.ancestors(name) <= pipeline.ancestors(name) for name in frozen.steps)
     assert len(pipeline.steps) == len(frozen.steps) + count
+
+
+def test_an_addition_keeps_the_names_of_its_blocks_when_another_is_withdrawn() -> None:
+    """The journal knows decisions about them by these."""
+    two = [Addition("a", ["x"], 0), Addition("b", [{"each": "inputs.b", "do": "y"}], 1)]
+    whole, left = (
+        extended(document("a", "b"), added, where="pipeline.json", name="default", known_tasks=TASKS)
+        for added in (two, two[1:])
+    )
+    assert set(whole.blocks) - set(left.blocks) == {"added[0]", "x"} and "added[1].do[0]" in left.blocks
+    assert ask(document("a", "b"), {"add": ["z"]}, before=two[1:]).added == ["z"]
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------
@@ -172,7 +184,7 @@ def test_what_cannot_be_carried_out_is_refused_whole(orders: Any, says: str) -> 
 
 def test_the_bound_counts_what_was_added_before() -> None:
     """By all tasks of the run together."""
-    before = [Addition("a", [{"task": "x", "name": f"n{n}"} for n in range(MAX_ADDED)])]
+    before = [Addition("a", [{"task": "x", "name": f"n{n}"} for n in range(MAX_ADDED)], 0)]
     data = document("a", "b")
     assert ask(data, {"pause": "p"}, before=before) == Checked(pause="p")
     with pytest.raises(ControlRefused, match=f"{MAX_ADDED + 1} steps"):
@@ -181,7 +193,7 @@ def test_the_bound_counts_what_was_added_before() -> None:
 
 def test_a_step_added_before_can_be_skipped() -> None:
     """As long as it has not begun."""
-    before = [Addition("a", ["x"])]
+    before = [Addition("a", ["x"], 0)]
     assert ask(document("a"), {"skip": {"x": "r"}}, before=before).skips == {"x": "r"}
 
 

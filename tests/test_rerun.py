@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pop.control import additions, extended
 from pop.errors import ConfigErrors
 from pop.expressions import compile_expression
 from pop.history import Instance, Lap, Loop, RunHistory
@@ -20,6 +22,7 @@ from pop.plan import Moves, next_moves
 from pop.reading import inputs_of, laps_of
 from pop.rerun import (
     RerunRefused,
+    Stale,
     UnknownPath,
     apply_set,
     changed_tasks,
@@ -31,6 +34,8 @@ from pop.rerun import (
 )
 from pop.settings import Root
 from pop.steps import ROOT, At, Block, Each, Gate, Parallel, Pipeline, Repeat, Sequence, Task, below, instance_name
+
+T = "2026-11-21T03:15:02.000Z"
 
 
 def pipeline(*steps: Any) -> Pipeline:
@@ -190,6 +195,71 @@ def test_a_verdict_that_depends_on_a_step_beside_the_loop_is_dropped() -> None:
     of = blocks(Parallel("both", (task("beside"), repeat("loop", "inputs.check.good", deciding, late))))
     found = stale_of(of, history, ["beside"])
     assert found.loops == {"loop": 1} and found.instances == ("beside", "mend@1", "check@2")
+
+
+def ordered(of: list[Any], *orders: tuple[str, dict[str, Any]], ran: tuple[str, ...]) -> tuple[Pipeline, RunHistory]:
+    """A run that failed after these orders of its tasks, and its pipeline as they made it."""
+    history = RunHistory(state="failed")
+    for instance, control in orders:
+        history.apply({"event": "step.done", "at": T, "instance": instance, "sha256": "x", "control": control})
+    for name in ran:
+        history.apply({"event": "step.done", "at": T, "instance": name, "sha256": "x"})
+    for step, reason in history.skips.items():
+        history.apply({"event": "step.skipped", "at": T, "instance": step, "reason": reason})
+    data = json.dumps({"tasks": of}).encode()
+    return extended(data, additions(history), where="pipeline.json", name="default"), history
+
+
+def rerun(history: RunHistory, stale: Stale) -> RunHistory:
+    about = {key: value for key, value in asdict(stale).items()}
+    history.apply({"event": "run.rerun", "at": T, **about})
+    return history
+
+
+def test_the_additions_of_what_is_stale_are_gone_with_all_they_added_themselves() -> None:
+    """And what came after them runs again."""
+    beside: Any = {"task": "y", "needs": []}
+    orders = (("a", {"add": ["more", {"each": "seed.n", "name": "many", "do": "one"}]}), ("more", {"add": ["deep"]}))
+    of, history = ordered(["start", "a", "x", beside], *orders, ran=("start", "one.0", "one.1", "deep", "x", "y"))
+    history.counts["many"] = 2
+    found = stale_of(of, history, ["a"])
+    assert found.gone == ("more", "one.0", "one.1", "deep") and found.keys == ("many",)
+    assert found.instances == ("a", "more", "one.0", "one.1", "deep", "x") and found.again == ("a",)
+    after = rerun(history, found)
+    assert set(after.instances) == {"start", "a", "x", "y"} and not after.orders
+    after.apply({"event": "step.done", "at": T, "instance": "a", "sha256": "x", "control": {"add": ["more"]}})
+    assert [(order.instance, order.add) for order in after.orders] == [("a", ["more"])]
+
+
+def test_an_order_of_what_is_kept_holds() -> None:
+    """And its blocks keep their names, though the one before it is gone."""
+    orders = (("b", {"add": ["x"]}), ("a", {"add": [{"each": "seed.n", "do": "y"}]}))
+    of, history = ordered(["a", {"task": "b", "needs": []}], *orders, ran=("x", "y.0"))
+    history.counts["added[1].do[0]"] = 1
+    found = stale_of(of, history, ["b"])
+    assert found.instances == ("b", "x") and found.gone == ("x",) and not found.keys
+    after = rerun(history, found)
+    assert [(order.instance, order.number) for order in after.orders] == [("a", 1)]
+    after.apply({"event": "step.done", "at": T, "instance": "b", "sha256": "x", "control": {"add": ["x"]}})
+    assert [(order.instance, order.number) for order in after.orders] == [("a", 1), ("b", 2)]
+
+
+def test_an_addition_that_speaks_of_what_is_gone_is_ordered_anew() -> None:
+    """It would not fit into the pipeline without it."""
+    orders = (("a", {"add": ["x"]}), ("b", {"add": [{"task": "y", "needs": ["x"]}]}))
+    of, history = ordered(["a", {"task": "b", "needs": []}], *orders, ran=("x", "y"))
+    found = stale_of(of, history, ["a"])
+    assert found.instances == ("a", "b", "x", "y") and found.gone == ("x", "y") and found.again == ("a",)
+
+
+def test_what_was_skipped_on_the_word_of_what_is_stale_has_its_turn() -> None:
+    """And what depends on it; the word of another holds."""
+    of: list[Any] = [{"parallel": ["a", "b", {"do": ["c", "d"]}, "e"]}]
+    orders = (("a", {"skip": {"c": "no use"}}), ("b", {"skip": {"e": "nor that"}}))
+    pipe, history = ordered(of, *orders, ran=("d",))
+    found = stale_of(pipe, history, ["a"])
+    assert found.instances == ("a", "d", "c") and found.again == ("a",) and not found.gone
+    assert rerun(history, found).skips == {"e": "nor that"}
 
 
 def test_blocks_that_were_skipped_as_a_whole_have_instances_without_item_and_lap() -> None:
