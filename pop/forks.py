@@ -7,8 +7,9 @@ with it the lines of the journal that tell of it; so the new run stands on its o
 |----------------------------------------------------|-------------------------------------------------------|
 | files/, unless the seed brings files of its own    | files/                                                |
 | its newest pipeline, with what is set              | pipeline.json                                         |
-| output.json and artifacts/ of what is not stale    | the same; ``step.reused`` with their hash             |
-| answers at gates, with what was shown              | the same; ``gate.opened`` and ``gate.decided``        |
+| outputs and artifacts of what is not stale, and    | the same; ``step.reused`` with their hash             |
+|   what they were before a person edited them       |                                                       |
+| gates that were answered, with all their files     | the same; ``gate.opened`` and ``gate.decided``        |
 | skips, decisions, counts, laps that still hold     | their lines                                           |
 | attempts, usage, errors                            | nothing: they are the other run's                     |
 """
@@ -38,9 +39,10 @@ from pop.stale import CONTROL, Stale, place_of, stale_of
 from pop.steps import At, Gate, Pipeline, Repeat, instance_name
 from pop.store import Disk, NotAFile, open_regular, remove_tree
 
-_OF_A_STEP = re.compile(r"output(\.before-[^/]*)?\.json|artifacts")
+_OF_A_STEP = re.compile(r"output(\.before-[^/]*)?\.json|artifacts(\.before-[^/]*)?")
 _OF_A_GATE = re.compile(
-    r"output(\.before-[^/]*)?\.json|artifacts|decision.*\.json|request\.md|show|answers|edits\.diff"
+    r"output\.json|request\.md|gate\.json|show|answers|edits\.(json|diff)|decision(\.[^/]*)?\.json"
+    r"|(APPROVE|REJECT|CHANGES\.md)(\.invalid-\d+)?"
 )
 
 
