@@ -258,6 +258,19 @@ def _by(who: object, why: object) -> str:
     return f"by {safe(name, 80, one_line=True)}: {safe(why or 'no reason given', 2000)}"
 
 
+def again_line(run: Run, status: dict[str, Any]) -> str | None:
+    """How a run that has ended is taken up from one of its steps; None when it has not, or that is ordered already."""
+    state, orders = status.get("state"), run.waiting_orders()
+    if state == "complete":
+        return f"again      pop rerun {run.run_id} --from STEP   (a new run, which shares what lies before STEP)"
+    if state != "failed" or {"retry", "rerun"} & set(orders):
+        return None
+    failed = str((status.get("error") or {}).get("instance"))
+    known = failed in status.get("tasks", {}) and not failed.endswith("+control")
+    step = failed if known else "STEP"
+    return f"or         pop rerun {run.run_id} --from {step}   (what lies before {'it' if known else step} is kept)"
+
+
 def next_move(root: Root, run: Run, status: dict[str, Any]) -> str:
     """What a person can do about a run that failed or was cancelled."""
     error = status.get("error") or {}

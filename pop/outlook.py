@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pop import events
+from pop.control import block_of
 from pop.errors import PopError
 from pop.estimates import NOTHING, Estimate, Past, finished_runs, past_of, usage_by_step
+from pop.forks import find_parent
 from pop.history import RunHistory, read_history
 from pop.pipeline import load_pipeline
 from pop.queue import parse_seed
@@ -58,13 +60,18 @@ class Outlook:
         return total
 
 
-def of_seed(root: Root, data: bytes) -> Outlook:
+def of_seed(root: Root, seed: Seed) -> Outlook:
     """What a seed would do.
 
     Raises:
-        PopError: It can become no run, or its pipeline has mistakes.
+        PopError: Its pipeline is not there, or has mistakes; or it is a fork of a run that is not there.
     """
-    seed = parse_seed(data)
+    if seed.fork:
+        parent = find_parent(root, seed.fork.run)
+        outlook = of_run(
+            root, Run(parent, "complete" if parent.parent == root.complete else "current"), seed.fork.from_
+        )
+        return Outlook(outlook.rows, notes=[f"it is a fork of {parent.name}", *outlook.notes])
     name = seed.pipeline or "default"
     path = root.pipeline_path(name)
     document = path.read_bytes()
@@ -130,7 +137,10 @@ def of_run(root: Root, run: Run, from_: Iterable[str]) -> Outlook:
             continue
         replayed = bool(again) and set(again) <= set(stale.replay)
         estimate = NOTHING if replayed else _estimate(step.name, again, used, past)
-        why = _why(step.name, begins, bool(named), replayed, changed.get(step.name), bool(again), history, open_)
+        added_by = _added_by(pipeline, history, step.name) if set(again) & set(stale.gone) else None
+        why = _why(
+            step.name, begins, bool(named), replayed, changed.get(step.name), bool(again), history, open_, added_by
+        )
         rows.append(_to_run(pipeline, step, why, estimate, len(again) or len(open_), gates))
     notes = _notes(root, run, pipeline)
     return Outlook(rows, chosen, notes)
@@ -142,6 +152,12 @@ def _kept(history: RunHistory, known: list[str], changed: list[str] | None) -> s
     return f"changed, but it is not to run again: {', '.join(changed)}" if changed else "nothing changed"
 
 
+def _added_by(pipeline: Pipeline, history: RunHistory, step: str) -> str | None:
+    """The instance whose order added a step."""
+    added = ((order.instance, pipeline.leaves[block_of(order.number)]) for order in history.orders if order.add)
+    return next((instance for instance, leaves in added if step in {leaf.name for leaf in leaves}), None)
+
+
 def _why(
     step: str,
     begins: set[str],
@@ -151,7 +167,10 @@ def _why(
     again: bool,
     history: RunHistory,
     open_: list[str],
+    added_by: str | None,
 ) -> str:
+    if added_by:
+        return f"{added_by} added it, and runs again: it may add it anew, or not"
     if replayed:
         return "its recorded answers are parsed again"
     if changed and (step in begins or not named):

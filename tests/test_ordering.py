@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +78,23 @@ def test_cancelling_all_wants_a_yes(root: Root) -> None:
     assert result.returncode == 2 and "--yes" in result.stderr and not orders(root)
     assert pop("cancel", "--all", "--yes", root=root.path).returncode == 0
     assert orders(root) == {"r/cancel", "p/cancel", "w/cancel"}
+    for letter in "rpw":
+        (root.current / run_id(letter)).rename(root.complete / run_id(letter))
+    assert pop("cancel", "--all", root=root.path).returncode == 0
+
+
+@pytest.mark.parametrize(("answer", "given"), [("y\n", 3), ("n\n", 0), ("\n", 0), ("\x04", 0)])
+def test_at_a_terminal_cancelling_all_asks(root: Root, answer: str, given: int) -> None:
+    """How many runs it is about; no, nothing and the end of the input leave them all."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "pop", "--root", str(root.path), "cancel", "--all"]
+    with subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        os.close(theirs)
+        os.write(ours, answer.encode())
+        _, said = process.communicate(timeout=60)
+    os.close(ours)
+    assert "cancel 3 run(s)?" in said and len(orders(root)) == given
+    assert process.returncode == (0 if given else 130)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +191,64 @@ def test_a_seed_that_can_be_none_is_told(root: Root, text: str) -> None:
     path.write_text(text)
     result = pop("plan", path, root=root.path)
     assert result.returncode in (2, 3) and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "link"])
+def test_a_seed_with_files_is_planned_as_one_without(root: Root, kind: str) -> None:
+    """A folder or a zip; --apply puts all of it into the queue."""
+    folder = root.path / "my seed"
+    folder.mkdir()
+    (folder / "seed.json").write_text('{"topic": "moon"}')
+    (folder / "notes.txt").write_text("hello")
+    path = folder
+    if kind == "zip":
+        path = Path(shutil.make_archive(str(root.path / "mine"), "zip", folder))
+    elif kind == "link":
+        path = root.path / "link"
+        path.symlink_to(folder)
+    assert steps(plan(root, path)) == steps(plan(root, seed(root, {"topic": "moon"})))
+    applied = Path(plan(root, path, "--apply")["applied"])
+    assert applied.parent == root.pending and applied.suffix == (".zip" if kind == "zip" else "")
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (b"PK\x05\x06" + bytes(18), "holds no seed.json"),
+        (b"PK\x03\x04", "not yet a seed"),
+        (b"junk", "cannot be unpacked"),
+    ],
+)
+def test_an_archive_that_is_no_seed_is_told(root: Root, made: bytes, said: str) -> None:
+    """As the queue would say it."""
+    path = root.path / "mine.zip"
+    path.write_bytes(made)
+    result = pop("plan", path, root=root.path)
+    assert result.returncode == 3 and said in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_seed_that_is_a_fork_runs_what_is_not_shared(root: Root) -> None:
+    """By the other run, from the step it names; one that is not there is told."""
+    run_id = finished(root)
+    about = {"run": run_id, "from": ["draft"]}
+    planned = plan(root, seed(root, {"data": {}, "fork": about}))
+    assert {name: what for name, (what, _) in steps(planned).items()} == {
+        "plan": "reuse", "draft": "run", "facts": "reuse", "join": "run",
+    }  # fmt: skip
+    assert f"it is a fork of {run_id}" in planned["notes"]
+    path = seed(root, {"data": {}, "fork": {**about, "run": "20261121-031509-gone-abcd"}})
+    result = pop("plan", path, root=root.path)
+    assert result.returncode == 3 and "no run" in result.stderr
+
+
+def test_what_a_step_added_is_said_to_depend_on_it(root: Root) -> None:
+    """It may be ordered anew, or not."""
+    run_dir = root.complete / finished(root)
+    rows = [json.loads(line) for line in (run_dir / "events.jsonl").read_bytes().splitlines()]
+    for row in rows:
+        if row["event"] == "step.done" and row["instance"] == "plan":
+            row["control"] = {"add": [{"task": "facts", "name": "more"}], "skip": {}, "pause": None}
+    rows.insert(-1, {"at": T, "event": "step.done", "instance": "more", "attempt": 1, "sha256": "x", "usage": None})
+    (run_dir / "events.jsonl").write_bytes(b"".join(dump_json(row, pretty=False) for row in rows))
+    what, why = steps(plan(root, run_dir.name, "--from", "plan"))["more"]
+    assert what == "run" and why.startswith("plan added it, and runs again")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pop.display import closing_lines
+from pop.display import again_line, closing_lines
 from pop.errors import UsageError
 from pop.runs import Run, find_run, newest_complete, pending, pending_names, seed_limits
 from pop.settings import Root
@@ -126,3 +126,26 @@ def test_the_reason_of_a_cancellation_and_a_waiting_order_are_told(root: Root) -
     (run.path / "orders" / "retry.json").touch()
     told = "\n".join(closing_lines(root, run, status))
     assert "retry waits" in told and "next" not in told
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        ({"state": "complete"}, "--from STEP   (a new run"),
+        ({"state": "failed", "error": {"instance": "draft.3"}, "tasks": {"draft.3": {}}}, "--from draft.3   (what"),
+        ({"state": "failed", "error": {"instance": "a+control"}, "tasks": {"a+control": {}}}, "--from STEP   (what"),
+        ({"state": "failed", "error": {"message": "no"}}, "--from STEP   (what"),
+        ({"state": "running"}, None),
+        ({"state": "cancelled"}, None),
+    ],
+)
+def test_a_run_that_has_ended_says_how_to_take_it_up_from_a_step(
+    root: Root, status: dict[str, Any], told: str | None
+) -> None:
+    """From the one that failed, where one did; not where an order waits already."""
+    run = make_run(root, "20261121-031502-brief-abcd", status=status)
+    line = again_line(run, status)
+    assert line is None if told is None else f"pop rerun {run.run_id} {told}" in str(line)
+    (run.path / "orders").mkdir()
+    (run.path / "orders" / "rerun.json").touch()
+    assert status["state"] == "complete" or again_line(run, status) is None

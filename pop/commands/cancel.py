@@ -31,12 +31,19 @@ def command(
     """End RUN...: their workers are stopped, what they did stays, and `pop retry` can take them up again."""
     chosen_here = chosen_root(root)
     chosen = choose(chosen_here, runs, pipeline, everything, in_current)
-    if everything and not yes:
+    if everything and not yes and (count := sum(map(_fits, chosen.runs))):
         if not sys.stdin.isatty():
             raise UsageError("--all cancels every run that has not ended", hint="pop cancel --all --yes")
-        click.confirm(f"cancel {len(chosen.runs)} run(s)?", abort=True, err=True)
+        click.confirm(f"cancel {count} run(s)?", abort=True, err=True)
     later = "the order takes effect with the next pop up"
     give(chosen_here, chosen, partial(_plan, named=chosen.named), reason=reason, as_json=as_json, later=later)
+
+
+def _fits(run: Run) -> bool:
+    try:
+        return _plan(run, named=False).verb is not None
+    except DoesNotFit:
+        return False
 
 
 def _plan(run: Run, *, named: bool) -> Plan:

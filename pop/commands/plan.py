@@ -11,11 +11,13 @@ import click
 
 from pop.commands._shared import as_json, chosen_root, print_json, with_root
 from pop.display import dollars
-from pop.errors import UsageError, safe
+from pop.errors import SeedRejected, UsageError, safe
 from pop.estimates import Estimate
 from pop.outlook import Outlook, of_run, of_seed
+from pop.queue import Incomplete, ignore_lease_breaks, parse_seed, peek
+from pop.records import Seed
 from pop.runs import Run, find_run
-from pop.settings import Root
+from pop.settings import Root, load_settings
 
 
 @click.command()
@@ -25,14 +27,15 @@ from pop.settings import Root
 @as_json
 @with_root
 def command(what: str, from_: tuple[str, ...], apply: bool, as_json: bool, root: str | None) -> None:
-    """Show what SEED (a file, - for standard input) or RUN would reuse, run or wait for, why, and what it may cost."""
+    """Show what SEED (a file, a folder, a zip, - for standard input) or RUN would reuse, run or wait for, why, and what it may cost."""
     here = chosen_root(root)
-    seed = _seed_of(what)
+    data = sys.stdin.buffer.read() if what == "-" else b""
+    seed = parse_seed(data, where="standard input") if what == "-" else _seed_of(here, what)
     if seed is not None and from_:
         raise UsageError("--from is for a run; a seed begins at the beginning", where=what)
     run = None if seed is not None else _run_of(here, what)
     outlook = of_seed(here, seed) if seed is not None else of_run(here, _there(run), from_)
-    given = _apply(here, what, run, outlook, seed) if apply else None
+    given = _apply(here, what, run, outlook, data) if apply else None
     if as_json:
         rows = [row.to_json() for row in outlook.rows]
         about = {"steps": rows, "total": outlook.total.to_json(), "from": outlook.from_, "notes": outlook.notes}
@@ -47,17 +50,22 @@ def command(what: str, from_: tuple[str, ...], apply: bool, as_json: bool, root:
         click.echo("there is nothing to run", err=True)
 
 
-def _seed_of(what: str) -> bytes | None:
-    if what == "-":
-        return sys.stdin.buffer.read()
+def _seed_of(root: Root, what: str) -> Seed | None:
+    """The seed in a file, a folder or a zip, looked at as the queue will; None when it is a run that is meant.
+
+    Raises:
+        SeedRejected: It can become no run.
+    """
     path = Path(what)
-    if path.is_dir() and (path / "seed.json").is_file() and not (path / "events.jsonl").exists():
-        return (path / "seed.json").read_bytes()
-    if path.is_file():
-        if path.suffix.lower() == ".zip":
-            raise UsageError("a zip is not looked into", where=what, hint="unpack it, and plan its folder")
-        return path.read_bytes()
-    return None
+    if path.is_file() and path.suffix.lower() != ".zip":
+        return parse_seed(path.read_bytes(), where=what)
+    if not path.is_file() and not ((path / "seed.json").is_file() and not (path / "events.jsonl").exists()):
+        return None
+    ignore_lease_breaks()
+    found = peek(path.resolve(), load_settings(root).seeds.model_copy(update={"settle_s": 0.0}))
+    if isinstance(found, Incomplete):
+        raise SeedRejected(f"not yet a seed: {found.reason}", where=what)
+    return found.seed
 
 
 def _run_of(root: Root, what: str) -> Run:
@@ -71,12 +79,12 @@ def _there(run: Run | None) -> Run:
     return run
 
 
-def _apply(root: Root, what: str, run: Run | None, outlook: Outlook, seed: bytes | None) -> str | None:
+def _apply(root: Root, what: str, run: Run | None, outlook: Outlook, data: bytes) -> str | None:
     """Exactly what was shown."""
     if run is None:
         from pop.commands.submit import put_seed, submit
 
-        return str(submit(root, what) if what != "-" else put_seed(root, seed or b"", "stdin.json"))
+        return str(submit(root, what) if what != "-" else put_seed(root, data, "stdin.json"))
     if not outlook.from_:
         return None
     from pop.commands._ordering import Chosen

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from pop.commands._shared import as_json, chosen_root, print_json, with_root
-from pop.display import closing_lines, task_line, usage_line
+from pop.display import again_line, closing_lines, task_line, usage_line
 from pop.events import LAP_ENDED
 from pop.runs import Run, find_run, safe
 
@@ -53,7 +53,7 @@ def command(run: str, as_json: bool, root: str | None) -> None:
     usage = status.get("usage") or {}
     if usage.get("calls") or usage.get("cached_calls"):
         click.echo(usage_line(usage) + (f"; answered by {_listed(answered)}" if answered else ""))
-    for line in closing_lines(chosen, found, status):
+    for line in filter(None, [*closing_lines(chosen, found, status), again_line(found, status)]):
         click.echo(line)
 
 
