@@ -72,6 +72,7 @@ def wait_at_a_gate(run_dir: Path) -> None:
 
 
 ARGUMENTS: dict[str, list[object]] = {
+    "new": ["--name", "Some_Project", "--goal", "1"],
     "run": ["{root}/examples/hello.json"],
     "submit": ["{root}/examples/hello.json"],
     "cancel": ["20261121-031507-a-curr"],

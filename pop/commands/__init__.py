@@ -3,6 +3,7 @@
 COMMANDS: dict[str, str] = {
     "init": "Make a folder that POP can work in.",
     "check": "Find every mistake in settings, pipelines and tasks before anything runs.",
+    "new": "Turn a goal into a persona and a prompt, in a short conversation.",
     "schema": "Print the JSON Schema of a file, for editors.",
     "run": "Run one seed to its end and show how it goes.",
     "up": "Serve the queue until you stop it.",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pop.commands._shared import as_json, chosen_root, print_json, with_root
-from pop.errors import EXIT_CONFIG, EXIT_OK, ConfigErrors, PopError, UsageError, did_you_mean, safe
+from pop.errors import EXIT_CONFIG, EXIT_OK, EXIT_RUN_FAILED, ConfigErrors, PopError, UsageError, did_you_mean, safe
 
 if TYPE_CHECKING:
     from pop.recipes.wizard.goals import GoalMap, Ref
@@ -32,7 +32,7 @@ class Actions(click.Group):
 @with_root
 @click.pass_context
 def command(ctx: click.Context, as_json: bool, root: str | None) -> int:
-    """List, show and check the components of which `pop new` makes personas and prompts.
+    """List, show, check and generate the components of which `pop new` makes personas and prompts.
 
     A root's own components/ and goal_map.json stand before those that come with POP; without a root those are all.
     """
@@ -97,6 +97,57 @@ def check_command(as_json: bool, root: str | None) -> int:
     well = f"all is well: {count} components, {len(goals.goals)} goals in {goals.path}" if goals else ""
     click.echo(f"{len(problems)} problem(s)" if problems else well, err=True)
     return EXIT_CONFIG if problems else EXIT_OK
+
+
+@command.command("generate")
+@click.argument("names", metavar="[KIND/NAME]...", nargs=-1)
+@click.option("--goal", help="The goal it is for; else the first one that names it.")
+@click.option("--describe", metavar="TEXT", help="What it is to say, in a line.")
+@click.option("--model", "-m", metavar="MODEL", help="The model that writes it.")
+@as_json
+@with_root
+def generate_command(
+    names: tuple[str, ...], goal: str | None, describe: str | None, model: str | None, as_json: bool, root: str | None
+) -> int:
+    """Let a model write components that are missing: those named, else all that the goal map names.
+
+    What a model wrote is kept in components/; what it did not write is told, and exits with 4.
+    """
+    from pop.recipes.wizard import generate
+    from pop.recipes.wizard.answers import ref_of
+    from pop.recipes.wizard.goals import load_goal_map
+    from pop.recipes.wizard.library import Library
+
+    chosen = chosen_root(root)
+    goals, library = load_goal_map(chosen.path), Library(chosen.path)
+    users = goals.users()
+    refs = list(map(ref_of, names)) or [ref for ref in users if _lacks(library, ref)]
+    for ref in refs:
+        if not _lacks(library, ref):
+            raise UsageError(f"{ref} is there already", hint="edit it, or remove it first", code="component-is-there")
+    asked = goals.find(goal) if goal else None
+    if model:
+        generate.check_model(chosen, model)
+    wishes = []
+    for ref in refs:
+        used = asked or (goals.find(users[ref][0]) if ref in users else None)
+        if used is None:
+            raise UsageError(f"no goal names {ref}", hint="say which it is for: --goal NAME", code="unknown-goal")
+        wishes.append(generate.Wish(ref, used, " ".join((describe or "").split())))
+    parts = generate.Writer(chosen, library, model or "default").write(wishes)
+    saved = [str(path.relative_to(chosen.path)) for path in generate.save(library, parts)]
+    left = [{"component": str(part.ref), "why": part.why} for part in parts if part.origin != "generated"]
+    if _json_asked(as_json):
+        print_json({"generated": saved, "missing": left})
+    else:
+        for line in saved:
+            click.echo(line)
+        for part in parts:
+            if part.origin != "generated":
+                click.echo(f"{part.ref} was not written: {safe(part.why, one_line=True)}", err=True)
+        if not parts:
+            click.echo("nothing is missing", err=True)
+    return EXIT_RUN_FAILED if left else EXIT_OK
 
 
 def _list(asked: str | None, as_json: bool, root: str | None = None) -> int:

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -202,6 +197,7 @@ def _tested(result: dict[str, Any], provider: str) -> Iterator[str]:
 
 def _test(root: Root, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """One tiny question to each model, all at once; by name. The same model under two names is asked once."""
+    from pop.askmodel import gateway_of
     from pop.models.client import GatewayClient
     from pop.models.request import Message, ModelError, ModelRequest, Origin
 
@@ -222,7 +218,7 @@ def _test(root: Root, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     ]
     origin = Origin(run_id="pop-models-test", instance=secrets.token_hex(6), generation=1, attempt=1, step="test")
     click.echo(f"asking {len(requests)} model{'s' * (len(requests) != 1)}", err=True)
-    with _gateway(root) as address:
+    with gateway_of(root, "pop models --test") as address:
         answers = GatewayClient(address, origin).ask_many(requests)
     found: dict[str, dict[str, Any]] = {}
     for identity, answer in zip(first, answers, strict=True):
@@ -250,33 +246,3 @@ def _obeys(text: str) -> bool:
         return not schema_problems(parse_json(text, TEST_SCHEMA).value, TEST_SCHEMA)
     except Unparsable:
         return False
-
-
-@contextmanager
-def _gateway(root: Root) -> Iterator[str]:
-    """The socket of the daemon's gateway, or of one started for this alone, which holds the root meanwhile."""
-    from pop.gatekeeper import socket_path
-    from pop.store import hold_root, lock_holder
-
-    if lock_holder(root.machine_room):
-        yield str(socket_path(root))
-        return
-    root.machine_room.mkdir(mode=0o700, exist_ok=True)
-    with hold_root(root.machine_room, "pop models --test"), tempfile.TemporaryDirectory(prefix="pop-") as folder:
-        address = Path(folder) / "gateway.sock"
-        command = [sys.executable, "-P", "-m", "pop.models.gateway", "--root", str(root.path), "--socket", str(address)]
-        with (
-            tempfile.TemporaryFile() as said,
-            subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, cwd=root.path
-            ) as process,
-        ):
-            assert process.stdin and process.stdout
-            try:
-                if process.stdout.readline().strip() != b"ready":
-                    said.seek(0)
-                    why = " ".join(said.read(2000).decode(errors="replace").split()) or "it said nothing"
-                    raise PopError(f"the gateway did not start: {why}", hint="pop doctor", code="no-gateway")
-                yield str(address)
-            finally:
-                process.stdin.close()
