@@ -8,12 +8,12 @@ import structlog
 
 from pop import gatework
 from pop.active import ActiveRun
-from pop.controlwork import pipeline_of
 from pop.diskwork import DiskWork
 from pop.executors import Executor
 from pop.gates import Answer
 from pop.journal import Journal
 from pop.plan import Moves
+from pop.rerun import pipeline_of
 
 log = structlog.get_logger()
 
@@ -77,7 +77,7 @@ class Attendant:
             await self._journal.write(run, *decided)
             log.info("gate.decided", run=run.run_id, gate=gate, decision=answer.decision, by=answer.by, how=answer.how)
         if len(decided) > 1:  # something became stale
-            run.follow(pipeline_of(self._work.root, run.run_dir, run.history))
+            run.follow(pipeline_of(run.run_dir, run.history))
             run.letters.forget_lists()
         return bool(decided)
 

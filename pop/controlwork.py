@@ -1,8 +1,7 @@
-"""The pipeline of a run as it is now: frozen or set anew, with the steps its tasks have added; and their orders, checked."""
+"""What an attempt orders about the rest of its run, read from its folder and checked."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +9,14 @@ from pop import control
 from pop.control import ControlRefused, additions
 from pop.errors import PopError
 from pop.history import RunHistory
-from pop.pipeline import Pipeline
 from pop.records import ErrorRecord
+from pop.rerun import pipeline_file, pipeline_name
 from pop.settings import Root
 from pop.steps import step_of
 from pop.store import NotAFile, read_regular
 from pop.tasks import list_tasks
 
 MAX_ORDERS_BYTES = 4_000_000
-
-
-def pipeline_of(root: Root, run_dir: Path, history: RunHistory) -> Pipeline:
-    """The pipeline that a run follows.
-
-    Raises:
-        ConfigError: Somebody broke the run's own copy.
-    """
-    path = run_dir / _file_of(history)
-    where = f"{os.path.relpath(run_dir, root.path)}/{path.name}"
-    return control.extended(path.read_bytes(), additions(history), where=where, name=_name_of(history))
 
 
 def orders_of(root: Root, run_dir: Path, history: RunHistory, instance: str, attempt_dir: Path) -> dict[str, Any]:
@@ -41,12 +29,12 @@ def orders_of(root: Root, run_dir: Path, history: RunHistory, instance: str, att
         return _refused(instance, ControlRefused(error.message))
     try:
         checked = control.check(
-            (run_dir / _file_of(history)).read_bytes(),
+            (run_dir / pipeline_file(history)).read_bytes(),
             additions(history),
             history,
             step_of(instance),
             document,
-            name=_name_of(history),
+            name=pipeline_name(history),
             known_tasks=list_tasks(root.tasks),
         )
     except (PopError, RecursionError) as error:
@@ -58,11 +46,3 @@ def _refused(instance: str, error: PopError) -> dict[str, Any]:
     about = {key: value for key, value in error.to_json().items() if value is not None}
     record = ErrorRecord.model_validate({"error_class": "bad_input", "instance": instance, **about})
     return {"control_error": record.model_dump(exclude_none=True)}
-
-
-def _file_of(history: RunHistory) -> str:
-    return history.pipeline["path"] if history.pipeline else "pipeline.json"
-
-
-def _name_of(history: RunHistory) -> str:
-    return str(history.created.get("pipeline", "default"))

@@ -58,7 +58,7 @@ class DiskWork:
     def __init__(self, root: Root, disk: Disk, on_recovery: Callable[[], None]) -> None:
         self.disk = disk
         self.trouble: RootError | None = None
-        self.root = root
+        self._root = root
         self._on_recovery = on_recovery
         self._well = asyncio.Event()
         self._well.set()
@@ -99,7 +99,7 @@ class DiskWork:
             await self._well.wait()
 
     def _judge(self, error: OSError) -> RootError | None:
-        return probe(self.root) if error.errno in ONE_FILES else root_trouble(error)
+        return probe(self._root) if error.errno in ONE_FILES else root_trouble(error)
 
     async def at_once(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do short, repeatable file work right here, and like `surely` when that fails. Nothing in it may fsync."""
@@ -155,7 +155,7 @@ class DiskWork:
     async def _wait_for_recovery(self) -> None:
         while not self._giving_up:
             await asyncio.sleep(PROBE_EVERY_S)
-            if await self.in_thread(probe, self.root) is None:
+            if await self.in_thread(probe, self._root) is None:
                 break
         else:
             return

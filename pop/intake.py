@@ -21,7 +21,6 @@ import structlog
 from pop import admission, forks
 from pop.active import ActiveRun
 from pop.admission import Claimed
-from pop.controlwork import pipeline_of
 from pop.diskwork import DiskWork, probe
 from pop.errors import PopError, RootError, SeedRejected
 from pop.history import read_history
@@ -29,6 +28,7 @@ from pop.letters import LetterWriter
 from pop.pipelines import BrokenPipeline, PipelineShelf
 from pop.queue import Incomplete, NotYet, PendingQueue, Refusal, peek
 from pop.records import printable
+from pop.rerun import pipeline_of
 from pop.settings import Root, Settings
 from pop.store import DiskFailed, mend_tail, root_trouble
 from pop.viewwork import RunViews
@@ -200,7 +200,7 @@ class Intake:
         """A sealed run as its files tell it."""
         mend_tail(run_dir / "events.jsonl")
         history = read_history(run_dir)
-        pipeline = pipeline_of(self.root, run_dir, history)
+        pipeline = pipeline_of(run_dir, history)
         about = (self.root, self.settings, run_dir, pipeline, history.created)
         letters = LetterWriter(*about, seed_data=seed_data, seed=history.seed_file())
         views = RunViews(run_dir, pipeline.views) if pipeline.views else None

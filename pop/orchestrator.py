@@ -24,7 +24,7 @@ from pop.active import AT_REST, ActiveRun, Slots
 from pop.attempts import Outcome
 from pop.attending import SICK_WAIT_S, Attendant
 from pop.board import StatusBoard
-from pop.controlwork import orders_of, pipeline_of
+from pop.controlwork import orders_of
 from pop.diskwork import MIN_FREE_BYTES, DiskWork
 from pop.ends import Ends
 from pop.errors import PopError, RootError
@@ -34,6 +34,7 @@ from pop.loopwork import judge
 from pop.plan import Moves, Start, next_moves
 from pop.records import ErrorRecord, Letter, dump_json
 from pop.remedies import recovery
+from pop.rerun import pipeline_of
 from pop.settings import Root, Settings
 from pop.store import DiskFailed, Later
 from pop.tally import Tally
@@ -253,7 +254,7 @@ class Orchestrator:
                 event = await self._fail_attempt(run, letter, outcome, seconds)
         run.history.apply(event)
         if (event.get("control") or {}).get("add"):
-            run.follow(pipeline_of(self.root, run.run_dir, run.history))
+            run.follow(pipeline_of(run.run_dir, run.history))
         if outcome.usage.calls:
             for warning in self._tally.warnings(run.history):
                 await self.journal.write(run, warning, durable=False)

@@ -25,13 +25,12 @@ from typing import Any
 import structlog
 
 from pop import events
-from pop.controlwork import pipeline_of
 from pop.errors import PopError
 from pop.gatework import find_answer, gate_dir, may_be_answered, problems
 from pop.history import RunHistory, read_history
 from pop.pipeline_values import budget as budgets
 from pop.records import BadJson, dump_json, read_json
-from pop.rerun import rerun_event
+from pop.rerun import pipeline_of, rerun_event
 from pop.settings import Root
 from pop.statuses import lasting, status_of
 from pop.store import Disk, NotAFile, mend_tail, read_regular
@@ -186,7 +185,7 @@ class Orders:
         Raises:
             PopError: It cannot be carried out; nothing is done.
         """
-        pipeline = pipeline_of(self._root, order.run_dir, history)
+        pipeline = pipeline_of(order.run_dir, history)
         event, files = rerun_event(self._root, order.run_dir, pipeline, history, order.content)
         for name, data in files.items():
             self._disk.put(order.run_dir / name, data)

@@ -63,9 +63,18 @@ def pipeline_of(run_dir: Path, history: RunHistory) -> Pipeline:
     Raises:
         ConfigError: Somebody broke the run's own copy.
     """
-    document = documents_of(run_dir).pipeline
-    data, name = (run_dir / document).read_bytes(), str(history.created.get("pipeline") or "default")
-    return extended(data, additions(history), where=f"{run_dir.name}/{document}", name=name)
+    path = run_dir / pipeline_file(history)
+    where = f"{run_dir.parent.name}/{run_dir.name}/{path.name}"
+    return extended(path.read_bytes(), additions(history), where=where, name=pipeline_name(history))
+
+
+def pipeline_file(history: RunHistory) -> str:
+    """The newest document of a run's pipeline, in its folder."""
+    return history.pipeline["path"] if history.pipeline else "pipeline.json"
+
+
+def pipeline_name(history: RunHistory) -> str:
+    return str(history.created.get("pipeline") or "default")
 
 
 def journaled(run_dir: Path, name: str) -> Iterator[dict[str, Any]]:
