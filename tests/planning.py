@@ -74,6 +74,10 @@ class Run:
                 last = loop.laps[-1]
                 loop.laps[-1] = Lap(word, last.score, last.checks, last.sha256)
                 loop.since, loop.kept = loop.since if since is None else since, kept
+            case "answered":  # one event ends the gate of a loop and says how the loop goes on
+                gate, *ruling = value
+                self.apply("state", gate, "done")
+                self.apply("verdict", key, ruling)
             case "paused" | "held" | "cancelled":
                 setattr(self, what, value)
             case _:
@@ -394,9 +398,8 @@ class Driver:
         if word == "reject":
             self.record("state", name, "failed")
             return
-        self.record("state", name, "done")
         again = word == "request-changes" and number < 5
-        self.record("verdict", key, ("again", number, None) if again else ("accepted", None, number))
+        self.record("answered", key, (name, "again", number, None) if again else (name, "accepted", None, number))
 
 
 def flat(references: Any) -> Iterator[str | None]:

@@ -92,9 +92,10 @@ def test_the_answer_to_a_loops_gate_decides_how_it_goes_on(
 ) -> None:
     """Approve: the newest lap stands. Request changes: further laps, counted afresh."""
     of, run = reviewed(), Run()
-    run.done("draft", "review@1", "loop@1")
+    run.done("draft", "review@1")
     run.lap("loop", "ask")
-    run.apply("verdict", "loop", (word, since, kept))
+    run.apply("opened", "loop@1", None)
+    run.apply("answered", "loop", ("loop@1", word, since, kept))
     if word == "accepted":
         run.apply("state", "revise@1", "skipped")
     assert starts(moves(of, run)) == [next_one]

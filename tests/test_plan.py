@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
 import time
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pop.pipeline import Pipeline, load_pipeline
+from pop.pipeline import load_pipeline
 from pop.plan import Moves, Settled, Skip, next_moves
 from pop.reading import inputs_of, instances_in, item_expressions
-from pop.steps import At, step_of
-from tests.planning import ENDED, Driver, Instance, Run, expected, moves, pipelines, starts
+from pop.steps import ROOT, At, Gate, Pipeline, Repeat, Sequence, Task, step_of
+from tests.planning import ENDED, Driver, Instance, Run, expected, moves, pipelines, reads, starts
 
 
 def pipeline(*steps: Any, **more: Any) -> Pipeline:
@@ -25,7 +27,12 @@ def pipeline(*steps: Any, **more: Any) -> Pipeline:
 # ---- random pipelines -------------------------------------------------------------------------------------------
 
 slow = [HealthCheck.filter_too_much, HealthCheck.too_slow]
-many = settings(max_examples=150, deadline=None, suppress_health_check=slow)
+many = settings(
+    max_examples=int(os.environ.get("POP_EXAMPLES", "150")),
+    deadline=None,
+    suppress_health_check=slow,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),  # to explain a failure takes minutes
+)
 randoms = st.randoms(use_true_random=False)
 
 
@@ -65,9 +72,14 @@ def test_a_replay_of_any_prefix_reaches_the_same_end(of: Pipeline, rng: random.R
     """Facts are all there is: the first half of a journal, replayed, is told what the first daemon was told."""
     first = Driver(of, rng)
     first.play()
-    second = Driver(of, rng)
+    check_replay(first, int(cut * len(first.journal)))
+
+
+def check_replay(first: Driver, events: int) -> None:
+    """A second daemon, which finds so many events of the first, reaches the same end."""
+    second = Driver(first.pipeline, first.rng)
     second.answers = first.answers
-    for event in first.journal[: int(cut * len(first.journal))]:
+    for event in first.journal[:events]:
         second.run.apply(*event)
     for name in second.states("running"):  # the daemon was killed
         second.run.apply("state", name, "retry")
@@ -76,6 +88,19 @@ def test_a_replay_of_any_prefix_reaches_the_same_end(of: Pipeline, rng: random.R
     assert first.run.decisions == second.run.decisions
     assert first.run.counts == second.run.counts
     assert first.run.loops == second.run.loops
+
+
+@pytest.mark.parametrize("word", ["approve", "request-changes"])
+def test_a_replay_that_ends_beside_the_answer_of_a_loop_in_a_loop_goes_on(word: str) -> None:
+    """The answer is one event: of a gate that was answered, the verdict is known."""
+    inner = Repeat("inner", Sequence("inner-body", (Task("a", "t"), Gate("g"))), reads("a"), 1, "ask")
+    outer = Repeat("outer", Sequence("outer-body", (inner,)), reads(), 1, "fail")
+    first = Driver(Pipeline("asks", "", Sequence(ROOT, (outer,))), random.Random(0))
+    first.answers = {("until", "inner@1@1"): False, ("gate", "inner@1.1"): word}
+    first.play()
+    assert [key for what, key, _ in first.journal if what == "answered"][:1] == ["inner@1"]
+    for events in range(len(first.journal) + 1):
+        check_replay(first, events)
 
 
 @many
