@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from pop.events import GATE_DECIDED, GATE_OPENED, LAP_ENDED
 from pop.expressions import Expression
-from pop.history import Lap, Loop
+from pop.history import Lap, Loop, RunHistory
+from pop.instances import Instance as InstanceHistory
 from pop.loops import Ruling, verdict
 from pop.plan import Expire, Judge, Moves, Open, Settled, Skip, next_moves
 from pop.reading import inputs_of, instances_in, laps_of
@@ -99,6 +101,29 @@ def test_the_answer_to_a_loops_gate_decides_how_it_goes_on(
     if word == "accepted":
         run.apply("state", "revise@1", "skipped")
     assert starts(moves(of, run)) == [next_one]
+
+
+@pytest.mark.parametrize("decision", ["approve", "request-changes"])
+def test_wherever_a_daemon_is_killed_a_loops_gate_is_open_or_answered(decision: str) -> None:
+    """The journal's own reading: `gate.decided` alone ends the gate and says how the loop goes on."""
+    of, run = reviewed(), RunHistory(instances={name: InstanceHistory("done") for name in ("draft", "review@1")})
+    gate = {
+        "instance": "loop@1",
+        "kind": "loop",
+        "key": "loop",
+        "at": "",
+        "opening": 1,
+        "shown": [],
+        "expires_at": None,
+    }
+    run.apply({"event": LAP_ENDED, "key": "loop", "lap": 1, "verdict": "ask", "sha256": ""})
+    assert next_moves(of, run, 0.0).open
+    run.apply({"event": GATE_OPENED, **gate})
+    assert next_moves(of, run, 0.0).outcome == "waiting"
+    run.apply({"event": GATE_DECIDED, **gate, "decision": decision, "text": ""})
+    answer = next_moves(of, run, 0.0)
+    assert starts(answer) == (["revise@1"] if decision == "request-changes" else [])
+    assert [skip.instance for skip in answer.skip] == (["revise@1"] if decision == "approve" else [])
 
 
 def test_a_condition_that_reads_nothing_of_its_loop_waits_for_all_of_it() -> None:
