@@ -108,9 +108,7 @@ KINDS = {
         "",
         calls=1,
     ),
-    "changes": Kind(
-        GATED, lambda _, run_dir: answer(run_dir, "look", "request-changes", "bolder"), "", calls=2
-    ),
+    "changes": Kind(GATED, lambda _, run_dir: answer(run_dir, "look", "request-changes", "bolder"), "", calls=2),
     "lap": Kind([LOOP, "last"], None, '"lap.ended"', calls=2),
     "rerun": Kind(GATED, rerun, "orders", calls=2),
     "fork": Kind([*GATED, {"task": "write", "name": "end"}], None, "", calls=1),
