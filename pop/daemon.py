@@ -440,12 +440,12 @@ class Daemon:
     def _on_signal(self) -> None:
         """First time: start nothing new and let attempts end for drain_s. Second time: interrupt them now."""
         drain_s = 0.0 if self._stopping else self.settings.daemon.drain_s
-        log.info("daemon.stopping", drain_s=drain_s)
         self._stopping = self.orchestrator.draining = True
         self.work.give_up()
         self.orchestrator.wake_all()
         self._wake.set()
         asyncio.get_running_loop().call_later(drain_s, self.orchestrator.interrupt_all)
+        log.info("daemon.stopping", drain_s=drain_s)
 
     async def _shut_down(self) -> None:
         for task in self.orchestrator.background():

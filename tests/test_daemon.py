@@ -60,6 +60,22 @@ def test_sigterm_ends_the_daemon_and_everything_below_it(make_living: Make) -> N
     living.wait(lambda: not living.processes(), "all processes to end")
 
 
+def test_a_daemon_whose_terminal_is_gone_serves_on_and_ends_on_sigterm(make_living: Make) -> None:
+    """What nobody can read any more is lost there alone: the log in the machine room goes on to the end."""
+    living = make_living(pipeline=CHAIN, tasks=CHAIN_TASKS)
+    reader, writer = os.pipe()
+    daemon = living.up(first=lambda: [os.dup2(writer, 1), os.dup2(writer, 2)])
+    os.close(writer)
+    living.wait(lambda: b"POP serves" in os.read(reader, 65536), "the greeting")
+    os.close(reader)
+    living.drop("a.json", {"n": 1})
+    living.wait_complete(1)
+    assert living.stop(daemon) == 0
+    log = (living.root.machine_room / "log" / "supervisor.jsonl").read_text()
+    assert [name for name in ("run.complete", "daemon.stopping", "daemon.stopped") if name not in log] == []
+    assert not (living.root.machine_room / "daemon.json").exists()
+
+
 @pytest.mark.parametrize("settings", ["", "[daemon]\ninotify = false\nscan_s = 0.2\n"])
 def test_slow_writers_and_all_ways_to_drop(make_living: Make, settings: str, tmp_path: Path) -> None:
     """A slow copy, an editor, a folder and a zip are taken when they are whole; with inotify and by the scan alone."""

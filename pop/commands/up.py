@@ -6,7 +6,8 @@ import os
 import sys
 import threading
 from collections.abc import MutableMapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO, cast
 
 import click
 
@@ -31,8 +32,28 @@ def configure_logs(root: Root, quiet: bool, told: frozenset[str] = frozenset()) 
         processors=[_Journal(str(root.path)), _without(told), _greet(root), stamp, structlog.processors.add_log_level, structlog.processors.format_exc_info,
                     renderer],
         wrapper_class=level,
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _MayBeGone(sys.stderr))),
     )  # fmt: skip
+
+
+class _MayBeGone:
+    """A terminal or a pipe that may go before the daemon does: what it cannot take any more is in the machine room."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+
+def _say(text: str) -> None:
+    with suppress(OSError, ValueError):
+        click.echo(text, err=True)
 
 
 def _without(told: frozenset[str]) -> Any:
@@ -54,7 +75,7 @@ def _greet(root: Root) -> Any:
 
     def greet(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         if event.get("event") == "daemon.started":
-            click.echo(f"POP serves {root.path}: drop seeds into pipeline-pending/", err=True)
+            _say(f"POP serves {root.path}: drop seeds into pipeline-pending/")
             threading.Thread(target=_tell_mistakes, args=(root,), daemon=True).start()
         return event
 
@@ -128,6 +149,6 @@ def _tell_mistakes(root: Root) -> None:
     except OSError as error:
         problems = [f"os-error: cannot look for mistakes: {error}"]
     for problem in problems:
-        click.echo(problem, err=True)
+        _say(problem)
     if problems:
-        click.echo("seeds that ask for a broken pipeline wait until it is mended", err=True)
+        _say("seeds that ask for a broken pipeline wait until it is mended")
