@@ -69,7 +69,18 @@ class Wiring:
             known = self.pipeline.readable(block.body.name)
             for one in filter(None, (block.until, block.score, block.checks)):
                 found += self._unread(one, known, block.body, later=_NOT_IN_LOOP)
+            found = found or self._ends_elsewhere(block)
         self.problems += [(self.places.order(self.path_of[block.name]), problem) for problem in found]
+
+    def _ends_elsewhere(self, loop: Repeat) -> list[ConfigError]:
+        """An `until` that reads steps, and none of the loop, says the same in every lap."""
+        until, own = loop.until, [leaf.name for leaf in self.pipeline.leaves[loop.name]]
+        if not until.inputs or any(until.reads(name) for name in own) or re.search(r"\blaps?\b", until.text):
+            return []
+        outside = ", ".join(sorted(until.inputs))
+        message = f"`{until.text}` reads only steps outside the loop ({outside}): it is the same in every lap"
+        hint = f"read a step of the loop ({', '.join(own[:5])}), or `lap`; a condition of the whole loop is its `when`"
+        return [ConfigError(message, where=until.where, hint=hint, code="until-outside")]
 
     def _unread(self, one: Expression, known: frozenset[str], place: Block, **words: str) -> list[ConfigError]:
         in_loop = steps_around(self.pipeline, place.name) or None  # outside of loops `laps` is an unknown name

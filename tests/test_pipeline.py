@@ -379,13 +379,29 @@ def test_a_loop_ends_by_what_is_in_it_or_before_it() -> None:
     """A step behind the loop, or beside it, is told to be neither."""
     loop = {"repeat": ["a", "b"], "until": "inputs.c.ok", "at_most": 2}
     assert "reads step 'c', which is neither in the loop nor before it" in problem(loop, "c")
-    assert steps("c", loop)
+    assert steps("c", loop | {"until": "inputs.c.ok and inputs.a.ok"})
     assert "reads step 'c', which is in no loop around this place" in problem(
         "c", loop | {"until": "laps.c | length > 1"}
     )
     assert "`laps` has a meaning only inside a `repeat`" in problem("c", {"task": "d", "when": "laps.c"})
     said = problem({"parallel": [LOOP, "c"]}, {"approve": "d", "show": ["c", "e"]}, "e")
     assert "`show` names step 'e', which does not come before the gate\n" in said and "show[1]" in said
+
+
+@pytest.mark.parametrize("until", ["inputs.c.ok", "inputs['c'].ok and seed.x"])
+def test_an_until_that_reads_only_steps_outside_its_loop_is_refused(until: str) -> None:
+    """It would say the same in every lap; beside a step of the loop, or `lap`, others may be read."""
+    loop = {"repeat": ["a", "b"], "until": until, "at_most": 2}
+    said = problem("c", loop)
+    assert said.startswith(
+        f"until-outside: `{until}` reads only steps outside the loop (c): it is the same in every lap"
+    )
+    assert "tasks[1].until" in said and "hint: read a step of the loop (a, b), or `lap`; a condition of" in said
+    for more in ("inputs.a.ok", "lap > 1", "laps.b | length > 1"):
+        assert steps("c", loop | {"until": f"{until} and {more}"})
+    nested = {"repeat": [{"repeat": ["a"], "until": "inputs.b.ok", "at_most": 2}, "d"], "until": "inputs.d.ok"}
+    assert "until-outside" in problem("b", nested | {"at_most": 2, "name": "outer"})
+    assert steps("c", loop | {"until": "seed.x", "score": "inputs.c.n"})  # that one is only noted
 
 
 def test_two_loops_need_two_names() -> None:
