@@ -25,7 +25,7 @@ The journal is the truth about a run; ``tasks-status.json`` is a view of it (see
 | budget.warning      | text                                                               | no  |
 | run.cancelled       | by reason                                                          | yes |
 | run.failed          | error                                                              | yes |
-| run.resumed         | by reason budget                                                   | yes |
+| run.resumed         | by reason budget provenance                                        | yes |
 | run.complete        |                                                                    | yes |
 
 `instance` is the folder name under ``tasks/``: ``<step>[.<item>...][@<lap>]``. `usage` has the shape of

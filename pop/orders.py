@@ -30,7 +30,7 @@ from pop.gatework import find_answer, gate_dir, may_be_answered, problems
 from pop.history import RunHistory, read_history
 from pop.pipeline_values import budget as budgets
 from pop.records import BadJson, dump_json, read_json
-from pop.rerun import pipeline_of, rerun_event
+from pop.rerun import pipeline_of, rerun_event, resumed_with
 from pop.settings import Root
 from pop.statuses import lasting, status_of
 from pop.store import Disk, NotAFile, mend_tail, read_regular
@@ -162,12 +162,12 @@ class Orders:
         elif order.verb == "retry" and history.state in ("failed", "cancelled", "running"):
             again = [name for name, instance in history.instances.items() if instance.state in ("failed", "retry")]
             again += history.failed_loops()
-            rows = [{**about, "event": events.RUN_RESUMED, "budget": order.budget}]
+            rows = [{**about, "event": events.RUN_RESUMED, "budget": order.budget, **self._resumed(order, history)}]
             rows += [{"at": about["at"], "event": events.STEP_RESET, "instance": name} for name in again]
         elif order.verb == "pause" and history.state in ("waiting", "running"):
             rows = [{**about, "event": events.RUN_PAUSED}]
         elif order.verb == "resume" and history.state == "paused":
-            rows = [{**about, "event": events.RUN_RESUMED}]
+            rows = [{**about, "event": events.RUN_RESUMED, **self._resumed(order, history)}]
         elif order.verb == "rerun":
             rows = self._rerun(order, history)
         else:
@@ -178,6 +178,14 @@ class Orders:
             history.apply(row)
         self.show(order.run_dir, history)
         return order.verb in ("retry", "resume", "rerun")
+
+    def _resumed(self, order: Order, history: RunHistory) -> dict[str, str]:
+        """With which tasks it goes on: what failed by one of them may have been mended."""
+        found = resumed_with(self._root, order.run_dir, history)
+        if found is None:
+            return {}
+        self._disk.put(order.run_dir / found[0], found[1])
+        return {"provenance": found[0]}
 
     def _rerun(self, order: Order, history: RunHistory) -> list[dict[str, Any]]:
         """The event of a rerun; its files stand durably before.

@@ -16,7 +16,7 @@ from pop.history import RunHistory, read_history
 from pop.pipeline import load_pipeline
 from pop.queue import parse_seed
 from pop.records import Seed
-from pop.rerun import changes_since, documents_of, journaled, origin_of, pipeline_of, provenance_of
+from pop.rerun import changes_since, documents_of, journaled, origin_of, pipeline_of, provenance_of, provenances
 from pop.runs import Run
 from pop.settings import Root
 from pop.stale import Stale, place_of, stale_of
@@ -222,17 +222,18 @@ def _first(pipeline: Pipeline, history: RunHistory, changed: Mapping[str, list[s
 
 def _changed(root: Root, run: Run, pipeline: Pipeline, history: RunHistory) -> dict[str, list[str]]:
     """By step, what of its task is not as it was when its instances ran last."""
-    stands: dict[str, str] = {}
-    for number, event in enumerate(journaled(run.path, events.RUN_RERUN), 1):
-        stands.update(dict.fromkeys(event.get("instances") or (), f"provenance.rerun-{number}.json"))
+    stands = {run.path: provenances(run.path)}
     known: dict[tuple[str, str], dict[str, list[str]]] = {}
     found: dict[str, list[str]] = {}
     for name in history.instances:
         step = pipeline.blocks.get(place_of(name)[0])
         if not isinstance(step, Task):
             continue
-        origin = origin_of(run.path, name) if "forked_from" in history.created else None
-        place = (origin or run.path, stands.get(name, "provenance.json"))
+        ran_here = name in stands[run.path] or "forked_from" not in history.created
+        origin = (None if ran_here else origin_of(run.path, name)) or run.path
+        if origin not in stands:
+            stands[origin] = provenances(origin)
+        place = (origin, stands[origin].get(name, "provenance.json"))
         key = (str(place[0]), place[1])
         if key not in known:
             known[key] = changes_since(root, provenance_of(*place) or provenance_of(place[0], "provenance.json"))

@@ -2,7 +2,7 @@
 
 ``orders/rerun.json``: ``{"from": ["STEP[:STAGE]", ...], "set": {PATH: value}, "models": {ROLE: NAME}, "by", "reason"}``.
 The originals stay: changed documents are ``seed.rerun-<n>.json`` and ``pipeline.rerun-<n>.json``, and
-``provenance.rerun-<n>.json`` says with which tasks it went on.
+``provenance.rerun-<n>.json`` says with which tasks it went on (and ``provenance.resumed-<n>.json`` after a retry or a resume).
 """
 
 from __future__ import annotations
@@ -77,17 +77,17 @@ def pipeline_name(history: RunHistory) -> str:
     return str(history.created.get("pipeline") or "default")
 
 
-def journaled(run_dir: Path, name: str) -> Iterator[dict[str, Any]]:
-    """The events of one name in a run's journal; a torn line is passed over."""
-    mark = f'"{name}"'.encode()
+def journaled(run_dir: Path, *names: str) -> Iterator[dict[str, Any]]:
+    """The events of these names in a run's journal; a torn line is passed over."""
+    marks = [f'"{name}"'.encode() for name in names]
     with open(run_dir / "events.jsonl", "rb") as file:
         for line in file:
-            if mark in line:
+            if any(mark in line for mark in marks):
                 try:
                     event = orjson.loads(line)
                 except orjson.JSONDecodeError:
                     continue
-                if isinstance(event, dict) and event.get("event") == name:
+                if isinstance(event, dict) and event.get("event") in names:
                     yield event
 
 
@@ -133,8 +133,7 @@ def rerun_event(
     changed = changed_documents(run_dir, documents, sets, pipeline.name)
     number = documents.reruns + 1
     files = {f"{name}.rerun-{number}.json": data for name, data in changed.items()}
-    tasks = sorted({step.task for step in pipeline.tasks.values()})
-    files[f"provenance.rerun-{number}.json"] = dump_json({"tasks": hashes_of(root, tasks), "helpers": helpers_of(root)})
+    files[f"provenance.rerun-{number}.json"] = provenance_now(root, pipeline)
     event = {
         "at": events.rfc3339(time.time()),
         "event": events.RUN_RERUN,
@@ -244,6 +243,41 @@ def changed_tasks(root: Root, run_dir: Path) -> list[str]:
     modules = changed.pop("", [])
     told = [f"task {task!r} changed since this run began: {', '.join(what)}" for task, what in changed.items()]
     return told + ([f"modules beside the tasks changed since this run began: {', '.join(modules)}"] if modules else [])
+
+
+def provenance_now(root: Root, pipeline: Pipeline) -> bytes:
+    """The content of a provenance file: the sha256 of the files as they are."""
+    tasks = sorted({step.task for step in pipeline.tasks.values()})
+    return dump_json({"tasks": hashes_of(root, tasks), "helpers": helpers_of(root)})
+
+
+def resumed_with(root: Root, run_dir: Path, history: RunHistory) -> tuple[str, bytes] | None:
+    """The provenance file that a run gets when it is to go on; None when somebody broke its own pipeline."""
+    try:
+        pipeline = pipeline_of(run_dir, history)
+    except (PopError, OSError):
+        return None
+    number = 1 + sum(1 for _ in journaled(run_dir, events.RUN_RESUMED))
+    return f"provenance.resumed-{number}.json", provenance_now(root, pipeline)
+
+
+def provenances(run_dir: Path) -> dict[str, str]:
+    """By instance, the file with the tasks that its newest attempt (or the one to come) began with.
+
+    Tasks that were edited between two attempts with no order between them are not told apart.
+    """
+    found: dict[str, str] = {}
+    newest, reruns = "provenance.json", 0
+    for event in journaled(run_dir, events.RUN_RERUN, events.RUN_RESUMED, events.STEP_RESET, events.STEP_STARTED):
+        if event["event"] == events.RUN_RERUN:
+            reruns += 1
+            newest = f"provenance.rerun-{reruns}.json"
+            found.update(dict.fromkeys(event.get("instances") or (), newest))
+        elif event["event"] == events.RUN_RESUMED:
+            newest = str(event.get("provenance") or newest)
+        else:
+            found[str(event.get("instance"))] = newest
+    return found
 
 
 def provenance_of(run_dir: Path, name: str) -> dict[str, Any]:

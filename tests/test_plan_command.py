@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from pop.orders import Order, Orders
 from pop.records import dump_json
+from pop.rerun import journaled
 from pop.settings import Root
+from pop.store import Disk
 from tests.test_admission import make_root
 from tests.test_cli import pop
 
@@ -146,6 +149,33 @@ def test_a_run_is_taken_up_from_what_changed(root: Root) -> None:
     assert steps(planned)["facts"][0] == "reuse"
     (root.path / "pipeline.json").write_text(json.dumps({"tasks": ["plan"]}))
     assert "the run keeps its own" in plan(root, run_id)["notes"][0]
+
+
+def test_a_task_mended_before_a_retry_has_not_changed(root: Root) -> None:
+    """What ran before the retry is compared with the files of then, what ran after it with those it went on with."""
+    run_id = finished(root, state="failed", facts="failed")
+    run_dir = root.current / run_id
+    (root.tasks / "facts.md").write_text("mended")
+    (root.tasks / "draft.md").write_text("touched")
+    assert Orders(root, Disk()).apply_to_resting(Order(run_dir, "retry", "me", None))
+    resumed = [row for row in journaled(run_dir, "run.resumed")]
+    assert [row["provenance"] for row in resumed] == ["provenance.resumed-1.json"]
+    for row in [{"event": "step.started", "instance": name, "attempt": 2} for name in ("facts", "join")]:
+        Disk().append(run_dir / "events.jsonl", dump_json({"at": T, "generation": 1, **row}, pretty=False))
+        done: dict[str, Any] = {
+            "event": "step.done",
+            "instance": row["instance"],
+            "attempt": 2,
+            "sha256": "x",
+            "usage": {},
+        }
+        Disk().append(run_dir / "events.jsonl", dump_json({"at": T, **done}, pretty=False))
+    Disk().append(run_dir / "events.jsonl", dump_json({"at": T, "event": "run.complete"}, pretty=False))
+    found = steps(plan(root, run_id))
+    assert found["draft"] == ("run", "changed: prompt draft.md")
+    assert found["facts"] == ("reuse", "nothing changed")
+    (root.tasks / "facts.md").write_text("and touched again")
+    assert steps(plan(root, run_id))["facts"] == ("run", "changed: prompt facts.md")
 
 
 def test_behind_a_gate_everything_waits_for_a_person(root: Root) -> None:
