@@ -18,7 +18,7 @@ import orjson
 
 from pop import events
 from pop.control import additions, extended
-from pop.errors import PopError
+from pop.errors import ConfigError, ConfigErrors, PopError, UsageError
 from pop.history import RunHistory
 from pop.pipeline import load_pipeline
 from pop.records import BadJson, dump_json, read_json
@@ -227,8 +227,25 @@ def changed_documents(run_dir: Path, documents: Documents, sets: Mapping[str, An
         found["seed"] = dump_json({**seed, "data": data} if envelope else data)
     if any(not path.startswith("seed.") for path in sets):
         found["pipeline"] = dump_json(changed)
-        load_pipeline(found["pipeline"], where=documents.pipeline, name=name)
+        try:
+            load_pipeline(found["pipeline"], where=documents.pipeline, name=name)
+        except ConfigError as error:
+            raise _at_fault(pipeline, sets, name) or error from None
     return found
+
+
+def _at_fault(pipeline: Any, sets: Mapping[str, Any], name: str) -> UsageError | None:
+    """What the first setting that makes no pipeline, alone, is told; None where only several together do."""
+    for path, value in sets.items():
+        if path.startswith("seed."):
+            continue
+        try:
+            load_pipeline(dump_json(apply_set({}, pipeline, {path: value})[1]), where="pipeline.json", name=name)
+        except ConfigError as error:
+            first = error.problems[0] if isinstance(error, ConfigErrors) else error
+            text = value if isinstance(value, str) else dump_json(value, pretty=False).decode().strip()
+            return UsageError(first.message, where=f"--set {path}={text}", hint=first.hint)
+    return None
 
 
 # -- tasks that changed ------------------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
-"""Values changed on the way into a re-run: ``seed.a.b=...`` and ``STEP.with.k=...``; nothing is made up on the way.
+"""Values changed on the way into a re-run: ``seed.a.b=...`` and ``STEP.with.k=...``; nothing is made up on the way but a key of `with`.
 
 | path                                               | must be there already                          |
 |----------------------------------------------------|------------------------------------------------|
 | ``seed.<key or number>...``                        | yes                                            |
-| ``STEP.with.<key or number>...``                   | yes                                            |
+| ``STEP.with.<key>``                                | the step; the key may be new                   |
+| ``STEP.with.<key>.<key or number>...``             | yes                                            |
 | ``STEP.model .timeout .attempts .refinements``     | the step                                       |
 """
 
@@ -77,7 +78,11 @@ def _set_step(document: Any, name: str, keys: list[str], value: Any, path: str) 
         parent[key] = {"task": parent[key]}
     step = parent[key]
     if keys[0] == "with":
-        _put(step.get("with") or {}, keys[1:], value, path, f"`with` of {name!r}")
+        given = step["with"] = step.get("with") or {}
+        if len(keys) == 2 and isinstance(given, dict):
+            given[keys[1]] = value
+        else:
+            _put(given, keys[1:], value, path, f"`with` of {name!r}")
     else:
         step[keys[0]] = value
 

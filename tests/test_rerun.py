@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pop.control import additions, extended
-from pop.errors import ConfigErrors
+from pop.errors import UsageError
 from pop.expressions import compile_expression
 from pop.history import Instance, Lap, Loop, RunHistory
 from pop.pipeline import load_pipeline
@@ -460,12 +460,13 @@ def test_what_is_set_stands_there_and_the_given_ones_are_left_alone() -> None:
     """In the seed, and in steps wherever they stand."""
     sets = {
         "seed.parts.1.n": 5, "seed.topic": ["x"], "draft.with.deep.a": None, "plan.model": "large", "check.timeout": "1h",
-        "revise.attempts": 4,
+        "revise.attempts": 4, "draft.with.length": 3, "review.with.strict": True,
     }  # fmt: skip
     seed, document = apply_set(SEED, DOCUMENT, sets)
     assert seed == {"topic": ["x"], "parts": [{"n": 1}, {"n": 5}]}
     assert document["tasks"][0] == {"task": "plan", "model": "large"}
-    assert document["tasks"][1]["with"] == {"tone": "dry", "deep": {"a": None}}
+    assert document["tasks"][1]["with"] == {"tone": "dry", "deep": {"a": None}, "length": 3}
+    assert document["tasks"][3]["repeat"][0] == {"task": "review", "with": {"strict": True}}
     assert document["tasks"][2]["do"]["timeout"] == "1h"
     assert document["tasks"][3]["repeat"][1]["parallel"] == [{"task": "revise", "attempts": 4}]
     assert SEED["topic"] == "tides" and DOCUMENT["tasks"][0] == "plan"
@@ -480,8 +481,9 @@ def test_what_is_set_stands_there_and_the_given_ones_are_left_alone() -> None:
         ("seed.parts.2", "its items are 0 to 1"),
         ("seed.parts.x", "its items are 0 to 1"),
         ("seed.parts.-1", "its items are 0 to 1"),
-        ("draft.with.ton", "did you mean 'tone'?"),
-        ("plan.with.tone", "it is empty"),
+        ("draft.with.deep.b", "known: a"),
+        ("draft.with.ton.x", "did you mean 'tone'?"),
+        ("plan.with.tone.x", "it is empty"),
         ("drafts.model", "did you mean 'draft'?"),
         ("draft.with", "draft.with.KEY, or draft.model, draft.timeout, draft.attempts, draft.refinements"),
         ("draft.modle", "draft.with.KEY, or draft.model, draft.timeout, draft.attempts, draft.refinements"),
@@ -602,9 +604,12 @@ def test_a_run_at_work_and_a_complete_one_are_refused(root: Path, run_dir: Path)
 
 
 def test_a_setting_that_makes_no_pipeline_is_refused(root: Path, run_dir: Path) -> None:
-    """As in pipeline.json itself."""
-    with pytest.raises(ConfigErrors):
-        event_of(root, run_dir, done("plan"), **{"from": ["plan"], "set": {"plan.attempts": 0}})
+    """It is the command line that is wrong, and the setting at fault is named."""
+    for path, value, text in [("plan.attempts", 0, "0"), ("plan.timeout", "9x", "9x")]:
+        with pytest.raises(UsageError) as caught:
+            event_of(root, run_dir, done("plan"), **{"from": ["plan"], "set": {"plan.model": "large", path: value}})
+        assert (caught.value.where, caught.value.exit_code) == (f"--set {path}={text}", 2)
+        assert "must be" in caught.value.message
 
 
 # -- tasks that changed ------------------------------------------------------------------------------------------------
