@@ -27,6 +27,15 @@ def seconds(value: Any, *, at_most_s: float = MAX_DURATION_S) -> float:
     return float(value)
 
 
+def written(seconds: float) -> str:
+    """As people write it, in the largest unit that is whole: ``5s``, ``90m``, ``2d``; below a second ``250ms``."""
+    if seconds < 1:
+        return f"{max(1, round(seconds * 1000))}ms"
+    whole = round(seconds)
+    unit = next(unit for unit in ("d", "h", "m", "s") if whole % _UNIT_S[unit] == 0)
+    return f"{whole / _UNIT_S[unit]:g}{unit}"
+
+
 def reuse_s(value: Any) -> float | None:
     """How old an answer may be that is used again, in seconds: true is any age, false is 0.0: never; None: not said.
 

@@ -225,6 +225,7 @@ def _gate_opened(run: RunHistory, event: dict[str, Any]) -> None:
     instance.state, instance.kind, instance.key = "waiting", event["kind"], event.get("key")
     instance.opening, instance.shown = event["opening"], event["shown"]
     instance.expires_at, instance.decision = event["expires_at"], None
+    instance.patience_s = event["expires_at"] and event["expires_at"] - events.unix_s(event["at"])
     instance.started_at = instance.started_at or event["at"]
     run.held = run.held or event["kind"] == "control"
     run.unopened.pop(event["instance"], None)

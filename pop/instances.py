@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pop.durations import written
 from pop.loops import Verdict
 
 
@@ -41,6 +42,7 @@ class Instance:
     sha256: str | None = None
     reason: str | None = None
     expires_at: float | None = None
+    patience_s: float | None = None  # from the opening of the gate until it expires
     kind: str | None = None  # of the gate that is open, or was last
     key: str | None = None  # of the loop that gate stands in, or at the end of
     opening: int = 0
@@ -67,13 +69,22 @@ class Instance:
         self.problems = None
 
     def be_rejected(self, name: str, event: Mapping[str, Any]) -> None:
-        """A person said no; a failed attempt keeps its own error."""
+        """A person said no, or nobody said anything in time; a failed attempt keeps its own error."""
         self.state = "failed"
-        if self.kind != "recovery":
-            said = f": {event['text']}" if event.get("text") else ""
-            message = f"{name} was rejected by {event['by']}{said}"
-            self.error = {"error_class": "rejected", "code": "rejected", "message": message, "instance": name,
-                          "hint": "mend it and let it be asked once more: pop retry"}  # fmt: skip
+        if self.kind == "recovery":
+            return
+        said = f": {event['text']}" if event.get("text") else ""
+        message, hint = (
+            f"{name} was rejected by {event['by']}{said}",
+            "mend it and let it be asked once more: pop retry",
+        )
+        if event.get("how") == "timeout":
+            within = f" within {written(self.patience_s)}" if self.patience_s else " in time"
+            message, hint = (
+                f"nobody answered {name}{within}",
+                "let it be asked once more, and answer in time: pop retry",
+            )
+        self.error = {"error_class": "rejected", "code": "rejected", "message": message, "instance": name, "hint": hint}
 
 
 @dataclass

@@ -197,7 +197,7 @@ def test_a_gate_may_answer_itself_when_its_time_is_over(make_living: Make, answe
     living.drop("a.json", {})
     living.wait_state("waiting")
     if answer == "reject":
-        assert "timeout" in living.wait_state("failed")["error"]["message"]
+        assert living.wait_state("failed")["error"]["message"] == "nobody answered look within 2s"
     else:
         (row,) = living.wait_complete(1)
         assert living.output(row, "last")["look"]["by"] == "timeout"

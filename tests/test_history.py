@@ -6,6 +6,8 @@ from pathlib import Path
 
 import orjson
 
+from pop.durations import written
+from pop.events import unix_s
 from pop.history import read_history
 from pop.records import RunRecord, Status
 from pop.statuses import run_record, seconds_between, status_of
@@ -75,3 +77,17 @@ def test_bad_answers_begin_a_new_generation_and_interruptions_use_up_nothing(tmp
 def test_a_clock_that_goes_back_gives_no_negative_time() -> None:
     """Durations of a run are never below zero."""
     assert seconds_between(T.format(5), T.format(1)) == 0.0
+
+
+def test_a_gate_that_nobody_answered_in_time_says_so(tmp_path: Path) -> None:
+    """It was rejected by nobody; a person who says no is named."""
+    due = unix_s(T.format(2)) + 89.98
+    opened = event(2, "gate.opened", instance="g", kind="step", opening=1, expires_at=due, shown=[])
+    decided = {"instance": "g", "decision": "reject", "by": "timeout", "how": "timeout", "text": None}
+    (error,) = [history_of(tmp_path, [opened, event(3, "gate.decided", **decided)]).instances["g"].error]
+    assert error["message"] == "nobody answered g within 90s"
+    assert error["hint"] == "let it be asked once more, and answer in time: pop retry"
+    decided |= {"by": "ada", "how": "file", "text": "too dry"}
+    (error,) = [history_of(tmp_path, [opened, event(3, "gate.decided", **decided)]).instances["g"].error]
+    assert error["message"] == "g was rejected by ada: too dry"
+    assert [written(s) for s in (0.25, 4.98, 90, 5400, 172800)] == ["250ms", "5s", "90s", "90m", "2d"]
