@@ -29,6 +29,7 @@ COLOURS = {
     "waiting": "yellow",
 }
 MOST_ROWS = 30
+MOST_REASON = 100  # characters
 _HOW_TO = re.compile(r"\S+ waits for an answer")  # a note that is told at more length
 
 
@@ -93,10 +94,15 @@ def task_line(name: str, task: dict[str, Any]) -> str:
     if task.get("refinements"):
         parts.append(f"{task['refinements']} refinement(s)")
     if task.get("reason"):
-        parts.append(safe(task["reason"], 100))
+        parts.append(safe(cut(str(task["reason"])), MOST_REASON))
     if task.get("error"):
         parts.append(f"{task['error'].get('error_class')}: {safe(task['error'].get('message', ''), 160)}")
     return "  ".join(parts)
+
+
+def cut(text: str, most: int = MOST_REASON) -> str:
+    """With a mark where something is left out."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def table_of(run: Run, status: dict[str, Any]) -> Any:

@@ -244,7 +244,7 @@ def _at_fault(pipeline: Any, sets: Mapping[str, Any], name: str) -> UsageError |
         except ConfigError as error:
             first = error.problems[0] if isinstance(error, ConfigErrors) else error
             text = value if isinstance(value, str) else dump_json(value, pretty=False).decode().strip()
-            return UsageError(first.message, where=f"--set {path}={text}", hint=first.hint)
+            return UsageError(first.message, where=f"--set {path}={text}", hint=first.hint, code=error.code)
     return None
 
 

@@ -51,7 +51,7 @@ def status_of(history: RunHistory, *, now: str, expected: list[str], notes: list
         "current": [name for name, instance in history.instances.items() if instance.state == "running"],
         "waiting_for": ", ".join(waiting) or None,
         "error": history.error,
-        "notes": [*notes, *_how_to_answer(history, waiting), *history.warnings],
+        "notes": list(dict.fromkeys([*notes, *_how_to_answer(history, waiting), *history.warnings])),
         "usage": history.usage.model_dump(),
         "tasks": tasks,
     }

@@ -140,7 +140,7 @@ def test_a_fork_sets_its_pipeline(root: Root) -> None:
         ({"from": ["drafft"]}, "unknown-step"),
         ({"from": ["draft.7"]}, "unknown-instance"),
         ({"from": ["draft:prase"]}, "unknown-stage"),
-        ({"set": {"draft.with.x": 1}}, "unknown-path"),
+        ({"set": {"draft.with.x.y": 1}}, "unknown-path"),
         ({"set": {"draft.attempts": -1}}, "invalid-config"),
     ],
 )
@@ -251,3 +251,12 @@ def test_the_command_puts_a_fork_into_the_queue(root: Root) -> None:
     assert seed["data"] == {"yes": False} and seed["priority"] == 5 and "id" not in seed
     assert seed["fork"] == {"run": PARENT, "from": ["draft"], "set": {}}
     assert set(read_history(seal(root, drop(root, seed))).instances) == {"plan"}
+
+
+def test_a_step_that_no_run_has_is_told(root: Root) -> None:
+    """Where every run is passed over, nothing was done; and where to begin has to be said."""
+    nothing = pop("rerun", "--all", "--fork", "--from", "nope", root=root.path)
+    assert nothing.returncode == 2 and f"{PARENT}: " in nothing.stderr
+    assert "usage: no run was run again\n  where: --from nope\n  hint: " in nothing.stderr
+    unsaid = pop("rerun", PARENT, root=root.path)
+    assert unsaid.returncode == 2 and unsaid.stderr.startswith("usage: from which step?\n  where: --from\n  hint: ")

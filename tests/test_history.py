@@ -6,6 +6,7 @@ from pathlib import Path
 
 import orjson
 
+from pop.display import task_line
 from pop.durations import written
 from pop.events import unix_s
 from pop.history import read_history
@@ -91,3 +92,14 @@ def test_a_gate_that_nobody_answered_in_time_says_so(tmp_path: Path) -> None:
     (error,) = [history_of(tmp_path, [opened, event(3, "gate.decided", **decided)]).instances["g"].error]
     assert error["message"] == "g was rejected by ada: too dry"
     assert [written(s) for s in (0.25, 4.98, 90, 5400, 172800)] == ["250ms", "5s", "90s", "90m", "2d"]
+
+
+def test_no_note_stands_twice_and_a_cut_reason_is_marked(tmp_path: Path) -> None:
+    """However often a gate was told of."""
+    opened = {"instance": "a+control", "kind": "control", "opening": 1, "expires_at": None, "shown": []}
+    history = history_of(tmp_path, [*LINES[:2], event(2, "gate.opened", **opened)])
+    (note,) = status_of(history, now=T.format(3), expected=[], notes=[])["notes"]
+    assert status_of(history, now=T.format(3), expected=[], notes=[note, "x"])["notes"] == [note, "x"]
+    line = task_line("b", {"state": "skipped", "reason": "r" * 150})
+    assert line.endswith(" " + "r" * 99 + "…")
+    assert task_line("b", {"state": "skipped", "reason": "r" * 100}).endswith("r" * 100)

@@ -33,9 +33,7 @@ class Wish:
 
 @click.command()
 @with_runs
-@click.option(
-    "--from", "from_", metavar="STEP[:STAGE]", multiple=True, required=True, help="Where to begin. Repeatable."
-)
+@click.option("--from", "from_", metavar="STEP[:STAGE]", multiple=True, help="Where to begin (required). Repeatable.")
 @click.option("--set", "sets", metavar="PATH=VALUE", multiple=True, help="seed.a.b=, STEP.with.k=, STEP.model= ...")
 @click.option("-m", "--model", "models", metavar="[ROLE=]NAME", multiple=True, help="Ask this model from now on.")
 @click.option("--fork", is_flag=True, help="Make a new run; this one stays as it is.")
@@ -62,6 +60,10 @@ def command(
     from pop.rerun import read_sets
     from pop.store import lock_holder
 
+    if not from_:
+        raise UsageError(
+            "from which step?", where="--from", hint="--from STEP; pop plan RUN says what changed or failed"
+        )
     here = chosen_root(root)
     wish = Wish(list(from_), read_sets(sets), changes_of(here, models).models, fork, reason)
     chosen = choose(here, runs, pipeline, everything, _with_complete if fork else in_current)
@@ -78,8 +80,15 @@ def command(
         for row in [row for row in rows if "error" in row][:MOST_SHOWN]:
             click.echo(f"{row['run_id']}: {row['error']['message']}", err=True)
         click.echo(f"{len(done)} run(s) run again, {len(rows) - len(done)} left as they are", err=True)
+        if rows and not done:
+            raise UsageError("no run was run again", where=f"--from {', '.join(from_)}", hint=_why_none(rows))
     if done and lock_holder(here.machine_room) is None:
         click.echo("no daemon is running here: it goes on with the next pop up", err=True)
+
+
+def _why_none(rows: list[dict[str, Any]]) -> str | None:
+    """What the first run that was passed over is told."""
+    return next((row["error"]["hint"] for row in rows if row["error"].get("hint")), "pop ls shows the runs")
 
 
 def _with_complete(root: Root) -> list[Run]:
