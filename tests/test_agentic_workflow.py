@@ -795,3 +795,32 @@ def test_what_is_too_long_is_condensed(helpers: Callable[[str], Any], tmp_path: 
     assert found["requirements"]["text"].count("ValueError") == 1
     with pytest.raises(AttemptFailed, match="crosses a symbolic link"):
         prepared(helpers, tmp_path / "again", {"documentation": "link.md"})
+
+
+def test_a_rejected_plan_ends_the_workflow(tmp_path: Path) -> None:
+    """The last decision says so, and by whom; at the last gate the scores are those of the verdict."""
+    at = "2026-11-21T03:15:02.000Z"
+    verdict = tmp_path / "tasks" / "verdict@2" / "output.json"
+    verdict.parent.mkdir(parents=True)
+    verdict.write_text('{"validation_scores": {"alignment_score": 9.5}}')
+    journal: list[dict[str, Any]] = [
+        {"event": "run.created", "at": at, "run_id": "r"},
+        {"event": "gate.opened", "at": at, "instance": "final-approval@2", "kind": "step"},
+        {"event": "gate.opened", "at": at, "instance": "plan-approval@1", "kind": "step"},
+        {
+            "event": "gate.decided",
+            "at": at,
+            "instance": "plan-approval@1",
+            "decision": "reject",
+            "by": "ada",
+            "text": "no",
+        },
+    ]
+    decisions = valid_decisions(view(tmp_path, journal, {"state": "failed"})["decisions.jsonl"])
+    assert decisions[0]["analysis"]["validation_scores"]["alignment_score"] == 9.5
+    assert (decisions[-1]["next_action"]["action_type"], decisions[-1]["next_action"]["target"]) == (
+        "complete_workflow",
+        "failed",
+    )
+    assert decisions[-1]["analysis"]["decision_rationale"] == "plan-approval@1 was rejected by ada: no"
+    assert not decisions[-1]["workflow_continuation"]["continues"]

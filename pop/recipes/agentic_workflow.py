@@ -319,7 +319,11 @@ class _Fold:
         if kind == "step" and step_of(instance) in GATES:  # what was approved before is not what is asked about now
             self.approvals[GATES[step_of(instance)][0]] = False
             self.passed |= {loop for gate, loop in OPENS_WHEN_CONVERGED.items() if gate == step_of(instance)}
-        return self._decision(event, why, "request_human_approval", instance, continues=False, waits_for=instance)
+        scores = (
+            self._scores(instance.replace(step, "verdict")) if (step := step_of(instance)) == "final-approval" else None
+        )
+        action: ActionType = "request_human_approval"
+        return self._decision(event, why, action, instance, continues=False, waits_for=instance, scores=scores)
 
     def _gate_decided(self, event: dict[str, Any]) -> Iterator[DecisionLine]:
         instance, approved = event["instance"], event["decision"] == "approve"
@@ -330,6 +334,11 @@ class _Fold:
                 self.approvals["code_approved"] = True
             if not approved:
                 self.passed.discard(OPENS_WHEN_CONVERGED.get(step, ""))
+        if event["decision"] == "reject":
+            why = (
+                f"{instance} was rejected by {event.get('by') or 'a person'}: {event.get('text') or 'no reason given'}"
+            )
+            yield self._decision(event, why[:1000], "complete_workflow", "failed", continues=False)
         if kind == "loop" and step in self.laps and self.laps[step]:
             verdict = {"approve": "accepted", "request-changes": "again"}.get(event["decision"], "rejected")
             reason = f"{event.get('by') or 'a person'} decided: {event['decision']}"
@@ -398,6 +407,7 @@ class _Fold:
         waits_for: str | None = None,
         agent: Agent | None = None,
         template: str | None = None,
+        scores: Scores | None = None,
     ) -> DecisionLine:
         state = DecisionState(
             workflow_id=self.workflow_id,
@@ -409,7 +419,7 @@ class _Fold:
         judged = [entry.scores for entry in self.entries.values() if entry.scores is not None]
         decision = OrchestrationDecision(
             current_workflow_state=state,
-            analysis=Analysis(decision_rationale=why, validation_scores=judged[-1] if judged else None),
+            analysis=Analysis(decision_rationale=why, validation_scores=scores or (judged[-1] if judged else None)),
             next_action=NextAction(action_type=action, target=target, agent=agent, template=template),
             workflow_continuation=Continuation(continues=continues, waits_for=waits_for),
         )
