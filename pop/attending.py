@@ -76,7 +76,7 @@ class Attendant:
         if decided:
             await self._journal.write(run, *decided)
             log.info("gate.decided", run=run.run_id, gate=gate, decision=answer.decision, by=answer.by, how=answer.how)
-        if len(decided) > 1:  # something became stale
+        if again:  # something became stale
             run.follow(pipeline_of(run.run_dir, run.history))
             run.letters.forget_lists()
         return bool(decided)

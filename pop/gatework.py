@@ -254,7 +254,10 @@ def decide(
         "size_bytes": size_bytes,
     }
     again = redone(pipeline, history, instance, answer)
-    return [decided, _rerun(instance, answer, *again)] if again else [decided]
+    if again is None:
+        return [decided]
+    rerun = _rerun(instance, answer, *again)
+    return [rerun] if known.decision else [decided, rerun]  # a crash may have left the first of the two
 
 
 def _rerun(gate: str, answer: Answer, from_: list[str], stale: Stale) -> dict[str, Any]:

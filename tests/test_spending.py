@@ -169,7 +169,7 @@ def test_a_call_that_ends_while_its_run_rests_is_counted(
     living.drop("a.json", {"n": 1})
     living.wait(lambda: len(fake_openai.bodies) == 2, "the call")
     if state == "paused":
-        write_order(Disk(), living.current()[0], "pause")
+        write_order(Disk(), living.wait(living.current, "its status")[0], "pause")
     assert living.wait_state(state)["usage"]["calls"] == 0
     living.wait(lambda: living.status()["usage"]["calls"] == 1, "the late call")
     assert living.status()["state"] == state
