@@ -176,9 +176,7 @@ class Daemon:
             log.error("root.unheld", error=f"the lock cannot be taken again: {error.strerror}")
             return
         log.warning("root.held_again", why="somebody removed .pop/lock, or the whole of .pop")
-        if not self.gateway.is_reachable:
-            (self.root.machine_room / "log").mkdir(mode=0o700, exist_ok=True)
-            self.gateway.start_again()
+        (self.root.machine_room / "log").mkdir(mode=0o700, exist_ok=True)  # the gateway finds out by itself
         self._say_started()
 
     def _over(self) -> bool:

@@ -129,16 +129,6 @@ class GatewayProcess:
             log.error("gateway.not_started", error=str(error))
             self._loop.call_later(1.0, self._restart)
 
-    @property
-    def is_reachable(self) -> bool:
-        """Whether its socket stands where workers look for it."""
-        return self._socket.exists()
-
-    def start_again(self) -> None:
-        """End the process; another one takes its place, as when it died."""
-        if self._process:
-            self._process.terminate()
-
     def _close(self) -> None:
         process, self._process = self._process, None
         if process is None:
