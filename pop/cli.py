@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -53,9 +53,14 @@ def main() -> None:
     """Entry point: turns a user's mistakes into their message and exit code; a bug flies with its traceback."""
     asked: dict[str, Any] = {}
     try:
-        sys.exit(_called(asked))
+        code = _called(asked)
     except BrokenPipeError:  # `pop show last | head -1`: nobody reads any more
         _leave_quietly()
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):  # the terminal is gone; Python would make an exit code of its own of that
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    sys.exit(code)
 
 
 def _called(asked: dict[str, Any]) -> int:
@@ -103,6 +108,6 @@ def _about_files(error: OSError) -> Any:
     return RootError(said[:1].lower() + said[1:], where=names or None, hint=hint, code="os-error")
 
 
-def _leave_quietly() -> None:
+def _leave_quietly() -> NoReturn:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(0)
