@@ -45,6 +45,7 @@ from pop.store import (
 )
 
 CLAIM = "seed.claim"
+TAIL_BYTES = 65536  # of a journal, in which the newest event of its run is looked for
 NAMES_AT_FAULT = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 
 
@@ -415,17 +416,23 @@ def put_back(root: Root, disk: Disk, claimed: Claimed) -> str:
     return target.name
 
 
-def last_event(run_dir: Path) -> str | None:
-    """The name of the newest event of the run itself (not of its steps), as far as the journal's end tells."""
+def newest_of_run(run_dir: Path) -> dict[str, Any] | None:
+    """The newest event of the run itself (not of its steps), as far as the journal's end tells."""
     with open(run_dir / "events.jsonl", "rb") as file:
         size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 65536))
+        file.seek(max(0, size - TAIL_BYTES))
         lines = file.read().split(b"\n")
     for line in reversed(lines):
         try:
-            event = str(json.loads(line)["event"])
-        except (ValueError, KeyError, TypeError):
+            row = json.loads(line)
+        except ValueError:
             continue
-        if event.startswith("run."):
-            return event
+        if isinstance(row, dict) and str(row.get("event")).startswith("run."):
+            return row
     return None
+
+
+def last_event(run_dir: Path) -> str | None:
+    """The name of that event."""
+    row = newest_of_run(run_dir)
+    return str(row["event"]) if row else None

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import orjson
 
 from pop import events
-
-TAIL_BYTES = 65536
+from pop.admission import newest_of_run
 
 
 @dataclass
@@ -45,19 +40,3 @@ class WaitingRuns:
         gates = [str(name) for name in row.get("for") or ()]
         self.add(run_dir.name, gates, float(wake_at) if isinstance(wake_at, (int, float)) else None)
         return True
-
-
-def newest_of_run(run_dir: Path) -> dict[str, Any] | None:
-    """The newest event of the run itself (not of its steps), as far as the journal's end tells."""
-    with open(run_dir / "events.jsonl", "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - TAIL_BYTES))
-        lines = file.read().split(b"\n")
-    for line in reversed(lines):
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and str(row.get("event")).startswith("run."):
-            return row
-    return None

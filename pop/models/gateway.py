@@ -51,7 +51,7 @@ log = structlog.get_logger()
 MAX_LINE_BYTES = 64 * 2**20
 MAX_OPEN_BYTES = 128 * 2**20  # questions of one connection
 FRESH_S = 0.02  # between two looks at pop.toml and the keys file
-LOOK_S = 2.0  # between two looks whether .pop is still there
+LOOK_S = 5.0  # between two looks whether .pop is still there
 LAST_CALLS_S = 60.0  # how long requests that were sent may go on when it is not
 FAREWELL_S = 4.0  # how long requests that were sent may go on when the daemon ends
 

@@ -78,6 +78,7 @@ GATES: Mapping[str, tuple[str, Phase]] = {
     CODE_LOOP: ("code_approved", _P2),
     "final-approval": ("final_approved", _P2),
 }
+AFTER_A_FAILURE: dict[str, StepStatus] = {"fail": "failed", "ask": "waiting"}  # by the action of the event
 OPENS_WHEN_CONVERGED = {
     "plan-approval": PLAN_LOOP,
     "final-approval": CODE_LOOP,
@@ -284,7 +285,7 @@ class _Fold:
         why = event.get("reason") or error.get("error_class", "error")
         self.failures[instance] = f"{why} ({error.get('message', '')})"[:1000]
         if instance in self.entries:
-            status: StepStatus = {"fail": "failed", "ask": "waiting"}.get(event.get("action", ""), "in_progress")  # type: ignore[assignment]
+            status = AFTER_A_FAILURE.get(event.get("action", ""), "in_progress")
             self.entries[instance] = _Entry(self.entries[instance].role, status, event["at"])
 
     def _lap_ended(self, event: dict[str, Any]) -> Iterator[DecisionLine]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from pop.errors import UsageError, safe
@@ -293,7 +294,7 @@ class Conversation:
 
     def _describe(self) -> bool:
         missing = [ref for ref in self._missing() if ref not in self.given.briefs()]
-        return walk([lambda ref=ref: self._describe_one(ref) for ref in missing])  # type: ignore[misc]
+        return walk([partial(self._describe_one, ref) for ref in missing])
 
     def _describe_one(self, ref: Ref) -> bool:
         self.terminal.say(f"The library has no {reading_name(ref)}. A model can write it now.")
