@@ -141,6 +141,7 @@ ORDER = [
     "outlook",
     "compare",
     "recipes.iterate.manifest",
+    "recipes.iterate.folder",
     "recipes.iterate.workflow",
     "recipes.iterate.library",
     "recipes.iterate.targets",
