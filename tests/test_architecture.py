@@ -146,6 +146,7 @@ ORDER = [
     "recipes.iterate.bounded",
     "recipes.iterate.judging",
     "recipes.iterate.criteria",
+    "recipes.iterate.folder",
     "recipes.iterate.library",
     "recipes.iterate.workflow",
     "recipes.iterate.targets",
