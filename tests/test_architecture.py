@@ -154,6 +154,7 @@ ORDER = [
     "recipes.iterate.generate",
     "recipes.iterate.agent",
     "recipes.iterate.check",
+    "recipes.iterate.installing",
     "recipes.iterate.launch",
     "recipes.iterate.deliver",
     "recipes.iterate.planning",
