@@ -157,6 +157,7 @@ ORDER = [
     "recipes.iterate.installing",
     "recipes.iterate.launch",
     "recipes.iterate.deliver",
+    "recipes.iterate.validation",
     "recipes.iterate.planning",
     "recipes.iterate.monitor",
     "recipes.iterate.feedback",
