@@ -145,6 +145,8 @@ ORDER = [
     "recipes.iterate.workflow",
     "recipes.iterate.targets",
     "recipes.iterate.allocate",
+    "recipes.iterate.pages",
+    "recipes.iterate.folder",
     "recipes.iterate.generate",
     "recipes.iterate.criteria",
     "recipes.iterate.agent",
