@@ -146,7 +146,7 @@ ORDER = [
     "recipes.iterate.targets",
     "recipes.iterate.allocate",
     "recipes.iterate.pages",
-    "recipes.iterate.folder",
+    "recipes.iterate.writing",
     "recipes.iterate.generate",
     "recipes.iterate.criteria",
     "recipes.iterate.agent",

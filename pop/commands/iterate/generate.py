@@ -16,7 +16,7 @@ from pop.errors import EXIT_OK, UsageError, safe
 
 if TYPE_CHECKING:
     from pop.models.catalogue import Catalogue
-    from pop.recipes.iterate.folder import Written
+    from pop.recipes.iterate.writing import Written
     from pop.recipes.iterate.generate import Plan
     from pop.recipes.iterate.workflow import Loaded
 
@@ -49,7 +49,7 @@ def command(
     For each iteration: CONTEXT.md, COMPLETION_CRITERIA.md, README.md, the prompt of each agent, manifest.json and
     pipeline.json. Nothing runs, nothing is spent; read it, edit it, then `pop iterate run DIR`.
     """
-    from pop.recipes.iterate.folder import check_folder, write_folder
+    from pop.recipes.iterate.writing import check_folder, write_folder
     from pop.recipes.iterate.generate import plan_workflow
     from pop.recipes.iterate.targets import Inputs
     from pop.recipes.iterate.workflow import load_workflow

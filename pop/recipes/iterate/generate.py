@@ -27,9 +27,9 @@ from pop.recipes.iterate.allocate import (
     risk_of,
     together,
 )
-from pop.recipes.iterate.folder import Generated as Generated
-from pop.recipes.iterate.folder import base_for
-from pop.recipes.iterate.folder import read_generated as read_generated
+from pop.recipes.iterate.writing import Generated as Generated
+from pop.recipes.iterate.writing import base_for
+from pop.recipes.iterate.writing import read_generated as read_generated
 from pop.recipes.iterate.library import TEMPLATES, Role
 from pop.recipes.iterate.manifest import (
     CONTEXT,
