@@ -409,7 +409,7 @@ def first(value: dict[str, Any]) -> dict[str, Any]:
         (lambda value: value["agents"][0].update(model="gtp"), "no model 'gtp'"),
         (lambda value: value["agents"][0].update(step="../x"), "is no step's name"),
         (lambda value: value["agents"][0].update(step="design-writer"), "is that of an agent of"),
-        (lambda value: value["agents"][0].update(step="renamed"), "no step for the agent 'renamed'"),
+        (lambda value: value["agents"][0].update(step="renamed"), "no agent 'requirements-analyst'"),
         (lambda value: value["agents"][0].update(token_budget=0), "greater than 0"),
         (lambda value: value.update(iteration="other"), "stands in the folder 'requirements'"),
         (lambda value: value.update(workflow="../other"), "is no name"),
