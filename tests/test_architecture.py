@@ -151,6 +151,8 @@ ORDER = [
     "recipes.iterate.workflow",
     "recipes.iterate.targets",
     "recipes.iterate.allocate",
+    "recipes.iterate.pages",
+    "recipes.iterate.writing",
     "recipes.iterate.generate",
     "recipes.iterate.agent",
     "recipes.iterate.check",
