@@ -166,6 +166,7 @@ ORDER = [
     "recipes.iterate.deliver",
     "recipes.iterate.validation",
     "recipes.iterate.planning",
+    "recipes.iterate.proposals",
     "recipes.iterate.monitor",
     "recipes.iterate.feedback",
     "recipes.iterate",
