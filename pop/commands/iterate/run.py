@@ -92,7 +92,7 @@ def command(
     """
     asked = Asked(folder, iteration, replace, fresh, models, not no_follow, quiet=as_json)
     result = run_folder(root_of(folder, root), asked)
-    print_json(result.to_json()) if as_json else _tell(result)
+    print_json(result.to_json()) if as_json else tell(result)
     return result.code
 
 
@@ -285,11 +285,23 @@ class _Work:
         return {(role if sign else "*"): name if sign else role for role, sign, name in pairs}
 
     def _retry(self, run: Run) -> None:
-        from pop.orders import write_order
-        from pop.store import Disk
-
-        write_order(Disk(), run.path, "retry", "pop iterate run")
+        self._order(run, "retry")
         self.result.said.append(f"{run.run_id} goes on from what failed: nothing has changed since")
+
+    def _order(self, run: Run, verb: str) -> None:
+        """Give an order to a run at rest; where no daemon would carry it out, it is carried out here."""
+        from pop.commands._ordering import withdraw
+        from pop.commands.run import _is_served
+        from pop.orders import Order, Orders, write_order
+        from pop.store import Disk, hold_root
+
+        if _is_served(self.root):
+            write_order(Disk(), run.path, verb, "pop iterate run")
+            return
+        self.root.machine_room.mkdir(mode=0o700, exist_ok=True)
+        with hold_root(self.root.machine_room, "pop run"):
+            Orders(self.root, Disk()).apply_to_resting(Order(run.path, verb, "pop iterate run", None))
+            withdraw(run, verb)
 
     # -- a new run -----------------------------------------------------------------------------------------------------
 
@@ -474,7 +486,8 @@ def _shown(path: Path) -> str:
         return str(path)
 
 
-def _tell(result: Result) -> None:
+def tell(result: Result) -> None:
+    """For people: how it ended, what was delivered, what comes next."""
     from pop.display import closing_lines
 
     for sentence in result.said:
