@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "request-changes": "Ask for work to be done again, with your words.",
     "gc": "Remove or archive old finished runs.",
     "models": "List the models a step may ask for, and test them.",
+    "iterate": "Split work into iterations, give it to agents by role, and check what they made.",
     "components": "List, show and check what `pop new` makes personas and prompts of.",
     "doctor": "Explain the state of a root in plain words.",
     "completion": "Print the completion script of a shell.",

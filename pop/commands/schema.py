@@ -16,6 +16,8 @@ def schemas() -> dict[str, Any]:
     from pop import records
     from pop.pipeline_schema import pipeline_schema
     from pop.recipes.agentic_workflow import workflow_schemas
+    from pop.recipes.iterate.manifest import Manifest
+    from pop.recipes.iterate.workflow import WorkflowFile
     from pop.recipes.wizard.goals import goal_map_schema
     from pop.settings import Settings
     from pop.tasks import FrontMatter
@@ -30,6 +32,8 @@ def schemas() -> dict[str, Any]:
         "error": records.ErrorRecord,
         "trail": records.TrailLine,
         "call": records.CallRecord,
+        "iterate-workflow": WorkflowFile,
+        "iterate-manifest": Manifest,
     }
     found = {name: model.model_json_schema() for name, model in models.items()}
     return {"pipeline": pipeline_schema(), "goal-map": goal_map_schema(), **found, **workflow_schemas()}

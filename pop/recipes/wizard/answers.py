@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-from ruamel.yaml.nodes import MappingNode, Node
-from ruamel.yaml.tokens import AliasToken, AnchorToken
 
 from pop.errors import ConfigError, ConfigErrors, did_you_mean
 from pop.recipes.wizard.goals import Ref
 from pop.recipes.wizard.library import KINDS, NAME_HINT, NAME_PATTERN, kind_of
 from pop.store import NotAFile, read_regular
+from pop.yamlplaces import YamlPlaces, read_yaml
 
+CODE = "bad-project-file"
 MAX_BYTES = 1_000_000
 
 
@@ -78,74 +74,28 @@ def read_answers(path: Path) -> Answers:
         raise ConfigErrors([_mistake(f"not UTF-8 at byte {error.start}", path.name)]) from None
     except NotAFile as error:
         raise ConfigErrors([_mistake(error.message, str(path))]) from None
-    value, node = _loaded(text, path.name)
     try:
-        answers = Answers.model_validate({} if value is None else value)
+        value, places = read_yaml(text, path.name, CODE, example="name: Django_Model_Auditor")
+    except ConfigError as error:
+        raise ConfigErrors([error]) from None
+    try:
+        answers = Answers.model_validate(value)
     except ValidationError as error:
-        problems = [_explain(entry, node, path.name) for entry in error.errors()]
-        raise ConfigErrors(problems) from None
-    if wrong := list(_wrong_briefs(answers, node, path.name)):
+        raise ConfigErrors([places.explain(entry, Answers.model_fields) for entry in error.errors()]) from None
+    if wrong := list(_wrong_briefs(answers, places)):
         raise ConfigErrors(wrong)
     return answers
 
 
-def _loaded(text: str, file: str) -> tuple[Any, Node | None]:
-    """The value, and the nodes that know where everything stands."""
-    try:
-        for token in YAML(typ="safe", pure=True).scan(text):
-            if isinstance(token, AliasToken | AnchorToken):  # a few aliases of aliases fill any memory
-                raise ConfigErrors([_mistake("YAML anchors and aliases are not allowed", _at(token.start_mark, file))])
-        value = YAML(typ="safe", pure=True).load(text)
-        node: Node | None = YAML(typ="safe", pure=True).compose(text)
-    except (YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        said = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigErrors([_mistake(said, _at(mark, file) if mark else file)]) from None
-    if value is not None and not isinstance(value, dict):
-        raise ConfigErrors([_mistake("must be `key: value` lines", f"{file}:1:1", "name: Django_Model_Auditor")])
-    return value, node
-
-
-def _at(mark: Any, file: str) -> str:
-    return f"{file}:{mark.line + 1}:{mark.column + 1}"
-
-
-def _place(node: Node | None, keys: tuple[Any, ...], file: str, *, of_key: bool) -> str:
-    """``project.yaml:3:7  describe.protocols/x`` of a value, or of the key that leads to it."""
-    at = node
-    for key in keys:
-        if not isinstance(node, MappingNode):
-            break
-        pair = next(((name, inner) for name, inner in node.value if name.value == str(key)), None)
-        if pair is None:
-            break
-        at, node = (pair[0] if of_key else pair[1]), pair[1]
-    place = _at(at.start_mark, file) if at is not None else f"{file}:1:1"
-    return f"{place}  {'.'.join(map(str, keys))}" if keys else place
-
-
 def _mistake(message: str, where: str, hint: str | None = None) -> ConfigError:
-    return ConfigError(message, where=where, hint=hint, code="bad-project-file")
+    return ConfigError(message, where=where, hint=hint, code=CODE)
 
 
-def _explain(entry: Mapping[str, Any], node: Node | None, file: str) -> ConfigError:
-    keys = tuple(key for key in entry["loc"] if key != "[key]")
-    if entry["type"] == "extra_forbidden":
-        where = _place(node, keys, file, of_key=True)
-        return _mistake(
-            f"unknown key {str(keys[-1])[:80]!r}", where, did_you_mean(str(keys[-1])[:80], Answers.model_fields)
-        )
-    hint = "put it between quotes" if entry["type"] == "string_type" else None
-    message = str(entry["msg"]).replace("Input should be", "must be").lower()
-    return _mistake(message, _place(node, keys, file, of_key=False), hint)
-
-
-def _wrong_briefs(answers: Answers, node: Node | None, file: str) -> list[ConfigError]:
+def _wrong_briefs(answers: Answers, places: YamlPlaces) -> list[ConfigError]:
     found = []
     for name in answers.describe:
         try:
             ref_of(name)
         except ConfigError as error:
-            where = _place(node, ("describe", name), file, of_key=True)
-            found.append(_mistake(error.message, where, error.hint))
+            found.append(places.mistake(error.message, ("describe", name), error.hint, key=True))
     return found
