@@ -90,7 +90,10 @@ class Root:
 
 
 def find_root(given: str | Path | None = None, *, start: Path | None = None) -> Root:
-    """`given`, else ``POP_ROOT``, else the nearest folder upwards that holds pipeline.json.
+    """`given`, else ``POP_ROOT``, else the nearest folder upwards that holds pipeline.json and what POP works with.
+
+    A pipeline.json alone may belong to something else, such as a folder that `pop iterate` wrote; where there is nothing
+    better it is a root, too.
 
     Raises:
         UsageError: No root can be found.
@@ -102,10 +105,21 @@ def find_root(given: str | Path | None = None, *, start: Path | None = None) -> 
             raise UsageError(f"no folder {str(chosen)!r}", hint=f"create one: pop init {chosen}")
         return Root(path)
     here = (start or Path.cwd()).resolve()
-    for folder in (here, *here.parents):
-        if (folder / "pipeline.json").is_file():
-            return Root(folder)
-    raise UsageError(f"no pipeline.json in {here} or above", hint="pop init, or name a folder with --root")
+    holders = [folder for folder in (here, *here.parents) if (folder / "pipeline.json").is_file()]
+    if not holders:
+        raise UsageError(f"no pipeline.json in {here} or above", hint="pop init, or name a folder with --root")
+    return Root(next((folder for folder in holders if _is_worked_in(folder)), holders[0]))
+
+
+def enclosing_root(folder: Path) -> Root | None:
+    """The nearest folder from `folder` upwards that is certainly a root: pipeline.json alone makes none."""
+    here = folder.resolve()
+    found = (one for one in (here, *here.parents) if (one / "pipeline.json").is_file() and _is_worked_in(one))
+    return next(map(Root, found), None)
+
+
+def _is_worked_in(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("pipeline-tasks", "pop.toml", ".pop"))
 
 
 class _Table(BaseModel):

@@ -13,7 +13,7 @@ import pytest
 
 from pop.errors import ConfigErrors, UsageError
 from pop.events import unix_s
-from pop.settings import Root, Settings, find_root, load_settings
+from pop.settings import Root, Settings, enclosing_root, find_root, load_settings
 from tests.living import LivingRoot
 
 Make = Callable[..., LivingRoot]
@@ -99,6 +99,22 @@ def test_the_root_is_found_upwards(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert find_root(inner).path == inner
     with pytest.raises(UsageError, match="no folder"):
         find_root(tmp_path / "nowhere")
+
+
+def test_a_pipeline_json_alone_is_a_root_only_where_there_is_no_better_one(tmp_path: Path) -> None:
+    """A folder that `pop iterate` wrote holds one too, and is none."""
+    inner = tmp_path / "out" / "design"
+    inner.mkdir(parents=True)
+    for folder in (inner, inner.parent):
+        (folder / "pipeline.json").write_text("{}")
+    assert find_root(start=inner).path == inner
+    assert enclosing_root(inner) is None
+    (tmp_path / "pipeline.json").write_text("{}")
+    for sign in ("pop.toml", ".pop", "pipeline-tasks"):
+        (tmp_path / sign).mkdir()
+        assert find_root(start=inner).path == tmp_path
+        assert enclosing_root(inner) == Root(tmp_path)
+        (tmp_path / sign).rmdir()
 
 
 def test_the_names_of_pipelines(tmp_path: Path) -> None:

@@ -55,12 +55,14 @@ class Agent(Record):
 
 
 class Manifest(Record):
-    """manifest.json. `dependencies`: iterations that go before."""
+    """manifest.json. `dependencies`: iterations that go before. `base`: the folder the targets were found in, as seen from
+    the workflow's folder (the one around the iteration's)."""
 
     schema_version: int = 1
     workflow: str
     iteration: str
     goal: str
+    base: str = "."
     dependencies: list[str] = Field(default_factory=list)
     rounds: int = Field(default=2, ge=1, le=10)
     otherwise: Literal["fail", "ask", "keep-best"] = "fail"
