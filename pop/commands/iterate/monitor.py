@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from pop.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_RUN_FAILED, EXIT_WAITING,
 from pop.recipes.iterate.alerts import HOOK_TIMEOUT_S, Hook, hook_argv, tell
 from pop.recipes.iterate.manifest import Manifest
 from pop.recipes.iterate.monitor import STALL_S, AgentView, Alert, IterationView, Snapshot, snapshot
-from pop.recipes.iterate.sights import Looker, chosen_row, judge_of, of_run, read_manifests, root_of, run_of
+from pop.recipes.iterate.sights import Looker, chosen_row, judge_of, of_run, read_manifests, run_of
 from pop.runs import Run, safe
-from pop.settings import Root
+from pop.settings import Root, enclosing_root, find_root
 
 EVERY_S = 0.3
 MOST_ROWS = 40
@@ -79,6 +79,16 @@ def command(
     argv = hook_argv(on_end) if on_end is not None else []
     watching = Watching(stall, until, once, as_json, argv, on_end_timeout)
     return follow(chosen, folder, of_run(manifests, row), run, watching)
+
+
+def root_of(given: str | None, folder: Path) -> Root:
+    """The root of a workflow's folder: the one that is named, else the one around the folder, else around this one.
+
+    Raises:
+        UsageError: None can be found.
+    """
+    named = given or (click.get_current_context().find_root().obj or {}).get("root") or os.environ.get("POP_ROOT")
+    return find_root(named) if named else enclosing_root(folder) or find_root()
 
 
 def follow(root: Root, folder: Path, manifests: list[Manifest], run: Run, watching: Watching) -> int:
@@ -158,7 +168,9 @@ class _Following:
         about_agents = [alert for alert in alerts if alert.event in ("agent.ended", "agent.stalled")]
         if self.watching.until == "agent" and about_agents and not self.watching.once:
             states = {alert.state for alert in about_agents}
-            return EXIT_RUN_FAILED if states & {"failed", "stopped"} else EXIT_WAITING if "stalled" in states else EXIT_OK
+            return (
+                EXIT_RUN_FAILED if states & {"failed", "stopped"} else EXIT_WAITING if "stalled" in states else EXIT_OK
+            )
         if seen.state in ("failed", "cancelled", "unreadable"):
             return EXIT_RUN_FAILED
         if seen.state == "complete":
@@ -188,9 +200,9 @@ class _Json:
         pass
 
     def show(self, seen: Snapshot, alerts: list[Alert]) -> None:
-        from pop.records import dump_json
-
         from dataclasses import asdict
+
+        from pop.records import dump_json
 
         value = {**seen.to_json(), "alerts": [asdict(alert) for alert in alerts]}
         kept = _without_clock(value)
@@ -368,6 +380,3 @@ def _table(seen: Snapshot) -> Any:
     if len(seen.agents) > len(rows[:MOST_ROWS]):
         table.caption = f"{len(seen.agents) - len(rows[:MOST_ROWS])} more agents, done or not begun"
     return table
-
-
-_Say = Callable[[str], None]

@@ -120,9 +120,7 @@ class Hook:
             "EVENT": alert.event, "STATE": alert.state, "TEXT": alert.text, "ITERATION": alert.iteration,
             "STEP": alert.step, "ROLE": alert.role, "LAP": alert.lap, "RUN": about.get("run_id"), "DIR": about.get("dir"),
         }  # fmt: skip
-        env = {
-            f"POP_ITERATE_{key}": str(value).replace("\0", "") for key, value in values.items() if value is not None
-        }
+        env = {f"POP_ITERATE_{key}": str(value).replace("\0", "") for key, value in values.items() if value is not None}
         self._calls.put(_Call(alert, document, env))
 
     def close(self, *, at_once: bool = False) -> None:

@@ -231,9 +231,7 @@ class _Pace:
     rest_s: float | None
 
 
-def _pace(
-    manifests: Sequence[Manifest], works: Mapping[str, Any], status: Mapping[str, Any], now: float
-) -> _Pace:
+def _pace(manifests: Sequence[Manifest], works: Mapping[str, Any], status: Mapping[str, Any], now: float) -> _Pace:
     done_tokens = busy_s = rest = 0.0
     for manifest in manifests:
         lap = _lap_of(manifest, works)
@@ -392,9 +390,7 @@ class _Iteration:
                 times.append(sign.at)
         return max(times, default=None)
 
-    def _eta_s(
-        self, agent: Agent, present: Sequence[Work | None], at_once: int, state: AgentState
-    ) -> float | None:
+    def _eta_s(self, agent: Agent, present: Sequence[Work | None], at_once: int, state: AgentState) -> float | None:
         """What its deliverables that are missing are expected to take, as many at once as now."""
         if state in ENDED:
             return 0.0

@@ -253,13 +253,15 @@ def calls_in(path: Path) -> list[dict[str, Any]]:
 def _calls_of(path: Path) -> Signs:
     rows = calls_in(path)
     tokens = sum(int(row.get("input_tokens") or 0) + int(row.get("output_tokens") or 0) for row in rows)
-    return Signs(None, len(rows), tokens, sum(float(row.get("cost_usd") or 0.0) for row in rows if not row.get("cached")))
+    return Signs(
+        None, len(rows), tokens, sum(float(row.get("cost_usd") or 0.0) for row in rows if not row.get("cached"))
+    )
 
 
 def judge_of(folder: Path, manifests: Iterable[Manifest]) -> Judge:
     """Judges single files by the criteria of their iterations, without commands; a COMPLETION_CRITERIA.md that cannot be
     read, which `pop iterate validate` tells, judges nothing."""
-    read = {folder / one.iteration: _criteria_of(folder / one.iteration) for one in manifests}
+    read = {folder / one.iteration: criteria_of(folder / one.iteration) for one in manifests}
 
     def judge(iteration: Path, path: str) -> tuple[str, ...]:
         held = for_path(read.get(iteration, []), path)
@@ -276,7 +278,8 @@ def judge_of(folder: Path, manifests: Iterable[Manifest]) -> Judge:
     return judge
 
 
-def _criteria_of(iteration: Path) -> list[Criterion]:
+def criteria_of(iteration: Path) -> list[Criterion]:
+    """The criteria of an iteration's folder; none, where they cannot be read."""
     try:
         return parse((iteration / CRITERIA).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ConfigError):

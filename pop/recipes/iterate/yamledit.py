@@ -170,8 +170,10 @@ def _behind(text: str, node: Node) -> int:
         node = last[1] if isinstance(last, tuple) else last
     end = node.end_mark.index
     if isinstance(node, ScalarNode) and node.style in ("|", ">"):
-        kept = text[: end].rstrip("\r\n \t")
-        while "\n" in kept and kept[kept.rfind("\n") + 1 :].lstrip().startswith("#") and len(kept) > node.start_mark.index:
+        kept = text[:end].rstrip("\r\n \t")
+        while (
+            "\n" in kept and kept[kept.rfind("\n") + 1 :].lstrip().startswith("#") and len(kept) > node.start_mark.index
+        ):
             if _indent(kept[kept.rfind("\n") + 1 :]) > _indent(_line_of(text, node.start_mark.index)):
                 break  # it belongs to the text
             kept = kept[: kept.rfind("\n")].rstrip("\r\n \t")
