@@ -16,13 +16,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from pop.errors import ConfigError, ConfigErrors, safe
+from pop.recipes.iterate.bounded import run_command
+from pop.recipes.iterate.judging import Judge, Looked, Tree, Verdict, amount, glob_regex, is_glob
 from pop.recipes.iterate.rules import (
     Amount,
     CriterionError,
@@ -39,6 +41,8 @@ from pop.records import Record
 
 Status = Literal["met", "unmet", "unchecked"]
 FILE = "COMPLETION_CRITERIA.md"
+COMMAND_S = 60.0  # where a command has no `within`
+UNCHECKED = Verdict("unchecked", "no program can check this")
 MAX_SHOWN = 20  # findings of one path in `unmet_paths`
 
 _ITEM = re.compile(r"\s*(?:[-*+]|\d{1,9}[.)])\s+\[[ xX]\]\s+(\S.*)")
@@ -61,7 +65,9 @@ class Criterion:
 
     def concerns(self, path: str) -> bool:
         """Whether the deliverable of this path is held to it."""
-        return any(pattern == path or bool(glob_regex(pattern).fullmatch(path)) for pattern in self.paths)
+        return any(
+            pattern == path or (is_glob(pattern) and glob_regex(pattern).fullmatch(path)) for pattern in self.paths
+        )
 
 
 class Finding(Record):
@@ -241,33 +247,6 @@ def _refuse_outside(path: str) -> None:
         raise CriterionError(f"{path[:80]!r} does not stay in the iteration's folder", hint=hint)
 
 
-@lru_cache(maxsize=1024)
-def glob_regex(pattern: str) -> re.Pattern[str]:
-    """A glob as a regular expression over relative paths; a leading dot is only matched by a dot."""
-    found, at = "", 0
-    while at < len(pattern):
-        if match := re.compile(r"(?:^|(?<=/))\*\*/").match(pattern, at):
-            found += r"(?:(?!\.)[^/]+/)*"
-        elif match := re.compile(r"(?:^|(?<=/))\*\*\Z").match(pattern, at):
-            found += r"(?:(?!\.)[^/]+/)*(?!\.)[^/]+"
-        elif match := re.compile(r"(?:^|(?<=/))[*?]").match(pattern, at):
-            found += r"(?!\.)" + ("[^/]*" if match[0] == "*" else "[^/]")
-        elif match := re.compile(r"\*+").match(pattern, at):
-            found += "[^/]*"
-        elif match := re.compile(r"\[(!?)([^\]/]+)\]").match(pattern, at):
-            inner = match[2].replace("\\", "\\\\").replace("[", r"\[").replace("^", r"\^")
-            found += f"(?!/)[{'^' if match[1] else ''}{inner}]"
-        else:
-            match = re.compile(r".", re.DOTALL).match(pattern, at)
-            assert match is not None
-            found += "[^/]" if match[0] == "?" else re.escape(match[0])
-        at = match.end()
-    try:
-        return re.compile(found, re.DOTALL)
-    except re.error:  # [z-a]
-        return re.compile(re.escape(pattern))
-
-
 def needed_files(criteria: Iterable[Criterion]) -> list[str]:
     """The JSON Schemas that rules name, sorted: whoever checks needs them in the folder, or in `schemas`."""
     return sorted({rule.path for one in criteria for rule in one.rules if isinstance(rule, Schema)})
@@ -281,7 +260,7 @@ def for_path(criteria: Iterable[Criterion], path: str) -> list[Criterion]:
 def with_planned(criteria: list[Criterion], paths: Iterable[str]) -> list[Criterion]:
     """The criteria, and one more for each planned deliverable that none of them concerns: it exists."""
     literal = {path for one in criteria for path in one.paths}
-    globs = [one for one in criteria if any(re.search(r"[*?\[]", path) for path in one.paths)]
+    globs = [one for one in criteria if any(map(is_glob, one.paths))]
     missing = [path for path in paths if path not in literal and not any(one.concerns(path) for one in globs)]
     return [*criteria, *(Criterion(f"`{path}` (exists)", (Exists("exists"),), (path,)) for path in missing)]
 
@@ -293,10 +272,44 @@ def check(criteria: Iterable[Criterion], folder: Path, *, schemas: Path | None =
         schemas: Where JSON Schemas are that rules name (else in `folder`).
         commands: False leaves commands `unchecked`.
     """
-    from pop.recipes.iterate.checking import Checking
+    tree = Tree(folder)
+    with Judge(schemas or folder) as judge:
+        found = [list(_of_files(one, tree, judge)) if one.command is None else [] for one in criteria]
+        for at, one in enumerate(criteria):  # last: they may write files
+            if one.command is not None:
+                found[at] = list(_of_run(one, one.command, folder, judge, run=commands))
+    return Report.of([finding for findings in found for finding in findings])
 
-    with Checking(folder, schemas or folder, commands=commands) as checking:
-        return Report.of([finding for one in criteria for finding in checking.of(one)])
+
+def _of_files(criterion: Criterion, tree: Tree, judge: Judge) -> Iterator[Finding]:
+    if not criterion.paths:
+        yield from (_finding(criterion, None, rule, UNCHECKED) for rule in criterion.rules)
+    for pattern in criterion.paths:
+        paths = tree.matching(pattern)
+        counted = [rule for rule in criterion.rules if isinstance(rule, Amount) and rule.unit == "files"]
+        yield from (_finding(criterion, pattern, rule, amount(rule, len(paths))) for rule in counted)
+        others = [rule for rule in criterion.rules if rule not in counted]
+        if not paths and others:
+            missing = Verdict("unmet", tree.why_missing(pattern))
+            yield from (_finding(criterion, pattern, rule, missing) for rule in others)
+        for path in paths:
+            file = tree.look(path)
+            yield from (_finding(criterion, path, rule, judge.of(rule, file)) for rule in others)
+
+
+def _of_run(criterion: Criterion, command: str, folder: Path, judge: Judge, *, run: bool) -> Iterator[Finding]:
+    if not run:
+        yield from (_finding(criterion, command, rule, Verdict("unchecked", "not run")) for rule in criterion.rules)
+        return
+    within_s = min((rule.seconds for rule in criterion.rules if isinstance(rule, Within)), default=COMMAND_S)
+    ended = run_command(command, folder, within_s)
+    yield from (_finding(criterion, command, rule, judge.of_run(rule, ended)) for rule in criterion.rules)
+
+
+def _finding(criterion: Criterion, path: str | None, rule: Rule, verdict: Verdict) -> Finding:
+    return Finding(
+        text=criterion.text, path=path, rule=rule.text, status=verdict.status, evidence=safe(verdict.evidence, 2000)
+    )
 
 
 def check_text(criteria: Iterable[Criterion], path: str, text: str, *, schemas: Path | None = None) -> list[Finding]:
@@ -305,7 +318,11 @@ def check_text(criteria: Iterable[Criterion], path: str, text: str, *, schemas: 
     Args:
         schemas: Where JSON Schemas are that rules name; None: such rules are `unchecked`.
     """
-    from pop.recipes.iterate.checking import Checking
-
-    with Checking(None, schemas) as checking:
-        return [finding for one in criteria if one.concerns(path) for finding in checking.of_text(one, path, text)]
+    file = Looked(path, text.encode("utf-8", "replace"))
+    with Judge(schemas) as judge:
+        return [
+            _finding(one, path, rule, judge.of(rule, file))
+            for one in for_path(criteria, path)
+            for rule in one.rules
+            if not (isinstance(rule, Amount) and rule.unit == "files")
+        ]

@@ -11,7 +11,7 @@
 | `lacks "TODO"`, `lacks /re/`                                | it does not                                           |
 | `matches /re/i`                                             | Python's `re` finds it; ^ and $ are those of lines     |
 | `markdown`, `yaml`, `json`, `well-formed`                   | it is well-formed (wellformed.py); the last by the file's ending |
-| `schema \`file.json\``                                      | it is JSON, or YAML, that fits this JSON Schema       |
+| schema `file.json`                                          | it is JSON, or YAML, that fits this JSON Schema       |
 | `exit 0`, `within 60s`                                      | of a command: its exit code, its time                 |
 
 A heading is the same whatever its case, its number ("2.1 Risks") and its emphasis are. What is nearly a rule is a mistake;
