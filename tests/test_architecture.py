@@ -162,6 +162,7 @@ ORDER = [
     "recipes.iterate.sights",
     "recipes.iterate.evidence",
     "recipes.iterate.feedback",
+    "recipes.iterate.feedbackpage",
     "recipes.iterate.yamledit",
     "recipes.iterate.proposals",
     "recipes.iterate",

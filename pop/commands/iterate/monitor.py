@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -14,16 +13,20 @@ import click
 from pop.commands._shared import as_json, with_root
 from pop.display import COLOURS, MARKS
 from pop.durations import seconds
-from pop.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_RUN_FAILED, EXIT_WAITING, UsageError
+from pop.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_RUN_FAILED, EXIT_WAITING, PopError, UsageError
 from pop.recipes.iterate.alerts import HOOK_TIMEOUT_S, Hook, hook_argv, tell
+from pop.recipes.iterate.deliver import Deliverer
+from pop.recipes.iterate.folder import read_folder
+from pop.recipes.iterate.launch import root_of
 from pop.recipes.iterate.manifest import Manifest
 from pop.recipes.iterate.monitor import STALL_S, AgentView, Alert, IterationView, Snapshot, snapshot
-from pop.recipes.iterate.sights import Looker, chosen_row, judge_of, of_run, read_manifests, run_of
+from pop.recipes.iterate.sights import Looker, chosen_row, judge_of, of_run, run_of
 from pop.runs import Run, safe
-from pop.settings import Root, enclosing_root, find_root
+from pop.settings import Root
 
 EVERY_S = 0.3
 MOST_ROWS = 40
+CLOCK = frozenset({"at", "eta_s", "last_progress_at"})  # what differs in two looks at the same state
 STATES = {**MARKS, "stopped": "x"}
 
 
@@ -73,22 +76,12 @@ def command(
     --until agent, an agent stands still. Alerts are kept in DIR/alerts.jsonl, and none is told twice. The command of
     --on-end gets the alert as JSON on stdin and as POP_ITERATE_EVENT, _STATE, _STEP, _TEXT ... in its environment.
     """
-    chosen, manifests = root_of(root, folder), read_manifests(folder)
-    row = chosen_row(folder, asked)
-    run = run_of(chosen, folder, row)
+    chosen = root_of(folder, root or (click.get_current_context().find_root().obj or {}).get("root"))
+    manifests = list(read_folder(folder, inputs=False).manifests.values())
+    run = run_of(chosen, folder, chosen_row(folder, asked))
     argv = hook_argv(on_end) if on_end is not None else []
     watching = Watching(stall, until, once, as_json, argv, on_end_timeout)
-    return follow(chosen, folder, of_run(manifests, row), run, watching)
-
-
-def root_of(given: str | None, folder: Path) -> Root:
-    """The root of a workflow's folder: the one that is named, else the one around the folder, else around this one.
-
-    Raises:
-        UsageError: None can be found.
-    """
-    named = given or (click.get_current_context().find_root().obj or {}).get("root") or os.environ.get("POP_ROOT")
-    return find_root(named) if named else enclosing_root(folder) or find_root()
+    return follow(chosen, folder, of_run(manifests, run), run, watching)
 
 
 def follow(root: Root, folder: Path, manifests: list[Manifest], run: Run, watching: Watching) -> int:
@@ -120,7 +113,8 @@ class _Following:
         self.root, self.folder, self.manifests, self.watching = root, folder, manifests, watching
         self.shown, self.hook = shown, hook
         self.looker = Looker(root, folder, manifests, judge_of(folder, manifests))
-        self._unwritable = False
+        self.deliverer = Deliverer(root, folder)
+        self._said: set[str] = set()
 
     def until_over(self, run: Run) -> int:
         before: Snapshot | None = None
@@ -141,13 +135,10 @@ class _Following:
             time.sleep(EVERY_S)
 
     def _look(self, run: Run, before: Snapshot | None) -> Snapshot:
-        from pop.recipes.iterate.deliver import deliver
-
         status = run.status()
         if status.get("state") == "unreadable" and not run.path.exists():
             run_of(self.root, self.folder, {"run_id": run.run_id})  # removed while we looked: says so
-        for line in deliver(run, self.folder, self.manifests):
-            self.shown.aside(line)
+        self._deliver(run)
         sight = self.looker.look(run, status)
         return snapshot(self.manifests, sight, now=time.time(), stall_s=self.watching.stall_s, before=before)
 
@@ -158,10 +149,28 @@ class _Following:
         try:
             return tell(self.folder, seen.run_id, seen.at, seen.alerts)
         except OSError as error:
-            if not self._unwritable:
-                self._unwritable = True
-                self.shown.aside(f"alerts cannot be kept in {self.folder}: {error.strerror}")
+            self._once(f"alerts cannot be kept in {self.folder}: {error.strerror}")
             return seen.alerts
+
+    def _deliver(self, run: Run) -> None:
+        """Bring what is finished to DIR; what a person edited there is left alone, and told once."""
+        try:
+            delivered = self.deliverer.deliver(run)
+        except FileNotFoundError:  # it is being accepted, or promoted this very moment
+            return
+        except (OSError, PopError) as error:
+            return self._once(f"nothing can be delivered to {self.folder}: {error}")
+        for place, beside in delivered.kept.items():
+            self._once(
+                f"{place} was edited and stays; " + (f"the new version is {beside}" if beside else "nothing is new")
+            )
+        for place in delivered.refused:
+            self._once(f"{place} leads out of {self.folder}, and was not delivered")
+
+    def _once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self.shown.aside(line)
 
     def _over(self, seen: Snapshot, alerts: list[Alert]) -> int | None:
         """The exit code, when it is time to go."""
@@ -218,11 +227,11 @@ class _Json:
         pass
 
 
-def _without_clock(value: dict[str, Any]) -> dict[str, Any]:
-    clock = {"at", "eta_s", "last_progress_at"}
-    agents = lambda iteration: [{k: v for k, v in one.items() if k not in clock} for one in iteration["agents"]]  # noqa: E731
-    iterations = [{**one, "agents": agents(one)} for one in value["iterations"]]
-    return {**{k: v for k, v in value.items() if k not in clock}, "iterations": iterations}
+def _without_clock(value: Any) -> Any:
+    """A snapshot without what changes by itself."""
+    if isinstance(value, dict):
+        return {key: _without_clock(inner) for key, inner in value.items() if key not in CLOCK}
+    return [_without_clock(one) for one in value] if isinstance(value, list) else value
 
 
 class _Screen:

@@ -23,6 +23,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,9 @@ def owned_workflow(root: Root, folder: Path, name: str) -> Owned:
     note, generated = None, read_generated(folder)
     given = generated.source if generated else None
     try:
-        loaded = load_workflow(find_workflow(given if given and Path(given).exists() else name, root.path).path, root.path)
+        loaded = load_workflow(
+            find_workflow(given if given and Path(given).exists() else name, root.path).path, root.path
+        )
     except UsageError:
         loaded = load_workflow(folder / WORKFLOW_FILE, root.path)
         note = f"the file {folder.name}/{WORKFLOW_FILE} itself is to be changed: the one it was made from is not there"
@@ -180,7 +183,9 @@ class _Making:
         )
         edits = [{"op": "rule", "text": rule} for rule in new]
         target = self.owned.target / relative
-        return self._made(f"template-{role}", "template", role, f"tell {role} what went wrong twice", why, target, current, edits)
+        return self._made(
+            f"template-{role}", "template", role, f"tell {role} what went wrong twice", why, target, current, edits
+        )
 
     def _role(self, role: str) -> Proposal | None:
         """One more constraint at the first drift; the second one is the template's."""
@@ -210,7 +215,9 @@ class _Making:
             share = spec.complexity_threshold * len(agents) / (len(agents) + 1)
             threshold = math.floor(share * 100) / 100
             title = f"give {role} {len(agents) + 1} agents instead of {len(agents)}"
-            why = f"{worst.step}: {evidence}; it was to take {worst.estimated_tokens:,} of {worst.token_budget:,} tokens"
+            why = (
+                f"{worst.step}: {evidence}; it was to take {worst.estimated_tokens:,} of {worst.token_budget:,} tokens"
+            )
             edit = {"op": "set", "keys": ["agent_roles", role, "complexity_threshold"], "value": threshold}
             if 0 < threshold < spec.complexity_threshold:
                 yield self._of_file(f"allocation-{role}", "allocation", role, title, why, [edit])
@@ -229,7 +236,7 @@ class _Making:
         if found is None or found.met is not False or found.laps < found.rounds or iterations[index].rounds >= 10:
             return None
         laps = found.met_by_lap
-        grows = len(laps) >= 2 and all(one < two for one, two in zip(laps, laps[1:], strict=False))
+        grows = len(laps) >= 2 and all(one < two for one, two in pairwise(laps))
         if not grows or iterations[index].rounds > found.rounds:
             return None
         value = iterations[index].rounds + 1
@@ -396,7 +403,9 @@ def _template_source(path: Path, proposal: Proposal, owned: Owned) -> Path:
 def _placed(written: dict[Path, bytes], owned: Owned) -> list[Path]:
     if owned.copied:
         if owned.target.exists():
-            raise UsageError(f"the folder {owned.target} is there already", hint="look at the proposals as they are now")
+            raise UsageError(
+                f"the folder {owned.target} is there already", hint="look at the proposals as they are now"
+            )
         draft = owned.target.with_name(f".{owned.target.name}.{os.getpid()}.tmp")
         draft.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(owned.source, draft)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,83 +14,18 @@ from pydantic import ValidationError
 
 from pop.errors import ConfigError, UsageError, did_you_mean
 from pop.recipes.iterate.criteria import Criterion, check_text, for_path, parse, problem
-from pop.recipes.iterate.manifest import CRITERIA, FILE, Manifest, check_step, read_manifest
+from pop.recipes.iterate.launch import RUNS, recorded, seed_of
+from pop.recipes.iterate.manifest import CRITERIA, Deliverable, Manifest, check_step, seed_key
 from pop.recipes.iterate.monitor import Found, Sight, Signs, deliverables_of, works_of
 from pop.records import BadJson, read_json
 from pop.runs import Run, find_run
 from pop.settings import Root
 from pop.store import NotAFile, lock_holder, read_regular
 
-RUNS = "runs.jsonl"
 LIFE = ("trail.jsonl", "calls.jsonl", "log.jsonl", "stdout.txt")  # of an attempt: what grows while it works
 MAX_OUTPUT_BYTES = 64 * 2**20
 MAX_CALLS_BYTES = 64 * 2**20
 Judge = Callable[[Path, str], tuple[str, ...]]  # an iteration's folder, a path in it: the criteria it does not meet
-
-
-def read_manifests(folder: Path) -> list[Manifest]:
-    """The manifests below a workflow's folder, each iteration behind those it depends on.
-
-    Raises:
-        UsageError: There is no iteration.
-        ConfigError: A manifest cannot be read.
-    """
-    if not folder.is_dir():
-        hint = f"pop iterate generate WORKFLOW --output {folder}"
-        raise UsageError(f"no folder {str(folder)!r}", hint=hint, code="no-iterations")
-    found: dict[str, Manifest] = {}
-    for path in sorted(folder.glob(f"*/{FILE}")):
-        try:
-            manifest = read_manifest(path.parent)
-        except (OSError, BadJson, ValidationError) as error:
-            said = str(error).splitlines()[0]
-            raise ConfigError(f"no manifest of an iteration: {said}", where=path, hint="pop iterate generate") from None
-        found[manifest.iteration] = manifest
-    if not found:
-        hint = f"pop iterate generate WORKFLOW --output {folder}; or name the folder that it wrote"
-        raise UsageError(f"no iteration in {str(folder)!r}: no */{FILE}", hint=hint, code="no-iterations")
-    return _in_order(found, _written_order(folder))
-
-
-def _written_order(folder: Path) -> list[str]:
-    """The iterations as the workflow's pipeline names them."""
-    try:
-        text = (folder / "pipeline.json").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return []
-    return re.findall(r'"name":\s*"([a-z][a-z0-9-]*)-rounds"', text)
-
-
-def _in_order(found: Mapping[str, Manifest], written: Sequence[str]) -> list[Manifest]:
-    """Dependencies first, and among equals as they were written."""
-    names = sorted(found, key=lambda name: (written.index(name) if name in written else len(written), name))
-    placed: dict[str, Manifest] = {}
-    while len(placed) < len(found):
-        ready = [name for name in names if name not in placed and _needs(found[name], found) <= set(placed)]
-        for name in ready[:1] or [name for name in names if name not in placed][:1]:
-            placed[name] = found[name]
-    return list(placed.values())
-
-
-def _needs(manifest: Manifest, found: Iterable[str]) -> set[str]:
-    return set(manifest.dependencies) & set(found)
-
-
-def runs_of(folder: Path) -> list[dict[str, Any]]:
-    """The lines of DIR/runs.jsonl, oldest first; what is no line is left out."""
-    try:
-        lines = (folder / RUNS).read_bytes().splitlines()
-    except OSError:
-        return []
-    rows = []
-    for line in lines:
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("run_id"), str):
-            rows.append(row)
-    return rows
 
 
 def chosen_row(folder: Path, asked: str | None) -> dict[str, Any]:
@@ -100,7 +34,7 @@ def chosen_row(folder: Path, asked: str | None) -> dict[str, Any]:
     Raises:
         UsageError: It has not been run, or not so.
     """
-    rows = runs_of(folder)
+    rows = recorded(folder)
     if not rows:
         raise UsageError(f"{str(folder)!r} has not been run yet", hint=f"pop iterate run {folder}", code="not-run")
     if asked in (None, "last"):
@@ -131,11 +65,23 @@ def run_of(root: Root, folder: Path, row: Mapping[str, Any]) -> Run:
         raise UsageError(message, where=folder / RUNS, hint=hint, code="unknown-run") from None
 
 
-def of_run(manifests: Sequence[Manifest], row: Mapping[str, Any]) -> list[Manifest]:
-    """The manifests of the iterations that a run was made of; all, where its line does not say."""
-    named = row.get("iterations")
-    chosen = [one for one in manifests if one.iteration in named] if isinstance(named, list) and named else []
-    return chosen or list(manifests)
+def of_run(manifests: Iterable[Manifest], run: Run) -> list[Manifest]:
+    """The iterations that a run was made of, with the deliverables it was given: DIR may have been edited since."""
+    seed = seed_of(run)
+    named = seed.get("iterations")
+    chosen = [one for one in manifests if not isinstance(named, list) or one.iteration in named]
+    return [_as_given(one, seed.get("agents") or {}) for one in chosen]
+
+
+def _as_given(manifest: Manifest, given: Mapping[str, Any]) -> Manifest:
+    agents = []
+    for agent in manifest.agents:
+        try:
+            listed = [Deliverable.model_validate(one) for one in given[seed_key(agent.step)]]
+        except (LookupError, TypeError, ValidationError):
+            listed = agent.deliverables
+        agents.append(agent.model_copy(update={"deliverables": listed}))
+    return manifest.model_copy(update={"agents": agents})
 
 
 @dataclass
