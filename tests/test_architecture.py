@@ -156,6 +156,7 @@ ORDER = [
     "recipes.iterate.check",
     "recipes.iterate.launch",
     "recipes.iterate.deliver",
+    "recipes.iterate.validation",
     "recipes.iterate.planning",
     "recipes.iterate.monitor",
     "recipes.iterate.alerts",
