@@ -72,9 +72,10 @@ def command(
 ) -> int:
     """Show how far each agent of a run made of DIR is, bring finished files there, and say who ends and who stands still.
 
-    Exit code 0: it ended well (with --until agent: the agent did); 4: it failed; 5: it waits for a person, or, with
-    --until agent, an agent stands still. Alerts are kept in DIR/alerts.jsonl, and none is told twice. The command of
-    --on-end gets the alert as JSON on stdin and as POP_ITERATE_EVENT, _STATE, _STEP, _TEXT ... in its environment.
+    Exit code 0: it ended well (with --until agent: the agent did; with --once: nothing is wrong so far); 4: it failed;
+    5: it waits for a person or, with --until agent or --once, an agent or the run stands still. Alerts are kept in
+    DIR/alerts.jsonl, and none is told twice. The command of --on-end gets the alert as JSON on stdin, and as
+    POP_ITERATE_EVENT, _STATE, _STEP, _TEXT ... in its environment.
     """
     chosen = root_of(folder, root or (click.get_current_context().find_root().obj or {}).get("root"))
     manifests = list(read_folder(folder, inputs=False).manifests.values())
@@ -185,7 +186,8 @@ class _Following:
         if seen.state == "complete":
             return EXIT_OK
         if self.watching.once:
-            return EXIT_OK
+            stands = seen.stalled or any(agent.stalled for _, agent in seen.agents)
+            return EXIT_WAITING if stands or seen.state in ("waiting", "paused") else EXIT_OK
         if seen.state in ("waiting", "paused"):
             from pop.display import is_answered
 
@@ -303,7 +305,7 @@ class _Screen:
         for iteration in seen.iterations:
             if iteration.met is not None:
                 click.echo(f"  {iteration.name:<24} {iteration.met} of {iteration.criteria} criteria met")
-        click.echo(f"{STATES.get(seen.state, ' ')} {seen.state}   {run.path.relative_to(root.path)}")
+        click.echo(f"{STATES.get(seen.state, ' ')} {seen.state}   {run.here().path.relative_to(root.path)}")
         if seen.error:
             click.echo(f"error      {safe(seen.error, 2000)}")
         if seen.waiting_for:
@@ -311,7 +313,7 @@ class _Screen:
 
 
 def _mark(alert: Alert) -> str:
-    return STATES.get(alert.state, "!")
+    return "!" if alert.problems else STATES.get(alert.state, "!")
 
 
 def _clock(at: str) -> str:

@@ -18,7 +18,7 @@ no new deliverable, no line in a trail, no model call that ended, no line in a l
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from pop.events import rfc3339, unix_s
@@ -119,11 +119,6 @@ class Alert:
     problems: list[str] = field(default_factory=list)
     error: str | None = None
 
-    @property
-    def good(self) -> bool:
-        """Whether all is well."""
-        return self.state in ("done", "complete") and not self.problems
-
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -214,13 +209,7 @@ def snapshot(
         iterations=iterations,
     )
     known = {alert.key for alert in alerts_of(before)} if before else set()
-    return _with(made, [alert for alert in alerts_of(made) if alert.key not in known])
-
-
-def _with(made: Snapshot, alerts: list[Alert]) -> Snapshot:
-    from dataclasses import replace
-
-    return replace(made, alerts=alerts)
+    return replace(made, alerts=[alert for alert in alerts_of(made) if alert.key not in known])
 
 
 @dataclass(frozen=True)
@@ -494,7 +483,7 @@ def _of_agent(seen: Snapshot, iteration: IterationView, agent: AgentView) -> lis
     }  # fmt: skip
     if agent.state in ENDED:
         parts = [f"{agent.step} {_ended(agent.state)}: {agent.done} of {agent.total} in lap {agent.lap}"]
-        parts += [f"{len(agent.problems)} criteria not met"] if agent.problems else []
+        parts += [f"criteria not met: {len(agent.problems)}"] if agent.problems else []
         parts += [agent.error] if agent.error else []
         key = f"agent.ended:{agent.step}:{agent.state}:{agent.lap}:{agent.ended_at}"
         return [Alert("agent.ended", key, agent.state, "; ".join(parts), **about)]
