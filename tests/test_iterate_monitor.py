@@ -21,7 +21,7 @@ from pop.recipes.iterate.alerts import Hook, hook_argv, tell, told
 from pop.recipes.iterate.manifest import Manifest
 from pop.recipes.iterate.monitor import Alert, Found, Sight, Signs, alerts_of, snapshot
 from tests.fake_openai import FakeOpenAI
-from tests.iterating import install, kill, known, lay_out, manifest, pop, settings, submit
+from tests.iterated import install, kill, known, lay_out, manifest, pop, settings, submit
 from tests.living import LivingRoot
 
 NOW = 1_800_000_000.0

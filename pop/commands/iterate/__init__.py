@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
 
 from pop.commands._shared import with_root
-from pop.errors import did_you_mean
+from pop.errors import UsageError, did_you_mean
+from pop.settings import find_root
 
 SUBCOMMANDS: dict[str, str] = {
     "list": "List the workflows that can be named.",
@@ -61,3 +64,18 @@ def command(ctx: click.Context, root: str | None) -> None:
     """
     if root:
         ctx.ensure_object(dict)["root"] = root
+
+
+def nearest_root(given: str | None) -> Path | None:
+    """The root of this call, or None: workflows can be looked at, and generated, without one.
+
+    Raises:
+        UsageError: One is named that is not there.
+    """
+    asked = given or (click.get_current_context().find_root().obj or {}).get("root")
+    try:
+        return find_root(asked).path
+    except UsageError:
+        if asked or os.environ.get("POP_ROOT"):
+            raise
+        return None

@@ -14,7 +14,7 @@
 | unmet_criterion      | the check of a lap found a criterion of a deliverable not met                                   |
 | failed               | an attempt failed in another way (refused, unavailable ...), but for interruptions              |
 
-The same issue of the same role in two iterations, laps or runs is a pattern. What is proposed about it stands in proposals.py.
+The same issue of the same role in two iterations, laps or runs is a pattern. What is proposed about it stands in improvements.py.
 """
 
 from __future__ import annotations

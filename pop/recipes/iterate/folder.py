@@ -236,15 +236,16 @@ class _Manifest:
 
     def _path(self, path: str, step: str, taken: _Taken, where: Where) -> Iterator[ConfigError]:
         """A deliverable stays in its iteration's folder, overwrites nothing there, and is made once."""
+        parts = path.split("/")
+        if "\\" in path or len(path) > MAX_PATH or any(len(part.encode()) > 200 for part in parts):
+            yield self.wrong(f"{path[:80]!r} is no path for a deliverable", where, "shorter, and with / alone")
+            return
         try:
             contained(self.folder, path)
         except NotAFile as error:
             hint = "a path below the iteration's folder, without .. and links"
             yield self.wrong(f"a deliverable leaves its folder: {error.message}", where, hint, code="outside")
             return
-        parts = path.split("/")
-        if "\\" in path or len(path) > MAX_PATH or any(len(part.encode()) > 200 for part in parts):
-            yield self.wrong(f"{path[:80]!r} is no path for a deliverable", where, "shorter, and with / alone")
         if path.lower() in RESERVED or parts[0].lower() == PROMPTS:
             yield self.wrong(f"{path!r} is a file of the iteration itself", where, "another name", code="collision")
         if clash := taken.take(path, step):

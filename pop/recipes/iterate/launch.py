@@ -1,14 +1,10 @@
-"""From the folder of `pop iterate generate` to a run of the root around it: tasks and pipeline installed, a seed laid out.
+"""From the folder of `pop iterate generate` to a run of the root around it: the seed that is submitted, and the runs there were.
 
-    pipelines/<workflow>.json                of the folder's pipeline.json; <workflow>-<iteration>.json of one iteration's
-    pipeline-tasks/iterate-agent.py, iterate-check.py
-    the seed                                 seed.json: the workflow, and by agent its deliverables
-      targets/<path>                         the inputs, as they are now
-      <iteration>/CONTEXT.md ...             what its agents and its check are told
-      <iteration>/<path>                     deliverables of iterations that are not part of this run
-    DIR/runs.jsonl                           the runs that were made of DIR; DIR/.run.json one that is being submitted
-
-What is installed says so itself, with the sha256 of the rest: a file that somebody else wrote or edited is left alone.
+the seed                                 seed.json: the workflow, and by agent its deliverables
+  targets/<path>                         the inputs, as they are now
+  <iteration>/CONTEXT.md ...             what its agents and its check are told
+  <iteration>/<path>                     deliverables of iterations that are not part of this run
+DIR/runs.jsonl                           the runs that were made of DIR; DIR/.run.json one that is being submitted
 """
 
 from __future__ import annotations
@@ -19,30 +15,24 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pop.errors import ConfigError, ConfigErrors, RootError, UsageError, did_you_mean
+from pop.errors import ConfigError, ConfigErrors, UsageError
 from pop.events import rfc3339
-from pop.pipeline import load_pipeline
-from pop.places import find_places
-from pop.recipes.iterate.folder import PIPELINE, TARGETS, Folder, missing
-from pop.recipes.iterate.manifest import CONTEXT, CRITERIA, PROMPTS, Agent, Manifest, rounds_step, seed_key
+from pop.recipes.iterate.criteria import needed_files, parse
+from pop.recipes.iterate.folder import TARGETS, Folder, missing
+from pop.recipes.iterate.installing import Compiled, bytes_of
+from pop.recipes.iterate.installing import install as install
+from pop.recipes.iterate.installing import put as put
+from pop.recipes.iterate.manifest import CONTEXT, CRITERIA, PROMPTS, check_step, seed_key
 from pop.records import BadJson, dump_json, read_json
-from pop.runs import Run, pending_names
+from pop.runs import Run
 from pop.settings import Root, enclosing_root, find_root
 from pop.store import Disk, NotAFile, contained, mend_tail, read_regular
-from pop.tasks import list_tasks
 
 RUNS, STARTED = "runs.jsonl", ".run.json"
 MAX_BYTES = 64 * 2**20
-MAX_NAME = 64
-TASKS: Mapping[str, str] = {
-    "iterate-agent": "from pop.recipes.iterate.agent import finalize, infer, parse, prompt, refine, validate_quality\n",
-    "iterate-check": "from pop.recipes.iterate.check import infer\n",
-}
-_MARK = re.compile(r"(?:; )?written by pop iterate, sha256 ([0-9a-f]{12})$")
 _RUN_ID = re.compile(r"\d{8}-\d{6}-[a-z0-9-]{1,100}")
 
 
@@ -62,190 +52,13 @@ def _no_root(folder: Path) -> Root:
     raise UsageError(f"no folder that POP works in around {folder} or here", hint=hint, code="no-root")
 
 
-def pipeline_name(workflow: str, iteration: str | None = None) -> str:
-    """What the pipeline of a workflow, or of one of its iterations, is called in the root."""
-    return workflow if iteration is None else f"{workflow[: MAX_NAME - 1 - len(iteration)]}-{iteration}"
-
-
-# -- installing --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Installed:
-    """A pipeline as it stands in the root; `kept` are the older files that were moved aside."""
-
-    name: str
-    data: bytes
-    kept: tuple[Path, ...] = ()
-
-
-def install(root: Root, folder: Folder, iteration: str | None = None, *, replace: bool = False) -> Installed:
-    """Put the pipeline and its two tasks into the root.
-
-    Args:
-        replace: Move files that are not ours, or were edited, aside as ``<name>.before-<time>``.
-
-    Raises:
-        ConfigError: DIR's pipeline has mistakes, or a file of somebody else's stands there.
-        UsageError: A seed in the queue waits for the pipeline that would change.
-    """
-    name = pipeline_name(folder.workflow, iteration)
-    data = compiled(root, folder, iteration)
-    path = root.pipeline_path(name)
-    files = {root.tasks / f"{task}.py": _marked_code(text) for task, text in TASKS.items()} | {path: data}
-    changed = {file: new for file, new in files.items() if _bytes(file) != new}
-    foreign = [file for file in changed if os.path.lexists(file) and not is_ours(file)]
-    if foreign and not replace:
-        where = foreign[0].relative_to(root.path)
-        hint = "--replace moves it aside, as .before-<time>; or give the workflow another name"
-        raise ConfigError("pop iterate did not write this file, or it was edited", where=where, hint=hint, code="taken")
-    if path in changed:
-        _refuse_waiting(root, name)
-    for one in (root.tasks, root.pipelines):
-        one.mkdir(exist_ok=True)
-    kept = tuple(_move_aside(file) for file in foreign)
-    for file, new in changed.items():
-        put(file, new)
-    return Installed(name, data, kept)
-
-
-def compiled(root: Root, folder: Folder, iteration: str | None = None) -> bytes:
-    """The pipeline as it is to run: DIR's own, with what the manifests say of models, budgets and rounds.
-
-    Raises:
-        ConfigErrors: It has mistakes, or other agents than the manifests.
-    """
-    place = PIPELINE if iteration is None else f"{iteration}/{PIPELINE}"
-    wanted = list(folder.manifests if iteration is None else [iteration])
-    name = pipeline_name(folder.workflow, iteration)
-    if name == "default":
-        raise ConfigError("a workflow cannot be called 'default': that is pipeline.json", where=place)
-    try:
-        data = read_regular(contained(folder.path, place), max_bytes=MAX_BYTES)
-        document = read_json(data, where=place)
-    except FileNotFoundError:
-        hint = "pop iterate generate writes it"
-        raise ConfigError("it is not there", where=place, hint=hint, code="missing-file") from None
-    except (BadJson, NotAFile) as error:
-        raise ConfigError(error.message, where=error.where or place, hint=error.hint, code=error.code) from None
-    known = {**list_tasks(root.tasks), **dict.fromkeys(TASKS, "code")}
-    load_pipeline(data, where=place, name=name, known_tasks=known)
-    agents = {agent.step: agent for _, agent in folder.agents(wanted)}
-    found = _say(document["tasks"], agents, {rounds_step(one): folder.manifests[one] for one in wanted})
-    _same_agents(found, agents, data, place)
-    result = _marked(document)
-    load_pipeline(result, where=place, name=name, known_tasks=known)
-    return result
-
-
-def _say(step: Any, agents: Mapping[str, Agent], loops: Mapping[str, Manifest]) -> set[str]:
-    """Write what the manifests say into the steps they speak of; the agents' steps that were met."""
-    if isinstance(step, list):
-        return set().union(*(_say(one, agents, loops) for one in step))
-    if not isinstance(step, dict):
-        return set()
-    name = str(step.get("name", step.get("task")))
-    if "repeat" in step and name in loops:
-        step["at_most"], step["otherwise"] = loops[name].rounds, loops[name].otherwise
-    if step.get("task") == "iterate-agent":
-        if agent := agents.get(name):
-            step |= {"budget": {**step.get("budget", {}), "step_tokens": agent.token_budget}}
-            step.pop("model", None)
-            step |= {"model": agent.model} if agent.model else {}
-        return {name}
-    return set().union(*(_say(step[key], agents, loops) for key in ("repeat", "parallel", "do") if key in step))
-
-
-def _same_agents(found: set[str], agents: Mapping[str, Agent], data: bytes, place: str) -> None:
-    hint = "take it out there too, or pop iterate generate writes both anew"
-    where = find_places(data.decode(), place).of(("tasks",))
-    problems = [
-        ConfigError(f"no step for the agent {name!r}", where=where, hint=hint) for name in agents if name not in found
-    ]
-    for name in sorted(found - set(agents)):
-        hint = did_you_mean(name, agents) or hint
-        problems.append(ConfigError(f"no manifest knows the agent {name!r}", where=where, hint=hint))
-    if problems:
-        raise ConfigErrors(problems)
-
-
-def _refuse_waiting(root: Root, name: str) -> None:
-    """A seed that is not taken yet would run with another pipeline than it was made for."""
-    for file in pending_names(root):
-        try:
-            asked = read_json(read_regular(root.pending / file / "seed.json", max_bytes=MAX_BYTES))
-        except (OSError, BadJson, NotAFile):
-            continue
-        if isinstance(asked, dict) and asked.get("pipeline") == name:
-            hint = "wait until it has begun (pop ls), or take it out of pipeline-pending/"
-            raise UsageError(
-                f"the seed {file!r} waits in the queue for the pipeline {name!r}", hint=hint, code="waiting"
-            )
-
-
-def _sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:12]
-
-
-def _marked(document: dict[str, Any]) -> bytes:
-    """A pipeline whose description says that we wrote it, and what it was then."""
-    own = _MARK.sub("", str(document.get("description") or ""))
-    plain = {**document, "description": own}
-    mark = f"written by pop iterate, sha256 {_sha(dump_json(plain))}"
-    return dump_json({**plain, "description": f"{own}; {mark}" if own else mark})
-
-
-def _marked_code(text: str) -> bytes:
-    mark = f"written by pop iterate, sha256 {_sha(text.encode())}"
-    return f"# The stages of pop.recipes.iterate; {mark}\n{text}".encode()
-
-
-def is_ours(file: Path) -> bool:
-    """Whether a pipeline or task is what some `pop iterate` wrote."""
-    data = _bytes(file)
-    if data is None:
-        return False
-    if file.suffix == ".json":
-        try:
-            document = read_json(data)
-        except BadJson:
-            return False
-        return isinstance(document, dict) and _marked(document) == data
-    head, _, rest = data.partition(b"\n")
-    mark = _MARK.search(head.decode(errors="replace"))
-    return mark is not None and mark[1] == _sha(rest)
-
-
-def _bytes(file: Path) -> bytes | None:
-    try:
-        return read_regular(file, max_bytes=MAX_BYTES)
-    except (OSError, NotAFile):
-        return None
-
-
-def _move_aside(file: Path) -> Path:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    free = next(n for n in range(1, 1000) if not os.path.lexists(_aside(file, stamp, n)))
-    return file.rename(_aside(file, stamp, free))
-
-
-def _aside(file: Path, stamp: str, number: int) -> Path:
-    return file.with_name(f"{file.name}.before-{stamp}{'' if number == 1 else f'-{number}'}")
-
-
-def put(path: Path, data: bytes) -> None:
-    """A file for people: whole or not at all, readable by all."""
-    Disk().put(path, data)
-    path.chmod(0o644)
-
-
 # -- the seed ----------------------------------------------------------------------------------------------------------
 
 
 def seed_folder(
     folder: Folder,
     target: Path,
-    installed: Installed,
+    pipeline: Compiled,
     iteration: str | None = None,
     *,
     models: Mapping[str, str] | None = None,
@@ -271,7 +84,7 @@ def seed_folder(
         },
     }
     target.mkdir()
-    total = hashlib.sha256(installed.data + dump_json([data, dict(models or {})]))
+    total = hashlib.sha256(pipeline.data + dump_json([data, dict(models or {})]))
     problems = []
     for place, source in sorted(_files(folder, wanted).items()):
         if problem := missing(*source):
@@ -285,7 +98,7 @@ def seed_folder(
     if problems:
         raise ConfigErrors(problems)
     data["fingerprint"] = total.hexdigest()
-    envelope = {"pipeline": installed.name, "name": installed.name, "reuse": not fresh, "data": data}
+    envelope = {"pipeline": pipeline.name, "name": pipeline.name, "reuse": not fresh, "data": data}
     (target / "seed.json").write_bytes(dump_json(envelope))
     return total.hexdigest()
 
@@ -296,6 +109,7 @@ def _files(folder: Folder, wanted: list[str]) -> dict[str, tuple[Path, str]]:
     for name in wanted:
         inner = folder.path / name
         found |= {f"{name}/{file}": (inner, file) for file in (CONTEXT, CRITERIA)}
+        found |= {f"{name}/{file}": (inner, file) for file in _schemas(inner) if missing(inner, file) is None}
     for manifest, agent in folder.agents(wanted):
         name, base = manifest.iteration, folder.base(manifest.iteration)
         prompt = f"{PROMPTS}/{agent.prompt}"
@@ -306,6 +120,16 @@ def _files(folder: Folder, wanted: list[str]) -> dict[str, tuple[Path, str]]:
                 if reading.iteration not in wanted:
                     found[f"{reading.iteration}/{reading.path}"] = (folder.path / reading.iteration, reading.path)
     return found
+
+
+def _schemas(folder: Path) -> list[str]:
+    """The JSON Schemas that an iteration's criteria name.
+
+    Raises:
+        ConfigErrors: The criteria have mistakes.
+    """
+    text = (bytes_of(folder / CRITERIA) or b"").decode("utf-8-sig", "replace")
+    return needed_files(parse(text, f"{folder.name}/{CRITERIA}"))
 
 
 def _not_there(place: str, base: Path, path: str, problem: str) -> ConfigError:
@@ -332,7 +156,7 @@ def record_run(folder: Path, run_id: str, name: str, iterations: Iterable[str]) 
 def recorded(folder: Path) -> list[dict[str, Any]]:
     """The lines of DIR/runs.jsonl, oldest first; what cannot be one is passed over."""
     rows = []
-    for line in (_bytes(folder / RUNS) or b"").splitlines():
+    for line in (bytes_of(folder / RUNS) or b"").splitlines():
         try:
             row = json.loads(line)
         except ValueError:
@@ -355,6 +179,7 @@ def runs_of(root: Root, folder: Path, iteration: str | None = None) -> list[Run]
 
 def newest_run(root: Root, folder: Path, iteration: str | None = None) -> Run | None:
     """The newest run of DIR that is still there."""
+    waiting_seed(root, folder)
     return next(reversed(runs_of(root, folder, iteration)), None)
 
 
@@ -372,23 +197,60 @@ def seed_of(run: Run) -> dict[str, Any]:
         return {}
 
 
+def verdicts(run: Run) -> dict[str, dict[str, Any]]:
+    """By iteration what its newest check says: ``{"met", "met_count", "unmet_count", "unchecked_count", "lap"}``."""
+    found: dict[str, dict[str, Any]] = {}
+    for iteration in seed_of(run).get("iterations", []):
+        laps = [
+            path for path in (run.path / "tasks").glob(f"{check_step(iteration)}@*") if (path / "output.json").exists()
+        ]
+        if not laps:
+            continue
+        newest = max(laps, key=lambda path: int(path.name.rpartition("@")[2]))
+        value = read_json(bytes_of(newest / "output.json") or b"{}")
+        counts = {key: value.get(key) for key in ("met", "met_count", "unmet_count", "unchecked_count")}
+        found[iteration] = {**counts, "lap": int(newest.name.rpartition("@")[2])}
+    return found
+
+
 def note_start(folder: Path, seed: str, iterations: Iterable[str]) -> None:
     """Note a seed before it is submitted, so that its run is found again whatever ends this process."""
     put(folder / STARTED, dump_json({"seed": seed, "iterations": list(iterations)}))
 
 
-def started(folder: Path) -> str | None:
-    """The seed that was noted and not recorded as a run yet."""
+def waiting_seed(root: Root, folder: Path) -> str | None:
+    """The seed that was submitted for DIR and is not a run yet; a run that was made of it meanwhile is recorded."""
+    noted = _noted(folder)
+    if noted is None:
+        return None
+    if (root.pending / noted[0]).exists():
+        return noted[0]
+    if run := run_of_seed(root, noted[0]):
+        record_run(folder, run.run_id, noted[0].partition(".")[0], noted[1])
+    (folder / STARTED).unlink(missing_ok=True)  # else it was refused, or never got there
+    return None
+
+
+def _noted(folder: Path) -> tuple[str, list[str]] | None:
     try:
-        value = read_json(_bytes(folder / STARTED) or b"null")
+        value = read_json(bytes_of(folder / STARTED) or b"null")
     except BadJson:
         return None
     seed = value.get("seed") if isinstance(value, dict) else None
-    return seed if isinstance(seed, str) and re.fullmatch(r"[a-z0-9_-]+\.[0-9a-f]{8}", seed) else None
+    if not isinstance(seed, str) or not re.fullmatch(r"[a-z0-9_-]+\.[0-9a-f]{8}", seed):
+        return None
+    return seed, [str(one) for one in value.get("iterations") or []]
 
 
-def forget_start(folder: Path) -> None:
-    (folder / STARTED).unlink(missing_ok=True)
-
-
-__all__ = ["Installed", "RootError", "install", "newest_run", "put", "record_run", "root_of", "runs_of", "seed_folder"]
+def run_of_seed(root: Root, seed: str) -> Run | None:
+    """The run made from the seed of this name, which no other seed has."""
+    for base, place in ((root.current, "current"), (root.complete, "complete")):
+        for path in sorted(base.glob("2*"), reverse=True)[:200]:
+            try:
+                with open(path / "events.jsonl", "rb") as file:
+                    first = json.loads(file.readline())
+            except (OSError, ValueError):
+                continue
+            if isinstance(first, dict) and first.get("seed_file") == seed:
+                return Run(path, place)
+    return None

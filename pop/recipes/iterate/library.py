@@ -133,24 +133,23 @@ def catalogue(root: Path | None) -> list[Entry]:
 
 
 def find_workflow(given: str, root: Path | None) -> Entry:
-    """A workflow by the path of its file or folder, or by name.
+    """A workflow by name, else by the path of its file or folder.
 
     Raises:
         UsageError: There is none.
     """
+    known = {entry.name: entry for entry in catalogue(root)}
+    if given in known:
+        return known[given]
     path = Path(given).expanduser()
-    if path.is_dir() and (path / WORKFLOW_FILE).is_file():
-        path = path / WORKFLOW_FILE
+    path = path / WORKFLOW_FILE if path.is_dir() else path
     if path.is_file():
         return Entry(path.parent.name, path, "root")
     shown = safe(given, 200, one_line=True)
     if os.sep in given or given.endswith((".yaml", ".yml")):
         raise UsageError(f"no workflow file {shown!r}", hint="look at the path, or give a name: pop iterate list")
-    known = {entry.name: entry for entry in catalogue(root)}
-    if given not in known:
-        hint = did_you_mean(shown, known) or "name a YAML file"
-        raise UsageError(f"no workflow {shown!r}", hint=hint, code="unknown-workflow")
-    return known[given]
+    hint = did_you_mean(shown, known) or "name a YAML file"
+    raise UsageError(f"no workflow {shown!r}", hint=hint, code="unknown-workflow")
 
 
 def read_yaml_file(path: Path, code: str, *, example: str) -> tuple[dict[str, Any], YamlPlaces]:

@@ -1,423 +1,337 @@
-"""What is proposed after a run: small changes to the workflow.yaml and the templates a person owns, shown as diffs.
+"""`pop iterate plan` outside of its run: what the Master Orchestrator is told, where its pipeline stands, where a proposal goes.
 
-| proposal      | when                                                             | changes                                      |
-|---------------|------------------------------------------------------------------|----------------------------------------------|
-| template      | the same mistake of a role twice (a pattern)                     | a rule at the end of the role's template     |
-| role          | scope drift, seen once                                           | one more of the role's `constraints`         |
-| budget        | a budget hit that the estimate did not foresee                   | the role's `token_budget`                    |
-| allocation    | a budget hit of an agent whose share was above 85 %; agents of one role of which one had twice the work of another | the role's `complexity_threshold`; the agent's `allocation` |
-| rounds        | laps ran out while every lap met more criteria than the one before | the iteration's `rounds`                   |
-| output_tokens | answers half as long again as expected, or longer                | the agent's `output_tokens`                  |
+    pipelines/iterate-plan.json, pipeline-tasks/iterate-assess.*, iterate-decompose.*     in the root; edited ones are used as they are
+    workflows/<name>/workflow.yaml                                                        the proposal; never over another one
+    workflows/<name>/sample/task.md                                                       the task, where no files were named
 
-A workflow of the package is first copied to the root's workflows/<name>/, so that there is a file to change. Nothing is
-written before `apply`, which refuses where a file is not what it was when the proposals were made.
+Each installed file says that we wrote it, with the sha256 of the rest, so that what a person edited is known.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import math
 import os
+import re
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pop.errors import ConfigError, PopError, UsageError
-from pop.recipes.iterate.feedback import AgentReport, Pattern, Proposal, Report
-from pop.recipes.iterate.generate import read_generated
-from pop.recipes.iterate.library import PACKAGED, SAMPLE, WORKFLOW_FILE, WORKFLOWS, find_workflow
-from pop.recipes.iterate.workflow import Loaded, load_workflow, read_template
-from pop.recipes.iterate.yamledit import CannotEdit, Keys, append_item, set_value
-from pop.settings import Root
-from pop.store import Disk, read_regular
+from pop.errors import ConfigError, UsageError, safe
+from pop.models.catalogue import Catalogue
+from pop.recipes.iterate.judging import glob_regex
+from pop.recipes.iterate.launch import put
+from pop.recipes.iterate.library import SAMPLE, WORKFLOW_FILE, WORKFLOWS, Entry, catalogue, load_role, role_names
+from pop.recipes.iterate.planning import TASK_FILE
+from pop.recipes.iterate.workflow import PLACEHOLDER, load_workflow
+from pop.records import read_json
+from pop.runs import Run
+from pop.settings import Root, load_settings
+from pop.store import NotAFile, contained, read_regular
 
-LEARNED = "## Learned from earlier runs"
-MAX_BYTES = 1_000_000
-MEDIUM = 0.85
-RULES = {
-    "invalid_format": "Answer with the file itself, well-formed from its first line to its last: no fence around it, no word "
-    "before or after it.",
-    "scope_drift": "Write about the targets you were given and nothing else; leave to others the sections that are theirs.",
-    "partial_completion": "Finish the whole file in one answer; what you do not know, say so under its heading, and go on.",
-    "silent_stop": "Keep to a length that lets you finish: the last section must stand there whole.",
-    "repeated_refinements": "Before you answer, go through what is asked of the file point by point, and mend what is missing.",
-    "budget_hit": "Be brief: repeat nothing of the material, and write no more than the file needs.",
+PIPELINE = "iterate-plan"
+PACKAGED = Path(__file__).parent / "planning_tasks"
+CODE: Mapping[str, str] = {
+    "iterate-assess.py": "from pop.recipes.iterate.planning import assessment_problems as validate_quality\n",
+    "iterate-decompose.py": (
+        "from pop.recipes.iterate.planning import decomposition_problems as validate_quality\n"
+        "from pop.recipes.iterate.planning import write_proposal as finalize\n"
+    ),
 }
-CONSTRAINT = "Writes about the given targets alone, and leaves to other roles what is theirs."
+MAX_TASK = 20_000  # characters
+MAX_FILES = 200  # told to the model
+MAX_LOOKED = 100_000
+MAX_BYTES = 4_000_000
+_ZEROS = b"0" * 12
+_MARK = re.compile(rb"(written by pop iterate, sha256 )([0-9a-f]{12})", re.IGNORECASE)
+_PASSED_OVER = frozenset({"pipeline-pending", "pipeline-current", "pipeline-complete", "node_modules", "__pycache__"})
+
+
+# -- the pipeline ------------------------------------------------------------------------------------------------------
+
+
+def marked(data: bytes) -> bytes:
+    """A file of ours with the sha256 of itself (counted with zeros in its place) in its mark."""
+    plain = _MARK.sub(rb"\g<1>" + _ZEROS, data, count=1)
+    sha = hashlib.sha256(plain).hexdigest()[:12].encode()
+    return _MARK.sub(rb"\g<1>" + sha, plain, count=1)
+
+
+def is_ours(data: bytes) -> bool:
+    """Whether it is a file as some `pop iterate plan` wrote it."""
+    return _MARK.search(data) is not None and marked(data) == data
+
+
+def install(root: Root) -> list[Path]:
+    """Put the pipeline and its tasks into the root.
+
+    Returns:
+        Files that a person has edited; they are used as they are.
+
+    Raises:
+        ConfigError: Something that is no file stands there.
+    """
+    files = {root.pipeline_path(PIPELINE): (PACKAGED / f"{PIPELINE}.json").read_bytes()}
+    for path in sorted(PACKAGED.glob("iterate-*.*")):
+        if path.stem != PIPELINE:
+            files[root.tasks / path.name] = path.read_bytes()
+    for name, text in CODE.items():
+        head = "# The stages of pop.recipes.iterate.planning; written by pop iterate, sha256 000000000000\n"
+        files[root.tasks / name] = (head + text).encode()
+    edited = []
+    for path, data in files.items():
+        path.parent.mkdir(exist_ok=True)
+        there = _there(path)
+        if there is not None and not is_ours(there):
+            edited.append(path)
+        elif there != marked(data):
+            put(path, marked(data))
+    return edited
+
+
+def _there(path: Path) -> bytes | None:
+    try:
+        return read_regular(path, max_bytes=MAX_BYTES)
+    except FileNotFoundError:
+        return None
+    except NotAFile as error:
+        raise ConfigError(error.message, where=path, hint="pop iterate plan wants to put a file there") from None
+
+
+# -- what it is told ---------------------------------------------------------------------------------------------------
+
+
+def seed_data(root: Root, task: str, globs: Iterable[str], base: Path) -> dict[str, Any]:
+    """The task, the files it is about, the role library and the catalogue.
+
+    Raises:
+        UsageError: There is no task, or a glob matches nothing.
+    """
+    if not task.strip():
+        raise UsageError("the task is empty", hint='pop iterate plan "Write a migration guide for ..."')
+    if len(task) > MAX_TASK:
+        hint = "say what is to be done, and name the files that tell the rest with --targets"
+        raise UsageError(f"a task of {len(task):,} characters", where="TASK", hint=hint)
+    paths = matching(base, list(globs))
+    files = [_file(base, path) for path in paths[:MAX_FILES]]
+    if not paths:
+        files = [{"path": TASK_FILE, "bytes": len(task.encode()), "title": "the task above, in these words"}]
+    roles = [load_role(name) for name in role_names()]
+    return {
+        "task": task,
+        "base": str(base),
+        "targets": list(globs),
+        "files": files,
+        "more_files": max(0, len(paths) - MAX_FILES),
+        "roles": [
+            {"name": one.name, "perspective": one.perspective, "responsibilities": list(one.responsibilities)}
+            for one in roles
+        ],
+        "catalogue": [_known(entry, root) for entry in catalogue(root.path)],
+    }
+
+
+def matching(base: Path, globs: list[str]) -> list[str]:
+    """The files below `base` that the globs name, sorted.
+
+    Raises:
+        UsageError: One of them matches nothing.
+    """
+    if not globs:
+        return []
+    regexes = {glob: glob_regex(PLACEHOLDER.sub("*", glob)) for glob in globs}
+    found: dict[str, set[str]] = {glob: set() for glob in globs}
+    for count, path in enumerate(_files(base)):
+        if count > MAX_LOOKED:
+            raise UsageError(f"more than {MAX_LOOKED:,} files in {base}", hint="name a smaller folder with --base")
+        for glob, regex in regexes.items():
+            if regex.fullmatch(path):
+                found[glob].add(path)
+    if empty := next((glob for glob in globs if not found[glob]), None):
+        hint = "relative to --base (else this folder), with / and **: 'stories/**/*.md'"
+        raise UsageError(f"no file matches {empty!r}", where=base, hint=hint, code="no-targets")
+    return sorted(set().union(*found.values()))
+
+
+def _files(base: Path) -> Iterable[str]:
+    for parent, folders, names in os.walk(base):
+        folders[:] = sorted(one for one in folders if one not in _PASSED_OVER and not one.startswith("."))
+        below = os.path.relpath(parent, base)
+        for name in sorted(names):
+            if os.path.isfile(os.path.join(parent, name)):
+                yield name if below == "." else f"{below}/{name}"
+
+
+def _file(base: Path, path: str) -> dict[str, Any]:
+    """What a model is told of a file: its first words, not its text."""
+    full = base / path
+    with open(full, "rb") as file:
+        first = file.read(2000).decode("utf-8", "replace")
+    lines = (line.strip("#=- \t\"'/*") for line in first.splitlines())
+    title = next((line for line in lines if re.search(r"\w{2}", line)), "")
+    return {"path": path, "bytes": full.stat().st_size, "title": safe(title, 100, one_line=True)}
+
+
+def _known(entry: Entry, root: Root) -> dict[str, Any]:
+    try:
+        loaded = load_workflow(entry.path, root.path)
+    except ConfigError:
+        return {"name": entry.name, "description": "cannot be read", "iterations": []}
+    names = [one.name for one in loaded.workflow.order()]
+    return {"name": entry.name, "description": loaded.workflow.description, "iterations": names}
+
+
+# -- a model that cannot reason ----------------------------------------------------------------------------------------
+
+
+def is_embedded(root: Root, model: str) -> bool:
+    """Whether nothing but the embedded engine stands behind a model's name.
+
+    Raises:
+        UnknownModel: There is no such model.
+    """
+    return all(entry.provider == "builtin" for entry in Catalogue(load_settings(root), os.environ).resolve(model))
+
+
+def nearest(root: Root, task: str) -> Entry | None:
+    """The workflow whose description and goals share most words with a task; None where none shares any."""
+    words = _words(task)
+    scored = []
+    for entry in catalogue(root.path):
+        try:
+            loaded = load_workflow(entry.path, root.path)
+        except ConfigError:
+            continue
+        goals = " ".join(one.goal for one in loaded.workflow.iterations)
+        names = _words(f"{entry.name} {' '.join(one.name for one in loaded.workflow.iterations)}")
+        score = (
+            3 * len(words & names) + 2 * len(words & _words(loaded.workflow.description)) + len(words & _words(goals))
+        )
+        scored.append((-score, entry.name, entry))
+    best = min(scored, default=None, key=lambda one: one[:2])
+    return best[2] if best and best[0] < 0 else None
+
+
+def _words(text: str) -> set[str]:
+    """Words of four letters and more, without the endings that change."""
+    return {re.sub(r"(ies|ing|ed|es|s|y)$", "", word) for word in re.findall(r"[a-z]{4,}", text.lower())}
+
+
+def write_start(root: Root, entry: Entry, task: str) -> Path:
+    """A copy of a workflow that says that it is a start and no plan; returns its workflow.yaml."""
+    text = entry.path.read_text()
+    told = " ".join(safe(task, 2000).split())
+    head = (
+        "# A START, no plan: nobody has decomposed the task, since there is no language model to do it.\n"
+        f"# It is a copy of the workflow {entry.name!r}, whose words are nearest to those of the task. Make it your own.\n"
+        f"# Task: {told}\n"
+    )
+    folder, name = _free(root, f"{entry.name}-start")
+    folder.mkdir(parents=True)
+    for part in ("templates", SAMPLE):
+        if (entry.path.parent / part).is_dir():
+            shutil.copytree(entry.path.parent / part, folder / part)
+    put(folder / WORKFLOW_FILE, (head + _renamed(text, name)).encode())
+    return folder / WORKFLOW_FILE
+
+
+# -- where a proposal goes ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Owned:
-    """The workflow that is to be changed. `target`: the folder a person owns; where it is not there yet, the package's
-    folder is to be copied to it."""
+class Proposal:
+    """A workflow.yaml in the root. `again`: it was written before, by an earlier call."""
 
-    loaded: Loaded
-    target: Path
-    note: str | None = None
+    name: str
+    path: Path
+    targets: list[str]
+    base: str
+    again: bool = False
 
-    @property
-    def source(self) -> Path:
-        return self.loaded.path.parent
-
-    @property
-    def copied(self) -> bool:
-        """Whether the package's workflow is to be copied first."""
-        return self.source != self.target
-
-    @property
-    def file(self) -> Path:
-        return self.target / (WORKFLOW_FILE if self.copied else self.loaded.path.name)
-
-    def text(self) -> str:
-        return _read(self.loaded.path)
+    def next_moves(self) -> list[str]:
+        """What a person does with it."""
+        what = " ".join(f"--targets {_quoted(glob)}" for glob in self.targets) or "--sample"
+        where = f" --base {_quoted(self.base)}" if self.targets and Path(self.base) != Path.cwd() else ""
+        made = f"pop iterate generate {self.name} {what}{where} --output {self.name}"
+        return [f"read {self.path}", f"pop iterate check {self.name}", made]
 
 
-def owned_workflow(root: Root, folder: Path, name: str) -> Owned:
-    """The workflow that a folder was made from: its file, else the one of that name, else the copy in the folder.
+def _quoted(text: str) -> str:
+    import shlex
+
+    return shlex.quote(text)
+
+
+def write_proposal(root: Root, run: Run) -> Proposal:
+    """Put the workflow that a run made into the root, once; a workflow that is there is never overwritten.
 
     Raises:
-        UsageError, ConfigErrors: It has gone, or has mistakes.
+        UsageError: It is no run of `pop iterate plan`, or has not made one.
     """
-    note, generated = None, read_generated(folder)
-    given = generated.source if generated else None
+    seed = seed_of(run)
     try:
-        loaded = load_workflow(
-            find_workflow(given if given and Path(given).exists() else name, root.path).path, root.path
-        )
-    except UsageError:
-        loaded = load_workflow(folder / WORKFLOW_FILE, root.path)
-        note = f"the file {folder.name}/{WORKFLOW_FILE} itself is to be changed: the one it was made from is not there"
-    path = loaded.path.resolve()
-    target = root.path / WORKFLOWS / loaded.workflow.name if path.is_relative_to(PACKAGED) else loaded.path.parent
-    return Owned(loaded, target, note)
+        made = read_json(read_regular(contained(run.path, "tasks/decompose/output.json"), max_bytes=MAX_BYTES))
+        name, text = str(made["name"]), str(made["workflow"])
+    except (OSError, KeyError, TypeError, NotAFile):
+        hint = f"pop show {run.run_id} tells where it stands"
+        raise UsageError(f"{run.run_id} has made no workflow", hint=hint, code="no-proposal") from None
+    if written := _written_before(root, run.run_id):
+        return Proposal(written.parent.name, written, seed["targets"], seed["base"], again=True)
+    folder, name = _free(root, name)
+    folder.mkdir(parents=True)
+    if not seed["targets"]:
+        (folder / SAMPLE).mkdir()
+        put(folder / SAMPLE / TASK_FILE, seed["task"].rstrip().encode() + b"\n")
+    put(folder / WORKFLOW_FILE, _renamed(text, name).encode())
+    return Proposal(name, folder / WORKFLOW_FILE, seed["targets"], seed["base"])
 
 
-def propose(report: Report, owned: Owned, root: Root) -> list[Proposal]:
-    """All proposals about a run, each with its diff against the files as they are now."""
-    making = _Making(report, owned, root)
-    found = [one for one in making.all() if one is not None]
-    return sorted(found, key=lambda one: one.id)
-
-
-def edited(text: str, edits: Iterable[dict[str, Any]]) -> str:
-    """A file's text with edits made.
+def seed_of(run: Run) -> dict[str, Any]:
+    """What the run was told.
 
     Raises:
-        CannotEdit: One of them cannot be made.
+        UsageError: It is no run of `pop iterate plan`.
     """
-    for edit in edits:
-        match edit["op"]:
-            case "set":
-                text = set_value(text, edit["keys"], edit["value"])
-            case "append":
-                text = append_item(text, edit["keys"], edit["value"])
-            case "rule":
-                text = with_rule(text, str(edit["text"]))
-            case other:
-                raise CannotEdit(f"no change {str(other)[:40]!r} is known", hint="make the proposals anew")
-    return text
+    try:
+        value = read_json(read_regular(run.path / "seed.json", max_bytes=MAX_BYTES))
+        if value["pipeline"] == PIPELINE:
+            return {
+                "task": str(value["data"]["task"]),
+                "targets": list(value["data"]["targets"]),
+                "base": str(value["data"]["base"]),
+            }
+    except (OSError, KeyError, TypeError, NotAFile):
+        pass
+    raise UsageError(
+        f"{run.run_id} is no run of pop iterate plan", hint="pop ls names the runs", code="another-pipeline"
+    )
 
 
-def with_rule(text: str, rule: str) -> str:
-    """A template with one more rule in its section of what was learned, which is made where it is missing."""
-    newline = "\r\n" if "\r\n" in text else "\n"
-    line = f"- {_quoted(rule)}"
-    lines = text.splitlines(keepends=True)
-    at = next((n for n, one in enumerate(lines) if one.strip() == LEARNED), None)
-    if at is None:
-        head = text if not text or text.endswith("\n") else text + newline
-        return f"{head}{newline}{LEARNED}{newline}{newline}{line}{newline}"
-    behind = at + 1
-    for n in range(at + 1, len(lines)):
-        if lines[n].startswith("#"):
-            break
-        if lines[n].startswith("- "):
-            behind = n + 1
-    if lines[behind - 1] and not lines[behind - 1].endswith("\n"):
-        lines[behind - 1] += newline
-    return "".join([*lines[:behind], line + newline, *lines[behind:]])
-
-
-def _quoted(rule: str) -> str:
-    return f"{{% raw %}}{rule}{{% endraw %}}" if any(mark in rule for mark in ("{{", "{%", "{#")) else rule
-
-
-class _Making:
-    def __init__(self, report: Report, owned: Owned, root: Root) -> None:
-        self.report, self.owned, self.root = report, owned, root
-        self.roles = sorted({agent.role for agent in report.agents} & set(owned.loaded.roles))
-
-    def all(self) -> Iterator[Proposal | None]:
-        for role in self.roles:
-            yield self._template(role)
-            yield self._role(role)
-            yield from self._budget(role)
-        for iteration in self.owned.loaded.workflow.iterations:
-            yield self._rounds(iteration.name)
-            for role in {agent.role for agent in iteration.agents}:
-                agents = [one for one in self.report.agents if one.iteration == iteration.name and one.role == role]
-                if agents:
-                    yield self._balance(iteration.name, agents)
-                    yield self._output_tokens(iteration.name, agents)
-
-    def _template(self, role: str) -> Proposal | None:
-        """A rule for each pattern that the template does not state yet."""
-        current = self.owned.loaded.templates[role]
-        text = read_template(current)
-        rules = {rule: pattern for pattern in self.report.patterns if pattern.role == role and (rule := _rule(pattern))}
-        new = {rule: pattern for rule, pattern in rules.items() if _quoted(rule) not in text}
-        if not new:
-            return None
-        own = not current.resolve().is_relative_to(PACKAGED)
-        inside = own and current.is_relative_to(self.owned.source)
-        relative = current.relative_to(self.owned.source) if inside else Path("templates") / f"{role}.md.j2"
-        why = "; ".join(
-            f"{pattern.kind.replace('_', ' ')}{f' ({pattern.rule})' if pattern.rule else ''} {pattern.times} times, "
-            f"in {_places(pattern)}"
-            for pattern in new.values()
-        )
-        edits = [{"op": "rule", "text": rule} for rule in new]
-        target = self.owned.target / relative
-        return self._made(
-            f"template-{role}", "template", role, f"tell {role} what went wrong twice", why, target, current, edits
-        )
-
-    def _role(self, role: str) -> Proposal | None:
-        """One more constraint at the first drift; the second one is the template's."""
-        drifted = [issue for agent in self._of(role) for issue in agent.issues if issue.kind == "scope_drift"]
-        patterns = {pattern.kind for pattern in self.report.patterns if pattern.role == role}
-        held = self.owned.loaded.roles[role].constraints
-        if not drifted or "scope_drift" in patterns or CONSTRAINT in held:
-            return None
-        written = self.owned.loaded.file.agent_roles.get(role)
-        keys = ["agent_roles", role, "constraints"]
-        edit: dict[str, Any] = {"op": "append", "keys": keys, "value": CONSTRAINT}
-        if written is None or not written.constraints:
-            edit = {"op": "set", "keys": keys, "value": [*held, CONSTRAINT]}
-        why = f"{drifted[0].step}: {drifted[0].evidence}"
-        return self._of_file(f"role-{role}", "role", role, f"keep {role} to its targets", why, [edit])
-
-    def _budget(self, role: str) -> Iterator[Proposal | None]:
-        """More tokens where the estimate was too low; more agents where one had too much by the estimate already."""
-        spec = self.owned.loaded.roles[role]
-        hit = [agent for agent in self._of(role) if any(issue.kind == "budget_hit" for issue in agent.issues)]
-        if not hit:
-            return
-        worst = max(hit, key=lambda agent: max(agent.tokens, agent.estimated_tokens) / agent.token_budget)
-        evidence = next(issue.evidence for issue in worst.issues if issue.kind == "budget_hit")
-        if worst.estimated_tokens / worst.token_budget > MEDIUM and worst.deliverables > 1:
-            agents = [agent for agent in self._of(role) if agent.iteration == worst.iteration]
-            share = spec.complexity_threshold * len(agents) / (len(agents) + 1)
-            threshold = math.floor(share * 100) / 100
-            title = f"give {role} {len(agents) + 1} agents instead of {len(agents)}"
-            why = (
-                f"{worst.step}: {evidence}; it was to take {worst.estimated_tokens:,} of {worst.token_budget:,} tokens"
-            )
-            edit = {"op": "set", "keys": ["agent_roles", role, "complexity_threshold"], "value": threshold}
-            if 0 < threshold < spec.complexity_threshold:
-                yield self._of_file(f"allocation-{role}", "allocation", role, title, why, [edit])
-            return
-        needed = max(worst.tokens, worst.estimated_tokens, worst.token_budget) * 1.5
-        budget = math.ceil(needed / 1000) * 1000
-        if budget > spec.token_budget:
-            edit = {"op": "set", "keys": ["agent_roles", role, "token_budget"], "value": budget}
-            title = f"raise the token budget of {role} from {spec.token_budget:,} to {budget:,}"
-            yield self._of_file(f"budget-{role}", "budget", role, title, f"{worst.step}: {evidence}", [edit])
-
-    def _rounds(self, name: str) -> Proposal | None:
-        iterations = self.owned.loaded.workflow.iterations
-        index = next(n for n, one in enumerate(iterations) if one.name == name)
-        found = next((one for one in self.report.iterations if one.name == name), None)
-        if found is None or found.met is not False or found.laps < found.rounds or iterations[index].rounds >= 10:
-            return None
-        laps = found.met_by_lap
-        grows = len(laps) >= 2 and all(one < two for one, two in pairwise(laps))
-        if not grows or iterations[index].rounds > found.rounds:
-            return None
-        value = iterations[index].rounds + 1
-        edit = {"op": "set", "keys": ["workflow", "iterations", index, "rounds"], "value": value}
-        why = f"criteria met by lap: {', '.join(map(str, laps))} of {found.criteria}; every lap came closer"
-        return self._of_file(f"rounds-{name}", "rounds", None, f"give {name} {value} laps", why, [edit])
-
-    def _balance(self, name: str, agents: Sequence[AgentReport]) -> Proposal | None:
-        keys = self._keys_of(name, agents[0].role)
-        if keys is None or len(agents) < 2:
-            return None
-        spec = self.owned.loaded.workflow.iterations[int(keys[2])].agents[int(keys[4])]
-        most = max(agents, key=lambda agent: agent.estimated_tokens)
-        least = min(agents, key=lambda agent: agent.estimated_tokens)
-        if spec.allocation == "balanced" or most.estimated_tokens < 2 * max(1, least.estimated_tokens):
-            return None
-        why = (
-            f"{most.step} had {most.estimated_tokens:,} tokens, {least.step} {least.estimated_tokens:,} "
-            f"(allocation: {spec.allocation})"
-        )
-        edit = {"op": "set", "keys": [*keys, "allocation"], "value": "balanced"}
-        title = f"share the work of {agents[0].role} in {name} evenly"
-        return self._of_file(f"allocation-{name}-{agents[0].role}", "allocation", agents[0].role, title, why, [edit])
-
-    def _output_tokens(self, name: str, agents: Sequence[AgentReport]) -> Proposal | None:
-        keys = self._keys_of(name, agents[0].role)
-        known = [agent for agent in agents if agent.output_tokens]
-        if keys is None or sum(agent.completed for agent in known) < 2:
-            return None
-        expected = self.owned.loaded.workflow.iterations[int(keys[2])].agents[int(keys[4])].output_tokens
-        mean = sum(agent.output_tokens or 0 for agent in known) / len(known)
-        if mean < 1.5 * expected:
-            return None
-        value = math.ceil(mean * 1.1 / 50) * 50
-        edit = {"op": "set", "keys": [*keys, "output_tokens"], "value": value}
-        why = f"its answers have {mean:,.0f} tokens on the average; {expected:,} were expected"
-        title = f"expect {value:,} tokens of an answer of {agents[0].role} in {name}"
-        return self._of_file(f"output-{name}-{agents[0].role}", "output_tokens", agents[0].role, title, why, [edit])
-
-    def _of(self, role: str) -> list[AgentReport]:
-        return [agent for agent in self.report.agents if agent.role == role]
-
-    def _keys_of(self, name: str, role: str) -> Keys | None:
-        """Where the agents of a role stand in the file; None where they stand twice in one iteration."""
-        for i, iteration in enumerate(self.owned.loaded.workflow.iterations):
-            places = [a for a, agent in enumerate(iteration.agents) if agent.role == role]
-            if iteration.name == name and len(places) == 1:
-                return ["workflow", "iterations", i, "agents", places[0]]
-        return None
-
-    def _of_file(
-        self, name: str, kind: Any, role: str | None, title: str, why: str, edits: list[dict[str, Any]]
-    ) -> Proposal | None:
-        return self._made(name, kind, role, title, why, self.owned.file, self.owned.loaded.path, edits)
-
-    def _made(
-        self, name: str, kind: Any, role: str | None, title: str, why: str, target: Path, source: Path, edits: list[Any]
-    ) -> Proposal:
-        before = _read(source)
-        by_hand = None
+def _written_before(root: Root, run_id: str) -> Path | None:
+    line = f"# Planned by run {run_id}"
+    for path in sorted((root.path / WORKFLOWS).glob(f"*/{WORKFLOW_FILE}")):
         try:
-            after = edited(before, edits)
-        except CannotEdit as error:
-            after, by_hand = before, f"{error.message}; wanted: {edits}"
-        shown = _shown(target, self.root.path)
-        diff = difflib.unified_diff(
-            before.splitlines(keepends=True), after.splitlines(keepends=True), f"a/{shown}", f"b/{shown}"
-        )
-        return Proposal(
-            id=name,
-            kind=kind,
-            role=role,
-            title=title,
-            why=why,
-            file=str(target),
-            base_sha256=sha256_of(target),
-            edits=[] if by_hand else edits,
-            diff="".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in diff),
-            by_hand=by_hand,
-        )
+            if line in read_regular(path, max_bytes=MAX_BYTES).decode("utf-8", "replace").splitlines()[:10]:
+                return path
+        except (OSError, NotAFile):
+            continue
+    return None
 
 
-def _rule(pattern: Pattern) -> str | None:
-    """The rule that a pattern states to the agent."""
-    if pattern.kind == "unmet_criterion" and pattern.rule:
-        return f"Your file must meet this, which was missed before: {' '.join(pattern.rule.split())}."
-    return RULES.get(pattern.kind)
+def _free(root: Root, name: str) -> tuple[Path, str]:
+    """A folder below workflows/ that nobody has, and its name; no workflow of the package is hidden by it."""
+    taken = {entry.name for entry in catalogue(root.path)}
+    for number in range(1, 1000):
+        ending = "" if number == 1 else f"-{number}"
+        one = f"{name[: 40 - len(ending)]}{ending}"
+        folder = root.path / WORKFLOWS / one
+        if one not in taken and not os.path.lexists(folder):
+            return folder, one
+    raise UsageError(f"999 workflows are called {name!r}", where=root.path / WORKFLOWS, hint="remove some")
 
 
-def _places(pattern: Pattern) -> str:
-    runs = {one.run_id for one in pattern.seen}
-    places = [f"{one.iteration}, lap {one.lap}" for one in pattern.seen]
-    if len(runs) == 1:
-        return "; ".join(places[:4])
-    return f"{len(runs)} runs"
-
-
-def _shown(path: Path, root: Path) -> str:
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path).lstrip("/")
-
-
-def _read(path: Path) -> str:
-    """A file's text, line ends as they are.
-
-    Raises:
-        ConfigError: It is not UTF-8.
-    """
-    try:
-        return read_regular(path.resolve(), max_bytes=MAX_BYTES).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"not UTF-8 at byte {error.start}", where=path) from None
-
-
-def sha256_of(path: Path) -> str | None:
-    """What a file holds; None where there is none."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except FileNotFoundError:
-        return None
-
-
-def apply(proposals: Sequence[Proposal], owned: Owned) -> list[Path]:
-    """Make the changes, all or none, and return the files that were written.
-
-    Raises:
-        UsageError: A file is not what it was when the proposals were made.
-        CannotEdit, ConfigErrors: What would come out is no workflow.
-    """
-    chosen = [one for one in proposals if one.edits]
-    for one in chosen:
-        if sha256_of(Path(one.file)) != one.base_sha256:
-            message = f"{Path(one.file).name} has changed since the proposal {one.id} was made"
-            hint = "look at the proposals as they are now: pop iterate feedback DIR"
-            raise UsageError(message, where=one.file, hint=hint, code="changed-since")
-    with tempfile.TemporaryDirectory(prefix="pop-feedback-") as scratch:
-        draft = Path(scratch) / "workflow"
-        shutil.copytree(owned.source, draft, ignore=shutil.ignore_patterns(SAMPLE, ".*", "*.before-*"))
-        written = _draft(chosen, owned, draft)
-        load_workflow(draft / owned.loaded.path.name)  # what comes out must pass every check
-        return _placed(written, owned)
-
-
-def _draft(chosen: Sequence[Proposal], owned: Owned, draft: Path) -> dict[Path, bytes]:
-    """What the files are to hold, written into a copy of the workflow too."""
-    texts: dict[Path, str] = {}
-    for one in chosen:
-        path = Path(one.file)
-        if path not in texts:
-            texts[path] = _read(owned.loaded.path if path == owned.file else _template_source(path, one, owned))
-        texts[path] = edited(texts[path], one.edits)
-    for path, text in texts.items():
-        inside = draft / (owned.loaded.path.name if path == owned.file else path.relative_to(owned.target))
-        inside.parent.mkdir(parents=True, exist_ok=True)
-        inside.write_bytes(text.encode())
-    return {path: text.encode() for path, text in texts.items()}
-
-
-def _template_source(path: Path, proposal: Proposal, owned: Owned) -> Path:
-    """The template that stands there; where there is none, the one that makes the role's prompt now."""
-    assert proposal.role is not None
-    return path if path.exists() else owned.loaded.templates[proposal.role]
-
-
-def _placed(written: dict[Path, bytes], owned: Owned) -> list[Path]:
-    if owned.copied:
-        if owned.target.exists():
-            raise UsageError(
-                f"the folder {owned.target} is there already", hint="look at the proposals as they are now"
-            )
-        draft = owned.target.with_name(f".{owned.target.name}.{os.getpid()}.tmp")
-        draft.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(owned.source, draft)
-        os.rename(draft, owned.target)
-    disk = Disk()
-    for path, data in written.items():
-        real = path.resolve()
-        real.parent.mkdir(parents=True, exist_ok=True)
-        mode = real.stat().st_mode if real.exists() else None
-        disk.put(real, data)
-        os.chmod(real, mode & 0o7777 if mode else 0o644)
-    return list(written)
-
-
-__all__ = ["PopError", "Owned", "apply", "owned_workflow", "propose"]
+def _renamed(text: str, name: str) -> str:
+    """The workflow under the name of its folder."""
+    text = re.sub(r"(?m)^( {2,4}name: ).*$", rf"\g<1>{name}", text, count=1)
+    return re.sub(r"(?m)^(#   pop iterate check ).*$", rf"\g<1>{name}", text, count=1)

@@ -216,7 +216,7 @@ def _mistakes(file: WorkflowFile, places: YamlPlaces) -> Iterator[Placed]:
     for i, iteration in enumerate(file.workflow.iterations):
         for a, agent in enumerate(iteration.agents):
             for n, glob in enumerate(agent.targets):
-                if why := _wrong_glob(glob):
+                if why := wrong_target(glob):
                     yield _at(places, ("workflow", "iterations", i, "agents", a, "targets", n), why)
             if all(glob.startswith("!") for glob in agent.targets):
                 here = ("workflow", "iterations", i, "agents", a, "targets")
@@ -273,7 +273,8 @@ def _of_order(workflow: Workflow, places: YamlPlaces) -> Iterator[Placed]:
         yield _at(places, here, f"iterations that wait for each other: {told}", "take out one of these dependencies")
 
 
-def _wrong_glob(glob: str) -> str | None:
+def wrong_target(glob: str) -> str | None:
+    """Why a glob over targets is none; None where it is one."""
     text = glob.removeprefix("!")
     if wrong_path(text):
         return f"{glob[:80]!r} {wrong_path(text)}"
