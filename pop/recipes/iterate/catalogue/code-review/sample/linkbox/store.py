@@ -1,4 +1,7 @@
-"""Links in SQLite."""
+"""Links are kept in SQLite, with their tags in a table of their own.
+
+A box has one store, which all requests share. An address is kept once, whoever adds it again.
+"""
 
 from __future__ import annotations
 
