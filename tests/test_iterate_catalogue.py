@@ -231,8 +231,8 @@ def test_a_review_of_a_real_package(name: str, writer: Writer, make_living: Call
     living = ready(make_living, writer)
     folder = living.path / "review"
     base = REPOSITORY / "pop" / "recipes" / "wizard"
-    given = ("iterate", "orchestrate", name, "--base", base, "--targets", "*.py", "--output", folder, "--allow-unchecked")
-    ran = pop(*given, root=living.path)
+    given = ("--base", base, "--targets", "*.py", "--output", folder, "--allow-unchecked")
+    ran = pop("iterate", "orchestrate", name, *given, root=living.path)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     modules = {path.name for path in base.glob("*.py")}
     review = read_manifest(folder / "review")
@@ -423,7 +423,7 @@ def test_every_page_is_reachable() -> None:
 
 def test_a_text_of_the_writer_meets_its_criteria() -> None:
     """The server of these tests keeps to `check_text`, the function that agents are held to."""
-    line = '`a.md` (exists, >600 B, markdown, has "## In short", matches /^\\| *T-1 /, contains "UTC")'
+    line = '`a.md` (exists, >600 B, markdown, has "## In short", matches /^\\|\\W*T-1\\b/, contains "UTC")'
     server = Writer(CATALOGUE)
     try:
         text = server.write("a.md", f"x\nWrite the file `a.md` (markdown).\n\nA program holds it to this:\n- {line}")

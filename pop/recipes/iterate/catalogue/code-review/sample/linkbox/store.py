@@ -55,7 +55,10 @@ class Store:
     def all(self, order: str = "added_at DESC") -> list[Link]:
         """Every link, in this order."""
         rows = self._db.execute(f"SELECT id, url, title, added_by, added_at, visits FROM links ORDER BY {order}")
-        return [Link(*row, self.tags_of(row[0])) for row in rows.fetchall()]
+        return [
+            Link(number, url, title, user, at, visits, self.tags_of(number))
+            for number, url, title, user, at, visits in rows.fetchall()
+        ]
 
     def tags_of(self, number: int) -> tuple[str, ...]:
         """The tags of a link."""
