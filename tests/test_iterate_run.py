@@ -556,7 +556,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(living: LivingRoot, fake_openai: FakeO
 
 def test_one_at_a_time_and_nothing_is_submitted_twice(living: LivingRoot, fake_openai: FakeOpenAI) -> None:
     """A second call while one works is refused; after --no-follow the next call follows the same run."""
-    fake_openai.delay_s = 0.3
+    fake_openai.delay_s = 4.0
     with started(living):
         living.wait(lambda: len(fake_openai.bodies) >= 1, "a call")
         done = run(living)

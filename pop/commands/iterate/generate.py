@@ -16,9 +16,9 @@ from pop.errors import EXIT_OK, UsageError, safe
 
 if TYPE_CHECKING:
     from pop.models.catalogue import Catalogue
-    from pop.recipes.iterate.writing import Written
     from pop.recipes.iterate.generate import Plan
     from pop.recipes.iterate.workflow import Loaded
+    from pop.recipes.iterate.writing import Written
 
 ROWS = 40  # of the allocation table, before it is cut
 
@@ -49,10 +49,10 @@ def command(
     For each iteration: CONTEXT.md, COMPLETION_CRITERIA.md, README.md, the prompt of each agent, manifest.json and
     pipeline.json. Nothing runs, nothing is spent; read it, edit it, then `pop iterate run DIR`.
     """
-    from pop.recipes.iterate.writing import check_folder, write_folder
     from pop.recipes.iterate.generate import plan_workflow
     from pop.recipes.iterate.targets import Inputs
     from pop.recipes.iterate.workflow import load_workflow
+    from pop.recipes.iterate.writing import check_folder, write_folder
 
     top = nearest_root(root)
     loaded = load_workflow(workflow, top)

@@ -92,7 +92,7 @@ def command(
     """
     asked = Asked(folder, iteration, replace, fresh, models, not no_follow, quiet=as_json)
     result = run_folder(root_of(folder, root), asked)
-    print_json(result.to_json()) if as_json else _tell(result)
+    print_json(result.to_json()) if as_json else tell(result)
     return result.code
 
 
@@ -486,7 +486,8 @@ def _shown(path: Path) -> str:
         return str(path)
 
 
-def _tell(result: Result) -> None:
+def tell(result: Result) -> None:
+    """For people: how it ended, what was delivered, what comes next."""
     from pop.display import closing_lines
 
     for sentence in result.said:

@@ -109,7 +109,8 @@ def _files(folder: Folder, wanted: list[str]) -> dict[str, tuple[Path, str]]:
     for name in wanted:
         inner = folder.path / name
         found |= {f"{name}/{file}": (inner, file) for file in (CONTEXT, CRITERIA)}
-        found |= {f"{name}/{file}": (inner, file) for file in _schemas(inner) if missing(inner, file) is None}
+        made = {one.path for agent in folder.manifests[name].agents for one in agent.deliverables}
+        found |= {f"{name}/{file}": (inner, file) for file in _schemas(inner) if file not in made}
     for manifest, agent in folder.agents(wanted):
         name, base = manifest.iteration, folder.base(manifest.iteration)
         prompt = f"{PROMPTS}/{agent.prompt}"
@@ -135,6 +136,11 @@ def _schemas(folder: Path) -> list[str]:
 def _not_there(place: str, base: Path, path: str, problem: str) -> ConfigError:
     if place.startswith(f"{TARGETS}/") or path.startswith(f"{PROMPTS}/") or path in (CONTEXT, CRITERIA):
         return ConfigError(f"{path[:200]!r}: {problem}", where=base, code="missing-file")
+    if path.endswith(".json") and place.partition("/")[0] == base.name and path in _schemas(base):
+        hint = "put the schema there, or mend the criteria"
+        return ConfigError(
+            f"{base.name}/{CRITERIA} names the schema {path[:200]!r}: {problem}", hint=hint, code="missing-file"
+        )
     hint = f"pop iterate run {base.parent} --iteration {base.name} makes it"
     return ConfigError(
         f"{path[:200]!r} of {base.name!r} is needed: {problem}", where=base, hint=hint, code="missing-file"

@@ -36,6 +36,7 @@ PASSED_OVER = frozenset({
 OF_AGENT = frozenset({"role", "n", "agent", "iteration"})  # placeholders that no target has
 
 Progress = Callable[[str, int, int | None], None]
+_SIGNS = re.compile(r"[*?\[\]{}`\\]")
 _NOTHING = frozenset({"", "null", "Null", "NULL", "~"})
 _SIMPLE_FIELD = re.compile(r"([A-Za-z_][\w-]*):[ \t]+([^\s\"'#&*!|>\[\]{}%@`,?:-][^#:\n]*?)[ \t]*")
 
@@ -128,12 +129,16 @@ class Glob:
 
 
 def wrong_glob(text: str) -> str | None:
-    """Why a glob would take too long to match; None where it would not."""
+    """Why a glob cannot be matched, or would take too long; None where it would not."""
     parts = text.split("/")
     if parts.count("**") > 3:
         return "has '**' more than three times"
     if any(part.count("*") > MAX_STARS for part in parts):
         return f"has more than {MAX_STARS} stars in a part"
+    try:
+        Glob(text).match("")
+    except re.error as error:  # [z-a]
+        return f"is no glob: {error.msg}"
     return None
 
 
@@ -355,8 +360,13 @@ def fill(pattern: str, names: Mapping[str, str]) -> str:
     Raises:
         KeyError: One that is not known.
     """
-    text = PLACEHOLDER.sub(lambda match: names[match[1]], pattern)
+    text = PLACEHOLDER.sub(lambda match: _in_path(names[match[1]]), pattern)
     return re.sub(r"/{2,}", "/", text).removeprefix("/") if "{parent}" in pattern else text
+
+
+def _in_path(value: str) -> str:
+    """A value without the signs that a path of a deliverable cannot hold: ``[id].tsx`` becomes ``_id_.tsx``."""
+    return value if value in ("{n}", "{agent}") else _SIGNS.sub("_", value)
 
 
 def of_targets(pattern: str) -> list[str]:

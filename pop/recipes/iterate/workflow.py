@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from pop.errors import ConfigError, ConfigErrors, did_you_mean
+from pop.recipes.iterate.criteria import parse_one
 from pop.recipes.iterate.library import (
     ROLE_PATTERN,
     Entry,
@@ -31,6 +32,7 @@ from pop.recipes.iterate.library import (
     role_names,
 )  # fmt: skip
 from pop.recipes.iterate.manifest import CONTEXT, CRITERIA, FILE, PROMPTS, check_step, rounds_step
+from pop.recipes.iterate.rules import CriterionError
 from pop.store import NotAFile, contained, read_regular
 from pop.templatecheck import Template, check_template
 from pop.yamlplaces import Keys, YamlPlaces
@@ -39,8 +41,9 @@ CODE = "bad-workflow"
 PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}")
 ALLOCATION_PATTERN = r"balanced|single|round_robin|by_[A-Za-z_][A-Za-z0-9_-]{0,79}"
 # What `generate` itself writes into an iteration's folder, and beside the iterations.
-RESERVED = frozenset({CONTEXT, CRITERIA, FILE, "README.md", "pipeline.json"})
-BESIDE = frozenset({"templates", "feedback"})
+RESERVED = frozenset({CONTEXT.lower(), CRITERIA.lower(), FILE, "readme.md", "pipeline.json"})
+BESIDE = frozenset({"templates", "feedback", "targets"})
+MAX_PATH = 240  # characters of a deliverable's path
 MAX_TEMPLATE_BYTES = 1_000_000
 # What a template of a role can name.
 NAMES = (
@@ -224,6 +227,11 @@ def _mistakes(file: WorkflowFile, places: YamlPlaces) -> Iterator[Placed]:
             for n, pattern in enumerate(agent.deliverables):
                 if wrong := wrong_deliverable(pattern):
                     yield _at(places, ("workflow", "iterations", i, "agents", a, "deliverables", n), *wrong)
+        for n, text in enumerate(iteration.completion_criteria):
+            try:
+                parse_one(text)
+            except CriterionError as error:
+                yield _at(places, ("workflow", "iterations", i, "completion_criteria", n), error.message, error.hint)
     used = {agent.role for iteration in file.workflow.iterations for agent in iteration.agents}
     for table, names in (("agent_roles", file.agent_roles), ("templates", file.templates)):
         for name in sorted(set(names) - used):
@@ -232,6 +240,8 @@ def _mistakes(file: WorkflowFile, places: YamlPlaces) -> Iterator[Placed]:
 
 def _of_names(workflow: Workflow, places: YamlPlaces) -> Iterator[Placed]:
     """Iterations that are called alike, or like something else; step names that two would have."""
+    if workflow.name == "default":
+        yield _at(places, ("workflow", "name"), "'default' is what pipeline.json is called", "choose another name")
     seen: dict[str, int] = {}
     steps: dict[str, str] = {}
     for i, iteration in enumerate(workflow.iterations):
@@ -294,9 +304,14 @@ def wrong_deliverable(pattern: str) -> tuple[str, str | None] | None:
         return f"the deliverable {shown!r} {why}", 'paths are relative to the iteration: "stories/{stem}.md"'
     if "{" in rest or "}" in rest:
         return f"{shown!r} has a brace that is no {{placeholder}}", "{stem}, or a name of letters, digits, - and _"
-    if any(sign in rest for sign in "*?"):
-        return f"the deliverable {shown!r} holds a wildcard", "name one file; {placeholders} make it differ by target"
-    if rest.startswith(f"{PROMPTS}/") or rest in RESERVED or rest == PROMPTS:
+    if any(sign in rest for sign in "*?[`"):
+        return (
+            f"the deliverable {shown!r} holds a sign of globs",
+            "name one file; {placeholders} make it differ by target",
+        )
+    if len(pattern) > MAX_PATH:
+        return f"the deliverable {shown!r} is longer than {MAX_PATH} characters", "shorter names"
+    if rest.lower() in RESERVED or rest.lower().split("/")[0] == PROMPTS:
         return f"{shown!r} is what `pop iterate generate` itself writes there", "choose another name"
     return None
 

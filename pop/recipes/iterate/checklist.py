@@ -1,0 +1,71 @@
+"""The lines of COMPLETION_CRITERIA.md: the workflow's criteria, said of each deliverable that they are about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pop.errors import did_you_mean, safe
+from pop.recipes.iterate.criteria import parse_one
+from pop.recipes.iterate.judging import glob_regex, is_glob
+from pop.recipes.iterate.mistakes import Mistakes
+from pop.recipes.iterate.workflow import PLACEHOLDER, Iteration
+from pop.yamlplaces import Keys
+
+
+@dataclass(frozen=True)
+class Made:
+    """A deliverable with the pattern it was made by, and what the placeholders mean for it."""
+
+    path: str
+    pattern: str
+    names: Mapping[str, str]
+
+
+def checklist(iteration: Iteration, keys: Keys, made: Sequence[Made], mistakes: Mistakes) -> list[str]:
+    """Every criterion with its placeholders filled in; then that each deliverable exists of which none says anything."""
+    found: dict[str, None] = {}
+    covered: set[str] = set()
+    paths = {one.path for one in made}
+    for n, text in enumerate(iteration.completion_criteria):
+        here = (*keys, "completion_criteria", n)
+        named = parse_one(text).paths
+        for names in _meanings(text, named, made, here, mistakes):
+            found[_filled(" ".join(text.split()), names)] = None
+            for path in named:
+                covered |= _about(_filled(path, names), paths, made, here, mistakes)
+    return [*found, *(f"`{path}` (exists)" for path in sorted(paths - covered))]
+
+
+def _meanings(
+    text: str, named: Sequence[str], made: Sequence[Made], keys: Keys, mistakes: Mistakes
+) -> Iterator[Mapping[str, str]]:
+    """What the placeholders of a criterion mean, for each deliverable it is about; once where it has none."""
+    wanted = PLACEHOLDER.findall(text)
+    if not wanted:
+        yield {}
+        return
+    about = [one for one in made if one.pattern in named] or made
+    fits = [one for one in about if all(name in one.names for name in wanted)]
+    if not fits:
+        name = next((name for name in wanted if not any(name in one.names for one in about)), wanted[0])
+        known = {known for one in about[:100] for known in one.names}
+        mistakes.at(keys, f"nothing is known as {{{name}}} of any deliverable", did_you_mean(name, known))
+    for one in fits:
+        yield one.names
+
+
+def _filled(text: str, names: Mapping[str, str]) -> str:
+    return PLACEHOLDER.sub(lambda match: names.get(match[1], match[0]), text)
+
+
+def _about(path: str, paths: set[str], made: Sequence[Made], keys: Keys, mistakes: Mistakes) -> set[str]:
+    """The deliverables that a criterion's path or glob means."""
+    if path in paths:
+        return {path}
+    pattern = glob_regex(path) if is_glob(path) else None
+    found = {one for one in paths if pattern.fullmatch(one)} if pattern else set()
+    if not found:
+        hint = did_you_mean(path, [*dict.fromkeys(one.pattern for one in made), *sorted(paths)[:200]])
+        mistakes.at(keys, f"no agent makes {safe(path, 120, one_line=True)!r}", hint)
+    return found
