@@ -30,21 +30,21 @@ THIRTEEN = {
 }  # fmt: skip
 # A line for each pattern that a criterion of the catalogue asks for, as a colleague would write it.
 LINES = {
-    r"^- \*\*AC-1\*\* Given": "- **AC-1** Given a tool that is free, When a member reserves it, Then nobody else can.",
+    r"^[-*] +\**AC-1\b": "- **AC-1** Given a tool that is free, When a member reserves it, Then nobody else can.",
     r"AC-\d": "This is about AC-1.",
-    r"^\| *T-1 ": "| T-1 | AC-1 | unit | nothing lent | lend twice | the second one is refused |",
+    r"^\|\W*T-1\b": "| T-1 | AC-1 | unit | nothing lent | lend twice | the second one is refused |",
     r"\b(LOW|MEDIUM|HIGH|CRITICAL)\b": "The worst of it is HIGH.",
-    r"^\| *S-1 ": "| S-1 | HIGH | somebody reserves in another's name | check the session | T-1 |",
-    r"^\| *P-1 ": "| P-1 | the counter | nothing | two requests count as two |",
+    r"^\|\W*S-1\b": "| S-1 | HIGH | somebody reserves in another's name | check the session | T-1 |",
+    r"^\|\W*P-1\b": "| P-1 | the counter | nothing | two requests count as two |",
     r"\bP-1\b": "It begins with P-1.",
     r"^```": "```python\nprint(1)\n```",
     r"^### (CRITICAL|HIGH|MEDIUM|LOW): |^No findings\.": "### HIGH: the order of columns comes from outside",
     r"\bSEV[123]\b": "SEV1, since nobody can pay.",
-    r"^\| *\d\d:\d\d": "| 13:05 | the provider answers in 2.9 s | metrics.csv |",
+    r"^\|.*\d\d:\d\d": "| 13:05 | the provider answers in 2.9 s | metrics.csv |",
     r"\bA-1\b": "| A-1 | no call to the provider inside a transaction | prevent | checkout | a test holds it |",
     r"^## Example: ": "## Example: the simplest one",
     r"\b(PUBLISH|REWRITE)\b": "PUBLISH WITH CHANGES",
-    r"^\| *C-1 ": "| C-1 | it is a generator | it is a generator | holds |",
+    r"^\|\W*C-1\b": "| C-1 | it is a generator | it is a generator | holds |",
 }
 FILLER = (
     "What stands here rests on the material alone, and names the place it was read in, so that a reader can look there."
@@ -131,7 +131,7 @@ provider = "openai"
 base_url = "{server.base_url}"
 model = "fake-1"
 structured = "prompt"
-[daemon]
+[concurrency]
 workers = 8
 """
 
@@ -160,6 +160,12 @@ def ready(make_living: Callable[..., LivingRoot], server: FakeOpenAI) -> LivingR
     return living
 
 
+def in_one_round(folder: Path) -> None:
+    """A manifest may be edited: the embedded engine says the same again in a second round."""
+    for path in folder.glob("*/manifest.json"):
+        path.write_text(json.dumps(json.loads(path.read_bytes()) | {"rounds": 1}))
+
+
 # How many calls the sample takes: one for each deliverable.
 CALLS = {
     "user-story-refinement": 5 * 10 + 2,
@@ -181,6 +187,7 @@ def test_a_workflow_runs_whole(name: str, writer: Writer, make_living: Callable[
     assert len(files) == CALLS[name]
     assert {agent.risk for manifest in manifests_of(folder) for agent in manifest.agents} == {"LOW"}
 
+    in_one_round(folder)
     ran = pop("iterate", "run", folder, "-m", "builtin", root=living.path)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert all(path.read_text().strip() for path in files) and writer.total == 0
@@ -224,8 +231,8 @@ def test_a_review_of_a_real_package(name: str, writer: Writer, make_living: Call
     living = ready(make_living, writer)
     folder = living.path / "review"
     base = REPOSITORY / "pop" / "recipes" / "wizard"
-    given = ("iterate", "orchestrate", name, "--base", base, "--targets", "*.py", "--output", folder)
-    ran = pop(*given, root=living.path)
+    given = ("--base", base, "--targets", "*.py", "--output", folder, "--allow-unchecked")
+    ran = pop("iterate", "orchestrate", name, *given, root=living.path)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     modules = {path.name for path in base.glob("*.py")}
     review = read_manifest(folder / "review")
@@ -416,7 +423,7 @@ def test_every_page_is_reachable() -> None:
 
 def test_a_text_of_the_writer_meets_its_criteria() -> None:
     """The server of these tests keeps to `check_text`, the function that agents are held to."""
-    line = '`a.md` (exists, >600 B, markdown, has "## In short", matches /^\\| *T-1 /, contains "UTC")'
+    line = '`a.md` (exists, >600 B, markdown, has "## In short", matches /^\\|\\W*T-1\\b/, contains "UTC")'
     server = Writer(CATALOGUE)
     try:
         text = server.write("a.md", f"x\nWrite the file `a.md` (markdown).\n\nA program holds it to this:\n- {line}")

@@ -603,6 +603,122 @@ def test_deliveries_come_while_it_goes(living: LivingRoot, fake_openai: FakeOpen
         assert process.wait(60) == 0
 
 
+# -- orchestrate -------------------------------------------------------------------------------------------------------
+
+WORKFLOW = """
+workflow:
+  name: notes
+  description: From stories to notes.
+  iterations:
+    - name: requirements
+      goal: What is asked for.
+      agents:
+        - role: product-analyst
+          targets: ["stories/{story}.md"]
+          deliverables: ["stories/{story}/requirements.md"]
+      completion_criteria: ['`stories/{story}/requirements.md` (exists, has "## Risks")']
+    - name: design
+      goal: How it is done.
+      dependencies: [requirements]
+      agents:
+        - role: developer
+          targets: ["requirements/stories/{story}/requirements.md"]
+          deliverables: ["stories/{story}/design.md"]
+      completion_criteria: ['`stories/{story}/design.md` (exists)']
+"""
+
+
+def orchestrate_of(living: LivingRoot, *arguments: object) -> list[str]:
+    words = [sys.executable, "-m", "pop", "iterate", "orchestrate", "notes.yaml", "--targets", "stories/*.md"]
+    return [*words, "--output", "out2", *map(str, arguments)]
+
+
+def orchestrate(living: LivingRoot, *arguments: object) -> subprocess.CompletedProcess[str]:
+    (living.path / "notes.yaml").write_text(WORKFLOW)
+    return subprocess.run(orchestrate_of(living, *arguments), capture_output=True, text=True, timeout=120, env=ENVIRONMENT,
+                          cwd=living.path)  # fmt: skip
+
+
+def test_orchestrate_goes_the_whole_way_in_one_command(living: LivingRoot, fake_openai: FakeOpenAI) -> None:
+    """Generated, run, watched, validated and reported on; once more there is nothing to pay for."""
+    done = orchestrate(living, "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["run"]["state"] == "complete" and result["validation"]["complete"]
+    assert {alert["event"] for alert in result["alerts"]} >= {"agent.ended"}
+    assert result["feedback"]["run_id"] == result["run"]["run_id"]
+    out = living.path / "out2"
+    assert (out / "feedback" / f"{result['run']['run_id']}.md").exists() and (out / "validation.json").exists()
+    assert fake_openai.total == 6
+    again = orchestrate(living)
+    assert again.returncode == 0, again.stderr
+    assert "nothing has changed since" in again.stderr and fake_openai.total == 6
+    (living.path / "stories" / "s2.md").write_text("# Story s2\nAnother one.\n")
+    assert orchestrate(living).returncode == 0
+    assert fake_openai.total == 8
+    (living.path / "stories" / "s3.md").write_text("# Story s3\nOne more.\n")
+    assert orchestrate(living).returncode == 0
+    assert (out / "design" / "stories" / "s3" / "design.md").exists()
+
+
+def test_orchestrate_says_what_is_not_met(living: LivingRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 4 after a run that failed for it, with the report and the feedback written all the same."""
+    monkeypatch.setattr(fake_module, "_text", lambda body, asked: f"# Poor {len(str(body))}\n")
+    done = orchestrate(living)
+    assert done.returncode == 4
+    assert "no-convergence" in done.stdout or "laps" in done.stdout
+    assert "✗ requirements" in done.stdout and "3 not met" in done.stdout
+    assert list((living.path / "out2" / "feedback").glob("*.md"))
+
+
+def test_orchestrate_goes_on_after_a_gate(living: LivingRoot, fake_openai: FakeOpenAI) -> None:
+    """Exit code 5; the answer given, the same call ends it. Nothing is generated anew while the run waits."""
+    done = orchestrate(living, "--json")
+    assert done.returncode == 0
+    path = living.path / "out2" / "pipeline.json"
+    pipeline = json.loads(path.read_text())
+    pipeline["tasks"].insert(1, {"approve": "sign-off", "show": ["requirements-check"]})
+    pipeline["tasks"][2]["needs"] = ["sign-off"]
+    path.write_text(json.dumps(pipeline))
+    waiting = orchestrate(living)
+    assert waiting.returncode == 5, waiting.stderr
+    assert "the same call goes on from here" in waiting.stdout and "validate" not in waiting.stderr
+    (gated,) = living.current()
+    approve = [sys.executable, "-m", "pop", "approve", gated.name]
+    assert subprocess.run(approve, env=ENVIRONMENT, cwd=living.path, capture_output=True).returncode == 0
+    ended = orchestrate(living)
+    assert ended.returncode == 0, ended.stderr
+    assert "stays as it is" in ended.stderr and fake_openai.total == 6
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_orchestrate_goes_on_after_an_interruption(living: LivingRoot, fake_openai: FakeOpenAI, how: int) -> None:
+    """kill -9 or Ctrl-C in the middle: the same call once more, and every file was paid for once."""
+    fake_openai.delay_s = 0.4
+    (living.path / "notes.yaml").write_text(WORKFLOW)
+    process = subprocess.Popen(
+        orchestrate_of(living), env=ENVIRONMENT, cwd=living.path, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    living.wait(lambda: len(fake_openai.bodies) >= 4, "calls")
+    process.send_signal(how)
+    assert process.wait(30) in (130, -9)
+    fake_openai.delay_s = 0.0
+    done = orchestrate(living)
+    assert done.returncode == 0, done.stderr
+    assert len(living.ledger()) == 1
+    assert fake_openai.served_after_stored(living.path / ".pop" / "answers.db") == []
+    assert len(list((living.path / "out2").glob("*/stories/*/*.md"))) == 6
+
+
+def test_a_workflow_with_a_mistake_spends_nothing(living: LivingRoot, fake_openai: FakeOpenAI) -> None:
+    """The generator's words, and its exit code."""
+    (living.path / "notes.yaml").write_text(WORKFLOW.replace("role: developer", "role: develper"))
+    done = subprocess.run(orchestrate_of(living), capture_output=True, text=True, env=ENVIRONMENT, cwd=living.path)
+    assert done.returncode == 3 and "developer" in done.stderr
+    assert fake_openai.total == 0 and not (living.path / "out2").exists()
+
+
 # -- by themselves -----------------------------------------------------------------------------------------------------
 
 

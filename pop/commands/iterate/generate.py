@@ -232,5 +232,6 @@ def _show_written(folder: Path, done: Written) -> None:
         click.echo(f"{folder / name} is not made any more, but was edited, and stays", err=True)
     gone = f", {len(done.removed):,} removed" if done.removed else ""
     same = f", {len(done.unchanged):,} as before" if done.unchanged else ""
-    click.echo(f"{len(done.written):,} files written{same}{gone} in {folder}", err=True)
+    count = f"{len(done.written):,} file{'' if len(done.written) == 1 else 's'}"
+    click.echo(f"{count} written{same}{gone} in {folder}", err=True)
     click.echo(f"read {folder / 'README.md'}, then: pop iterate run {folder}", err=True)

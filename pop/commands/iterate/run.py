@@ -141,7 +141,7 @@ class Result:
 
     def next_moves(self) -> list[str]:
         """What a person does next."""
-        state, path = self.status.get("state"), _shown(self.folder.path)
+        state, path = self.status.get("state"), shown(self.folder.path)
         again = f"pop iterate run {path}"
         if state == "complete":
             return [f"pop iterate validate {path}", f"pop iterate feedback {path}"]
@@ -195,7 +195,7 @@ def _alone(path: Path) -> Iterator[None]:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        hint = f"pop iterate monitor {_shown(path)} shows how far it is"
+        hint = f"pop iterate monitor {shown(path)} shows how far it is"
         raise UsageError("another pop iterate run works on this folder", where=path, hint=hint, code="busy") from None
     finally:
         os.close(fd)
@@ -227,7 +227,7 @@ class _Work:
         last = launch.newest_run(self.root, path)
         if last is not None and launch.seed_of(last).get("iterations") != wanted:
             if (state := last.status().get("state")) in ("queued", "running", *RESTS):
-                hint = f"pop iterate run {_shown(path)} goes on with it; pop cancel {last.run_id} ends it"
+                hint = f"pop iterate run {shown(path)} goes on with it; pop cancel {last.run_id} ends it"
                 raise UsageError(f"the run {last.run_id} of this folder is {state}", where=path, hint=hint, code="busy")
         same = [run for run in launch.runs_of(self.root, path) if launch.seed_of(run).get("iterations") == wanted]
         return same[-1] if same else None
@@ -478,7 +478,7 @@ def _answered(run: Run, status: dict[str, Any]) -> bool:
     return any(_has_answer(run.step_dir(gate)) for gate in open_gates(status))
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     """Relative to where we stand, where that is shorter."""
     try:
         return str(path.relative_to(Path.cwd().resolve()))
@@ -486,8 +486,8 @@ def _shown(path: Path) -> str:
         return str(path)
 
 
-def tell(result: Result) -> None:
-    """For people: how it ended, what was delivered, what comes next."""
+def tell(result: Result, *, moves: bool = True) -> None:
+    """For people: how it ended, what was delivered, and what comes next."""
     from pop.display import closing_lines
 
     for sentence in result.said:
@@ -500,7 +500,7 @@ def tell(result: Result) -> None:
         for iteration, counts in launch.verdicts(run).items():
             click.echo(f"{'✓' if counts['met'] else '✗'} {iteration:<18} {_counted(counts)}")
     _tell_delivered(result)
-    for move in result.next_moves():
+    for move in result.next_moves() if moves else ():
         click.echo(f"next       {move}")
 
 
@@ -511,7 +511,7 @@ def _counted(counts: Mapping[str, Any]) -> str:
 
 
 def _tell_delivered(result: Result) -> None:
-    delivered, base = result.delivered, _shown(result.folder.path)
+    delivered, base = result.delivered, shown(result.folder.path)
     for place in delivered.written[:MOST_SHOWN]:
         click.echo(safe(f"written    {base}/{place}", one_line=True))
     if len(delivered.written) > MOST_SHOWN:

@@ -36,6 +36,7 @@ PIPELINE = "pipeline.json"
 TARGETS = "targets"  # where a run keeps them, beside its iterations
 RESERVED = frozenset({FILE.lower(), CONTEXT.lower(), CRITERIA.lower(), "readme.md", PIPELINE})
 MAX_MANIFEST_BYTES = 64 * 2**20
+MAX_TOLD = 20  # mistakes
 MAX_PATH = 240  # characters of a deliverable's path below its iteration
 Where = tuple[str | int, ...]
 
@@ -102,9 +103,19 @@ def read_folder(path: Path, *, inputs: bool = True) -> Folder:
         problems = [problem for one in sound.values() for problem in one.check(sound, inputs)]
         problems += _shared_names(sound)
     if problems:
-        raise ConfigErrors(problems)
+        raise ConfigErrors(_bounded(problems))
     manifests = {name: one.manifest for name, one in sound.items() if one.manifest}
     return Folder(path, next(iter(manifests.values())).workflow, _in_order(manifests, path))
+
+
+def _bounded(problems: list[ConfigError]) -> list[ConfigError]:
+    """Each sentence once, with its first place; of very many the first."""
+    first = {problem.message: problem for problem in reversed(problems)}
+    told = [problem for problem in problems if first[problem.message] is problem]
+    if len(told) <= MAX_TOLD:
+        return told
+    more = f"and {len(told) - MAX_TOLD} more like these"
+    return [*told[:MAX_TOLD], ConfigError(more, code=told[-1].code)]
 
 
 def _in_order(manifests: dict[str, Manifest], path: Path) -> dict[str, Manifest]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from pop import __version__
@@ -185,6 +185,7 @@ class _Planner:
     notices: list[Notice] = field(default_factory=list)
     figures: list[Figures] = field(default_factory=list)
     texts: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    steps: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.mistakes = Mistakes(self.loaded.places)
@@ -224,6 +225,10 @@ class _Planner:
         self.mistakes.stop()
         making = _Making(iteration, sharing, context_page(self.loaded.workflow, iteration), self.mistakes)
         agents = [making.agent(share) for share in sharing.shares]
+        for agent in agents:  # their numbers are known only now
+            if seed_key(agent.step) in self.steps:
+                self.mistakes.at((*keys, "name"), f"two agents would both be the step {agent.step!r}", "rename a role")
+            self.steps.add(seed_key(agent.step))
         making.refuse_folders()
         self.mistakes.stop()
         self.figures += making.figures
@@ -359,12 +364,12 @@ class _Making:
         }
         found = Deliverable(
             path=path,
-            format=FORMATS.get(PurePosixPath(path).suffix[1:].lower(), share.role.output_format),
+            format=FORMATS.get(path.rpartition("/")[2].rpartition(".")[2].lower(), share.role.output_format),
             targets=list(dict.fromkeys(target for unit in units for target in unit.targets)),
             reads=[one.reading for one in reads.values()],
             tokens=sum(unit.tokens for unit in units) + sum(one.tokens for one in reads.values()) + output,
         )
-        lineage = units[0].lineage if len(units) == 1 else frozenset[str]().union(*(unit.lineage for unit in units))
+        lineage = units[0].lineage if len(units) == 1 else frozenset(one for unit in units for one in unit.lineage)
         reading = Reading(iteration=self.iteration.name, step=step, index=index, path=path)
         return found, Planned(reading, output, _common([unit.fields for unit in units]), lineage)
 
@@ -382,7 +387,10 @@ class _Making:
 
     def refuse_folders(self) -> None:
         """A deliverable that would be a file and a folder at once."""
-        above = {str(folder) for path in self._taken for folder in PurePosixPath(path).parents}
+        above = set()
+        for path in self._taken:
+            while (path := path.rpartition("/")[0]) and path not in above:
+                above.add(path)
         for path, (keys, _) in self._taken.items():
             if path in above:
                 self.mistakes.at(keys, f"{path[:120]!r} would be a file, and the folder of another deliverable")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from pop.errors import AttemptFailed, ConfigError
+from pop.errors import AttemptFailed, ConfigError, ConfigErrors
 from pop.recipes.iterate.criteria import parse_one
 from pop.recipes.iterate.manifest import Deliverable
 from pop.recipes.iterate.workflow import AgentSpec, Iteration, Loaded, read_template
@@ -35,7 +35,7 @@ class Prompts:
         """The text of agent-prompts/<role>[-n].md.
 
         Raises:
-            ConfigError: The template reads what is not there, with its line.
+            ConfigErrors: The template reads what is not there, with its line.
         """
         workflow, role = self.loaded.workflow, self.loaded.roles[spec.role]
         names = {
@@ -68,7 +68,8 @@ class Prompts:
         try:
             return self._compiled[role.name].render(names) + "\n"
         except AttemptFailed as error:
-            raise ConfigError(error.message, where=error.where, hint=error.hint, code="bad-template") from None
+            problem = ConfigError(error.message, where=error.where, hint=error.hint, code="bad-template")
+            raise ConfigErrors([problem]) from None
 
 
 def _criteria_of(iteration: Iteration, spec: AgentSpec) -> Iterator[str]:

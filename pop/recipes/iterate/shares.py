@@ -9,7 +9,7 @@ from pop.errors import did_you_mean
 from pop.models.tokens import estimate_tokens
 from pop.recipes.iterate.allocate import SPLIT_FROM, WARN_FROM, Group, allocate, how_many, propose_split, together
 from pop.recipes.iterate.library import Role
-from pop.recipes.iterate.manifest import Agent
+from pop.recipes.iterate.manifest import Agent, Deliverable
 from pop.recipes.iterate.mistakes import Mistakes
 from pop.recipes.iterate.prompts import Prompts, Seat
 from pop.recipes.iterate.targets import OF_AGENT, Unit, fill, of_targets
@@ -53,10 +53,11 @@ class Sharing:
     prompts: Prompts
     mistakes: Mistakes
     shares: list[Share] = field(default_factory=list)
+    _count: dict[str, int] = field(default_factory=dict)
 
     def of(self, role: str) -> int:
         """How many agents have the role."""
-        return sum(share.role.name == role for share in self.shares)
+        return self._count.get(role, 0)
 
     def deal(self, spec: AgentSpec, keys: Keys, role: Role, units: Sequence[Unit]) -> None:
         """Give the units to agents."""
@@ -66,13 +67,18 @@ class Sharing:
         agents = how_many(len(units), spec.complexity_per_target, role.complexity_threshold)
         for share in allocate(groups, agents, spec.allocation):
             mine = [unit for group in share for unit in group.items]
-            self.shares.append(Share(spec, keys, role, self.of(role.name) + 1, mine))
+            self._count[role.name] = self.of(role.name) + 1
+            self.shares.append(Share(spec, keys, role, self.of(role.name), mine))
 
     def _groups(self, spec: AgentSpec, keys: Keys, role: Role, units: Sequence[Unit]) -> list[Group[Unit]]:
         """The units that share a deliverable stay together."""
         own = [pattern for pattern in spec.deliverables if of_targets(pattern)]
         shared = [[self._draft_path(pattern, unit, role, spec, keys) for pattern in own] for unit in units]
-        fixed = REQUEST_TOKENS + estimate_tokens(self.prompts.render(self.iteration, spec, Seat())) + spec.output_tokens
+        if self.mistakes:
+            return []
+        first = Deliverable(path=next(iter(shared[0]), "x"), targets=list(units[0].targets))
+        prompt = estimate_tokens(self.prompts.render(self.iteration, spec, Seat(), [first]))
+        fixed = REQUEST_TOKENS + prompt + spec.output_tokens
         found = []
         for indices in together(shared):
             items = tuple(units[at] for at in indices)

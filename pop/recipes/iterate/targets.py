@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -37,6 +37,7 @@ OF_AGENT = frozenset({"role", "n", "agent", "iteration"})  # placeholders that n
 
 Progress = Callable[[str, int, int | None], None]
 _SIGNS = re.compile(r"[*?\[\]{}`\\]")
+_UNSEEN = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _NOTHING = frozenset({"", "null", "Null", "NULL", "~"})
 _SIMPLE_FIELD = re.compile(r"([A-Za-z_][\w-]*):[ \t]+([^\s\"'#&*!|>\[\]{}%@`,?:-][^#:\n]*?)[ \t]*")
 
@@ -88,10 +89,10 @@ class Unit:
     @cached_property
     def names(self) -> Mapping[str, str]:
         """All placeholders: of the path, then captured by the glob, then front matter; the latter win."""
-        path = PurePosixPath(self.path)
-        parent = "" if str(path.parent) == "." else str(path.parent)
-        of_path = {"path": self.path, "name": path.name, "stem": path.stem, "ext": path.suffix[1:], "parent": parent}
-        return {**of_path, **self.fields}
+        parent, _, name = self.path.rpartition("/")
+        stem, dot, ext = name.rpartition(".")
+        stem, ext = (stem, ext) if dot and stem else (name, "")
+        return {"path": self.path, "name": name, "stem": stem, "ext": ext, "parent": parent, **self.fields}
 
 
 @dataclass(frozen=True)
@@ -289,15 +290,15 @@ class Inputs:
 
     def _target(self, path: str) -> Target:
         shown = safe(path.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), 300, one_line=True)
-        if any(ord(char) < 32 or ord(char) == 127 or 0xD800 <= ord(char) < 0xE000 for char in path):
+        if _UNSEEN.search(path):
             raise TargetError(f"a target's name holds a character that nobody sees: {shown!r}", hint="rename the file")
         if "\\" in path:
             raise TargetError(f"a target's name holds a backslash: {shown!r}", hint="rename the file")
-        full = self.base / path
+        full = os.path.join(self.base, path)
         try:
-            if full.is_symlink():
-                self._refuse_outside(full, path)
-                full = full.resolve()
+            if os.path.islink(full):
+                self._refuse_outside(Path(full), path)
+                full = os.path.realpath(full)
             data = read_regular(full, max_bytes=MAX_TARGET_BYTES)
         except NotAFile as error:
             hint = 'leave it out: "!path", or split it'

@@ -44,6 +44,7 @@ ALLOCATION_PATTERN = r"balanced|single|round_robin|by_[A-Za-z_][A-Za-z0-9_-]{0,7
 RESERVED = frozenset({CONTEXT.lower(), CRITERIA.lower(), FILE, "readme.md", "pipeline.json"})
 BESIDE = frozenset({"templates", "feedback", "targets"})
 MAX_PATH = 240  # characters of a deliverable's path
+_PLAIN = re.compile(r"(?=.{1,200}\Z)(?:[\w-][\w.-]*/)*[\w-][\w.-]*\Z", re.ASCII)  # most paths; the rest is looked at
 MAX_TEMPLATE_BYTES = 1_000_000
 # What a template of a role can name.
 NAMES = (
@@ -252,9 +253,9 @@ def _of_names(workflow: Workflow, places: YamlPlaces) -> Iterator[Placed]:
         seen[iteration.name] = i
         if iteration.name in BESIDE:
             yield _at(places, here, f"{iteration.name!r} is a folder of the workflow itself", "choose another name")
-        names = {check_step(iteration.name): "the check", rounds_step(iteration.name): "the loop"}
-        names |= {f"{iteration.name}-{agent.role}": f"the role {agent.role!r}" for agent in iteration.agents}
-        for step, what in names.items():
+        names = [(check_step(iteration.name), "the check"), (rounds_step(iteration.name), "the loop")]
+        names += [(f"{iteration.name}-{agent.role}", f"the role {agent.role!r}") for agent in iteration.agents]
+        for step, what in names:
             told = f"{what} of {iteration.name!r}"
             owner = steps.setdefault(step.replace("_", "-"), told)
             if owner != told:
@@ -318,6 +319,8 @@ def wrong_deliverable(pattern: str) -> tuple[str, str | None] | None:
 
 def wrong_path(text: str) -> str | None:
     """Why a text is no plain relative path; None where it is one."""
+    if _PLAIN.fullmatch(text):
+        return None
     if any(ord(char) < 32 or ord(char) == 127 for char in text):
         return "holds a control character"
     if "\\" in text:

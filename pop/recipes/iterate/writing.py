@@ -90,7 +90,7 @@ def check_folder(folder: Path) -> Generated | None:
         raise UsageError("is no folder", where=f"--output {folder}", hint="name a folder, or none that is there")
     record = read_generated(folder)
     if record is None and any(folder.iterdir()):
-        hint = "name an empty folder, one that is not there yet, or one that was generated"
+        hint = "say with --output where to: a folder that is empty, not there yet, or was generated"
         message = "the folder is not empty, and `pop iterate generate` did not make it"
         raise UsageError(message, where=f"--output {folder}", hint=hint, code="not-ours")
     return record

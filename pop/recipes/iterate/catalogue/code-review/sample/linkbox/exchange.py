@@ -1,4 +1,7 @@
-"""Taking links out, and putting them back in."""
+"""All links can be taken out as a file and put back in from one.
+
+A CSV file can be edited in between; JSON holds everything that the store knows.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Finding links: every word must occur; tags count more than titles."""
+"""A link is found when every word of the query occurs in it.
+
+Tags count more than titles, titles more than addresses, and what is visited often comes first.
+"""
 
 from __future__ import annotations
 

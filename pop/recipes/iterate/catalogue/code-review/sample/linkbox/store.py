@@ -1,4 +1,7 @@
-"""Links in SQLite."""
+"""Links are kept in SQLite, with their tags in a table of their own.
+
+A box has one store, which all requests share. An address is kept once, whoever adds it again.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,10 @@ class Store:
     def all(self, order: str = "added_at DESC") -> list[Link]:
         """Every link, in this order."""
         rows = self._db.execute(f"SELECT id, url, title, added_by, added_at, visits FROM links ORDER BY {order}")
-        return [Link(*row, self.tags_of(row[0])) for row in rows.fetchall()]
+        return [
+            Link(number, url, title, user, at, visits, self.tags_of(number))
+            for number, url, title, user, at, visits in rows.fetchall()
+        ]
 
     def tags_of(self, number: int) -> tuple[str, ...]:
         """The tags of a link."""

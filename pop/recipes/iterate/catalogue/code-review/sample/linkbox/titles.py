@@ -1,4 +1,7 @@
-"""The title of a page, fetched when somebody adds a link without one."""
+"""The title of a page is fetched when somebody adds a link without one.
+
+A page that cannot be read is no error, and goes by its address.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The box in a browser: a WSGI application."""
+"""A WSGI application shows the box in a browser and takes new links.
+
+Reading is for everybody. Whoever changes something has to know the token of the box.
+"""
 
 from __future__ import annotations
 
