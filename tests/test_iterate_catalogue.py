@@ -147,6 +147,8 @@ model = "fake-1"
 structured = "prompt"
 [concurrency]
 workers = 8
+[daemon]
+durability = "fast"
 """
 
 
