@@ -18,10 +18,10 @@ from pop.recipes.iterate.evidence import read_evidence
 from pop.recipes.iterate.feedback import FOLDER, Proposal, Report, assess, patterns_of
 from pop.recipes.iterate.feedbackpage import page, proposal_lines
 from pop.recipes.iterate.folder import read_folder
+from pop.recipes.iterate.improvements import Owned, apply, owned_workflow, propose
 from pop.recipes.iterate.launch import put, recorded, root_of
 from pop.recipes.iterate.manifest import Manifest
 from pop.recipes.iterate.monitor import OVER
-from pop.recipes.iterate.improvements import Owned, apply, owned_workflow, propose
 from pop.recipes.iterate.sights import chosen_row, of_run, run_of
 from pop.records import BadJson, dump_json, read_json
 from pop.runs import Run
