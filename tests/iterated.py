@@ -16,7 +16,8 @@ from typing import Any
 
 from pop.recipes.iterate.folder import read_folder
 from pop.recipes.iterate.generate import compile_pipeline
-from pop.recipes.iterate.launch import Installed, record_run, seed_folder
+from pop.recipes.iterate.installing import Compiled
+from pop.recipes.iterate.launch import record_run, seed_folder
 from pop.recipes.iterate.manifest import Agent, Deliverable, Manifest, prompt_name, step_name
 from pop.records import dump_json
 from tests.living import LivingRoot
@@ -164,7 +165,7 @@ def submit(living: LivingRoot, folder: Path, *, count: int = 1) -> str:
     """Put a seed of the folder into the queue, wait until it is a run, note it in the folder; returns the run's id."""
     draft = living.path / f".seed-{count}"
     data = (living.path / "pipelines" / "stories.json").read_bytes()
-    seed_folder(read_folder(folder), draft, Installed("stories", data), fresh=True)
+    seed_folder(read_folder(folder), draft, Compiled("stories", data), fresh=True)
     os.rename(draft, living.root.pending / f"stories-{count}")
     before = {path.name for path in known(living)}
     run = living.wait(lambda: [path for path in known(living) if path.name not in before], "a run")[0]

@@ -13,16 +13,17 @@ import click
 from pop.commands._shared import as_json, with_root
 from pop.display import COLOURS, MARKS
 from pop.durations import seconds
-from pop.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_RUN_FAILED, EXIT_WAITING, PopError, UsageError
+from pop.errors import EXIT_OK, EXIT_RUN_FAILED, EXIT_WAITING, PopError, UsageError
 from pop.recipes.iterate.alerts import HOOK_TIMEOUT_S, Hook, hook_argv, tell
 from pop.recipes.iterate.deliver import Deliverer
 from pop.recipes.iterate.folder import read_folder
-from pop.recipes.iterate.launch import root_of
+from pop.recipes.iterate.launch import root_of, waiting_seed
 from pop.recipes.iterate.manifest import Manifest
 from pop.recipes.iterate.monitor import STALL_S, AgentView, Alert, IterationView, Snapshot, snapshot
 from pop.recipes.iterate.sights import Looker, chosen_row, judge_of, of_run, run_of
 from pop.runs import Run, safe
 from pop.settings import Root
+from pop.store import lock_holder
 
 EVERY_S = 0.3
 MOST_ROWS = 40
@@ -79,61 +80,75 @@ def command(
     """
     chosen = root_of(folder, root or (click.get_current_context().find_root().obj or {}).get("root"))
     manifests = list(read_folder(folder, inputs=False).manifests.values())
+    if asked is None:
+        _taken(chosen, folder, once=once)
     run = run_of(chosen, folder, chosen_row(folder, asked))
     argv = hook_argv(on_end) if on_end is not None else []
     watching = Watching(stall, until, once, as_json, argv, on_end_timeout)
     return follow(chosen, folder, of_run(manifests, run), run, watching)
 
 
+def _taken(root: Root, folder: Path, *, once: bool) -> None:
+    """Wait until the seed that was submitted for DIR is a run.
+
+    Raises:
+        UsageError: It waits in the queue, and we are not to wait.
+    """
+    while (seed := waiting_seed(root, folder)) is not None:
+        if once or lock_holder(root.machine_room) is None:
+            hint = (
+                "pop ls tells why it waits" if lock_holder(root.machine_room) else "no daemon is running here: pop up"
+            )
+            raise UsageError(f"the seed {seed} of {str(folder)!r} is in the queue", hint=hint, code="queued")
+        time.sleep(EVERY_S)
+
+
 def follow(root: Root, folder: Path, manifests: list[Manifest], run: Run, watching: Watching) -> int:
     """Follow a run to its end, or to the next agent's; returns the exit code."""
-    shown = _Json() if watching.as_json else _Screen(live=sys.stdout.isatty() and not watching.once)
-    hook = Hook(watching.on_end, say=shown.aside, timeout_s=watching.hook_timeout_s) if watching.on_end else None
-    try:
-        with shown:
-            code = _Following(root, folder, manifests, watching, shown, hook).until_over(run)
-    except KeyboardInterrupt:
-        if hook:
-            hook.close(at_once=True)
-        return EXIT_INTERRUPTED
-    if hook:
-        hook.close()
+    with Following(root, folder, manifests, watching) as following:
+        while (code := following.look(run)) is None:
+            time.sleep(EVERY_S)
+            run = run.here()
     return code
 
 
-class _Following:
-    def __init__(
-        self,
-        root: Root,
-        folder: Path,
-        manifests: list[Manifest],
-        watching: Watching,
-        shown: _Json | _Screen,
-        hook: Hook | None,
-    ) -> None:
+class Following:
+    """Looks at a run again and again, shows what is new, tells alerts and calls the hook. A context manager."""
+
+    def __init__(self, root: Root, folder: Path, manifests: list[Manifest], watching: Watching) -> None:
         self.root, self.folder, self.manifests, self.watching = root, folder, manifests, watching
-        self.shown, self.hook = shown, hook
         self.looker = Looker(root, folder, manifests, judge_of(folder, manifests))
         self.deliverer = Deliverer(root, folder)
+        self.shown = _Json() if watching.as_json else _Screen(live=sys.stdout.isatty() and not watching.once)
+        self.hook: Hook | None = None
+        self.seen: Snapshot | None = None
         self._said: set[str] = set()
 
-    def until_over(self, run: Run) -> int:
-        before: Snapshot | None = None
-        while True:
-            run = run.here()
-            seen = self._look(run, before)
-            alerts = self._told(seen)
-            self.shown.show(seen, alerts)
-            if self.hook:
-                for alert in alerts:
-                    if alert.event in ("agent.ended", "agent.stalled", "run.stalled", "run.waiting", "run.ended"):
-                        self.hook.call(alert, {"run_id": seen.run_id, "name": seen.name, "dir": str(self.folder)})
-            code = self._over(seen, alerts)
-            if code is not None:
-                self.shown.close(seen, self.root, run)
-                return code
-            before = seen
-            time.sleep(EVERY_S)
+    def __enter__(self) -> Following:
+        if self.watching.on_end:
+            self.hook = Hook(self.watching.on_end, say=self.shown.aside, timeout_s=self.watching.hook_timeout_s)
+        self.shown.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.shown.__exit__()
+        if self.hook:
+            self.hook.close(at_once=kind is not None)
+
+    def look(self, run: Run) -> int | None:
+        """Look once; the exit code when there is nothing more to wait for."""
+        run = run.here()
+        seen = self.seen = self._look(run, self.seen)
+        alerts = self._told(seen)
+        self.shown.show(seen, alerts)
+        if self.hook:
+            for alert in alerts:
+                if alert.event != "iteration.ended":
+                    self.hook.call(alert, {"run_id": seen.run_id, "name": seen.name, "dir": str(self.folder)})
+        code = self._over(seen, alerts)
+        if code is not None:
+            self.shown.close(seen, self.root, run)
+        return code
 
     def _look(self, run: Run, before: Snapshot | None) -> Snapshot:
         status = run.status()

@@ -108,6 +108,7 @@ class Hook:
         self.argv, self.timeout_s = argv, timeout_s
         self._say = say
         self._calls: queue.Queue[_Call | None] = queue.Queue()
+        self._lock = threading.Lock()
         self._closing = False
         self._running: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._work, name="on-end", daemon=True)
@@ -129,9 +130,12 @@ class Hook:
         give_up = time.monotonic() + (0.0 if at_once else self.timeout_s + 2.0)
         while self._thread.is_alive() and time.monotonic() < give_up:
             self._thread.join(0.1)
-        self._closing = True
-        if self._thread.is_alive():
+        with self._lock:  # nothing is started behind our back
+            self._closing = True
             _kill(self._running)
+        left = sum(1 for call in list(self._calls.queue) if call is not None)
+        if left:
+            self._say(f"--on-end {safe(self.argv[0], 80, one_line=True)}: {left} alert(s) were not told any more")
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None and not self._closing:
@@ -141,26 +145,29 @@ class Hook:
 
     def _run(self, call: _Call) -> str | None:
         """What went wrong."""
+        with self._lock:
+            if self._closing:
+                return None
+            try:
+                self._running = process = self._started(call)
+            except (OSError, ValueError) as error:
+                return f"cannot be started: {getattr(error, 'strerror', None) or error}"
         try:
-            self._running = subprocess.Popen(
-                self.argv,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, **call.env},
-                start_new_session=True,
-            )
-        except (OSError, ValueError) as error:
-            return f"cannot be started: {getattr(error, 'strerror', None) or error}"
-        try:
-            self._running.communicate(call.document, timeout=self.timeout_s)
+            process.communicate(call.document, timeout=self.timeout_s)
         except subprocess.TimeoutExpired:
-            _kill(self._running)
+            _kill(process)
             return f"did not end within {self.timeout_s:g} s, and was ended"
         except OSError as error:  # it has closed its stdin; that is its business
             return f"cannot be spoken to: {error.strerror}"
-        code = self._running.returncode
+        code = process.returncode
         return f"exit code {code}" if code else None
+
+    def _started(self, call: _Call) -> subprocess.Popen[bytes]:
+        nowhere = subprocess.DEVNULL
+        env = {**os.environ, **call.env}
+        return subprocess.Popen(
+            self.argv, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, env=env, start_new_session=True
+        )
 
 
 def _kill(process: subprocess.Popen[bytes] | None) -> None:

@@ -16,7 +16,7 @@ from pop.recipes.iterate.alerts import told
 from pop.recipes.iterate.criteria import Criterion
 from pop.recipes.iterate.manifest import Manifest, check_step
 from pop.recipes.iterate.monitor import Work, works_of
-from pop.recipes.iterate.sights import calls_in, criteria_of, output_of
+from pop.recipes.iterate.sights import calls_in, criteria_of, failed_loops, output_of
 from pop.runs import Run
 from pop.store import NotAFile, contained, read_regular
 
@@ -61,6 +61,7 @@ class Evidence:
     criteria: Mapping[str, Sequence[Criterion]] = field(default_factory=dict)
     alerts: Sequence[Mapping[str, Any]] = ()
     warnings: Sequence[str] = ()
+    failed_loops: Sequence[str] = ()
 
     @property
     def state(self) -> str:
@@ -97,6 +98,7 @@ def read_evidence(run: Run, folder: Path, manifests: Sequence[Manifest]) -> Evid
         criteria={manifest.iteration: criteria_of(folder / manifest.iteration) for manifest in manifests},
         alerts=told(folder, run.run_id),
         warnings=warnings,
+        failed_loops=failed_loops(run) if status.get("state") == "failed" else (),
     )
 
 

@@ -187,11 +187,10 @@ def _iteration(manifest: Manifest, evidence: Evidence) -> IterationReport:
     pieces = [piece for agent in manifest.agents for piece in evidence.pieces.get(agent.step, ())]
     laps = max([*checks, *(piece.work.lap for piece in pieces)], default=0)
     begun = any(piece.work.state != "pending" for piece in pieces)
-    told = str((evidence.status.get("error") or {}).get("instance") or "")
-    failed = told.partition("@")[0].partition(".")[0]
-    steps = {rounds_step(manifest.iteration), *(agent.step for agent in manifest.agents)}
     met = last.get("met") if last else None
-    if evidence.state == "failed" and failed in steps:
+    if rounds_step(manifest.iteration) in evidence.failed_loops or any(
+        piece.work.state == "failed" for piece in pieces
+    ):
         state = "failed"
     elif not begun:
         state = "not begun"
@@ -435,6 +434,6 @@ def patterns_of(report: Report, earlier: Iterable[Report]) -> list[Pattern]:
             seen=[Occurrence(run_id=run, iteration=iteration, lap=lap) for run, iteration, lap in places],
             evidence=list(places.values())[-1].evidence,
         )
-        for (role, _, rule), places in sorted(seen.items(), key=lambda entry: (-len(entry[1]), str(entry[0])))
-        if len(places) >= 2 and (role, places and next(iter(places.values())).kind, rule) in present
+        for (role, kind, rule), places in sorted(seen.items(), key=lambda entry: (-len(entry[1]), str(entry[0])))
+        if len(places) >= 2 and (role, kind, rule) in present
     ]

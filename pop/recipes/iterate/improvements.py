@@ -27,7 +27,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pop.errors import ConfigError, PopError, UsageError
+from pop.errors import ConfigError, UsageError
 from pop.recipes.iterate.feedback import AgentReport, Pattern, Proposal, Report
 from pop.recipes.iterate.generate import read_generated
 from pop.recipes.iterate.library import PACKAGED, SAMPLE, WORKFLOW_FILE, WORKFLOWS, find_workflow
@@ -408,7 +408,9 @@ def _placed(written: dict[Path, bytes], owned: Owned) -> list[Path]:
             )
         draft = owned.target.with_name(f".{owned.target.name}.{os.getpid()}.tmp")
         draft.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(owned.source, draft)
+        shutil.copytree(owned.source, draft, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        for path in (draft, *draft.rglob("*")):  # an installed package may be read-only
+            path.chmod(0o755 if path.is_dir() else 0o644)
         os.rename(draft, owned.target)
     disk = Disk()
     for path, data in written.items():
@@ -418,6 +420,3 @@ def _placed(written: dict[Path, bytes], owned: Owned) -> list[Path]:
         disk.put(real, data)
         os.chmod(real, mode & 0o7777 if mode else 0o644)
     return list(written)
-
-
-__all__ = ["PopError", "Owned", "apply", "owned_workflow", "propose"]

@@ -17,7 +17,7 @@ no new deliverable, no line in a trail, no model call that ended, no line in a l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -53,13 +53,14 @@ class Found:
 @dataclass(frozen=True)
 class Sight:
     """All that was read for one snapshot. `checks`: the newest output of each iteration's check; `signs` by instance;
-    `found` by iteration and path."""
+    `found` by iteration and path; `failed_loops`: those whose criteria were not met in the end."""
 
     status: Mapping[str, Any]
     daemon: bool = True
     signs: Mapping[str, Signs] = field(default_factory=dict)
     found: Mapping[tuple[str, str], Found] = field(default_factory=dict)
     checks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    failed_loops: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,11 @@ def snapshot(
     """
     works, status = works_of(sight.status), sight.status
     pace = _pace(manifests, works, status, now)
-    iterations = [_Iteration(manifest, works, sight, now, stall_s, pace).view() for manifest in manifests]
+    needed = {name for one in manifests if _has_begun(one, works) for name in one.dependencies}
+    iterations = [
+        _Iteration(manifest, works, sight, now, stall_s, pace, manifest.iteration in needed).view()
+        for manifest in manifests
+    ]
     state = str(status.get("state"))
     error = (status.get("error") or {}).get("message")
     made = Snapshot(
@@ -260,6 +265,15 @@ def _lap_of(manifest: Manifest, works: Mapping[str, Mapping[int, Mapping[int, Wo
     return max(begun, default=1)
 
 
+def _has_begun(manifest: Manifest, works: Mapping[str, Mapping[int, Mapping[int, Work]]]) -> bool:
+    return any(
+        _begun(work)
+        for agent in manifest.agents
+        for those in works.get(agent.step, {}).values()
+        for work in those.values()
+    )
+
+
 def _begun(work: Work) -> bool:
     return work.state != "pending" or bool(work.task.get("attempt"))
 
@@ -274,6 +288,11 @@ class _Iteration:
     now: float
     stall_s: float
     pace: _Pace
+    gone_beyond: bool = False  # an iteration that depends on it has begun
+
+    @property
+    def _loop(self) -> str:
+        return rounds_step(self.manifest.iteration)
 
     @property
     def run_state(self) -> str:
@@ -298,26 +317,21 @@ class _Iteration:
         """An iteration is over when its check is and no further lap comes: the run has gone on, or has ended."""
         states = {agent.state for agent in agents}
         check = self.works.get(check_step(self.manifest.iteration), {}).get(lap, {}).get(0)
-        if "failed" in states or (check and check.state == "failed") or self._is_the_error():
+        if "failed" in states or (check and check.state == "failed") or self._loop in self.sight.failed_loops:
             return "failed"
         if "waiting" in states or self._gate_open():
             return "waiting"
         if check and check.state == "done":
             met = (self.sight.checks.get(self.manifest.iteration) or {}).get("met")
-            if met or lap >= self.manifest.rounds or self.run_state == "complete":
+            if met or lap >= self.manifest.rounds or self.run_state == "complete" or self.gone_beyond:
                 return "done"
         if self.run_state in OVER and states != {"pending"}:
             return "done" if self.run_state == "complete" else "stopped"
         return "pending" if states == {"pending"} else "running"
 
-    def _is_the_error(self) -> bool:
-        """Whether the run failed at this iteration's loop: the criteria were not met in all its laps."""
-        told = str((self.sight.status.get("error") or {}).get("instance") or "")
-        return self.run_state == "failed" and told.partition("@")[0] == rounds_step(self.manifest.iteration)
-
     def _gate_open(self) -> bool:
         """Whether a person is asked about the loop."""
-        gates = self.works.get(rounds_step(self.manifest.iteration), {})
+        gates = self.works.get(self._loop, {})
         return any(work.state == "waiting" for those in gates.values() for work in those.values())
 
     def _agent(self, agent: Agent, lap: int) -> AgentView:

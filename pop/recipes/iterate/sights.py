@@ -13,6 +13,7 @@ import orjson
 from pydantic import ValidationError
 
 from pop.errors import ConfigError, UsageError, did_you_mean
+from pop.history import read_history
 from pop.recipes.iterate.criteria import Criterion, check_text, for_path, parse, problem
 from pop.recipes.iterate.launch import RUNS, recorded, seed_of
 from pop.recipes.iterate.manifest import CRITERIA, Deliverable, Manifest, check_step, seed_key
@@ -112,6 +113,7 @@ class Looker:
             signs=signs,
             found=self._files(),
             checks=self._check_outputs(run, status),
+            failed_loops=failed_loops(run) if status.get("state") == "failed" else (),
         )
 
     def _files(self) -> dict[tuple[str, str], Found]:
@@ -166,6 +168,14 @@ class Looker:
         if (step_dir, written) not in self._checks:
             self._checks[step_dir, written] = output_of(step_dir)
         return self._checks[step_dir, written]
+
+
+def failed_loops(run: Run) -> list[str]:
+    """The loops of a run that did not come to their end."""
+    try:
+        return read_history(run.path).failed_loops()
+    except (OSError, LookupError, TypeError, ValueError, AttributeError):
+        return []
 
 
 def output_of(step_dir: Path) -> dict[str, Any]:
