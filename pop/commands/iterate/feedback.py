@@ -109,7 +109,7 @@ def _again(work: Feedback, owned: Owned) -> str:
     """The command that makes the folder anew of the changed workflow."""
     generated = read_generated(work.folder)
     words = ["pop", "iterate", "generate", str(owned.file)]
-    words += ["--base", generated.base] if generated else []
+    words += ["--base", str(generated.base_of(work.folder))] if generated else []
     words += [word for glob in (generated.targets if generated else []) for word in ("--targets", glob)]
     return shlex.join([*words, "--output", str(work.folder)])
 
