@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pop.errors import ConfigErrors
-from pop.recipes.iterate.bounded import Searcher, TooLong, run_command
+from pop.recipes.iterate.bounded import Searcher, TooLong, is_plain, run_command
 from pop.recipes.iterate.criteria import (
     Finding,
     Report,
@@ -135,6 +138,7 @@ def test_words_behind_a_colon_are_a_remark(folder: Path) -> None:
         ("`../a.md` (exists)", "does not stay in the iteration's folder", "relative"),
         ("`/etc/passwd` (exists)", "does not stay in the iteration's folder", "relative"),
         ("`a.md` (within 5s)", "is a rule of a command", "command `pytest -q`"),
+        ("`a*a*a*a*a*a*a*.md` (exists)", "more than 6 wildcards", "folders"),
         ("command `ls | wc`", "'|' stands in the command", "sh -c"),
         ("command `ls 'x`", "is no command", "close the quotes"),
         ("command `ls` (exists)", "'exists' is no rule of a command", "exit 0"),
@@ -283,6 +287,7 @@ def test_a_relative_link_leads_to_a_file(folder: Path) -> None:
         ("json", '{"a": 1, "a": 2}', "the key 'a' stands twice"),
         ("json", "[1, 2]", None),
         ("yaml", "", "it is empty"),
+        ("yaml", "a: 1\n" * 500_000, "are not read"),
     ],
 )  # fmt: skip
 def test_data_is_well_formed_or_told_where_not(form: str, text: str, flaw: str | None) -> None:
@@ -313,6 +318,19 @@ def test_a_pattern_that_backtracks_for_ever_is_given_up() -> None:
         assert searcher.search("b+", 0, "a\nbb") == (2, "bb")
     finally:
         searcher.close()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "plain"),
+    [
+        (r'"id": \d+', True), (r"^Risk: (low|high)$", True), (r"x*y", True), (r"(a|b)?c", True),
+        (r"(a|a)*b", False), (r"^(a+)+$", False), (r"(a) {2}", False), (r"a?a?aa", False), (r"(a|aa)(a|aa)(a|aa)(a|aa)b", False),
+        (r"(a*)\1", False), (r"\w+@\w+", False),
+    ],
+)  # fmt: skip
+def test_only_what_is_soon_over_is_searched_at_once(pattern: str, plain: bool) -> None:
+    """Everything else has a process and a limit."""
+    assert is_plain(pattern) is plain
 
 
 def test_a_command_is_judged_by_its_end_and_its_words(folder: Path) -> None:
@@ -379,3 +397,33 @@ def test_a_report_counts() -> None:
     """`met` is about what a rule understands."""
     finding = Finding(text="t", path=None, rule="t", status="unchecked", evidence="e")
     assert Report.of([finding]).met and Report.of([finding]).unchecked_count == 1
+
+
+@given(st.text(alphabet='`()"“”/[]\\ .,*a1<>=\n-:|#&', max_size=200))
+def test_any_text_is_a_criterion_or_a_mistake(text: str) -> None:
+    """Whatever a person or a model writes: nothing crashes."""
+    with contextlib.suppress(CriterionError):
+        parse_one(text or "x")
+    with contextlib.suppress(ConfigErrors):
+        parse(f"- [ ] `a` ({text})\n- [ ] {text}\n")
+
+
+@given(st.text(alphabet="`~#|-[]()<>!\"' \t\n\\ax:=", max_size=300))
+def test_any_text_can_be_read_as_markdown(text: str) -> None:
+    """Flaws have places inside of it."""
+    found = read_markdown(text)
+    assert all(0 <= flaw.line <= text.count("\n") + 1 for flaw in found.flaws)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["[a](", '[a]( "', "<!--", "[", "[a][", "# ", " ", "|-", "`", "- ", "> ", "\\", "[a](x", "| a ", "1. ", "(", "*"],
+)
+def test_a_hostile_text_takes_no_longer_than_others(piece: str) -> None:
+    """A model's answer of a quarter of a megabyte in one line, or in many."""
+    began = time.monotonic()
+    for text in (piece * (250_000 // len(piece)) + "x", "| a |\n" + f"{piece}{' ' * 100_000}x", f"{piece}\n" * 20_000):
+        read_markdown(text)
+    with contextlib.suppress(ConfigErrors):
+        parse(f"- [ ] `a` (matches /{piece * 600}\n- [ ] `a` ({piece * 900}\n")
+    assert time.monotonic() - began < 8

@@ -1,5 +1,7 @@
 """What could take for ever, held to limits: regular expressions and schemas in a process of their own, and commands.
 
+A pattern that can only repeat one thing, over a short text, is searched for at once; so are schemas without patterns checked.
+
 A command runs without a shell in a process group that is ended as a whole, however it ends, with an environment without keys.
 It may print what it likes: the last `KEPT` bytes are kept. `python -m pop.recipes.iterate.bounded` is the process that searches.
 """
@@ -15,12 +17,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SEARCH_S = 2.0  # for one search: a pattern that backtracks for ever is a mistake of the criterion
+import psutil
+
+SEARCH_S = 2.0  # of processor time for one search: a pattern that backtracks for ever is a mistake of the criterion
+PATIENCE_S = 60.0  # whatever else the machine has to do
+SHORT = 10_000  # characters that even a search of quadratic cost is soon through with
+_PATTERNS = frozenset({"pattern", "patternProperties", "format", "$ref", "$dynamicRef"})  # what makes a schema search
 KEPT = 64 * 1024
 GRACE_S = 1.0  # between TERM and KILL
 LAST_WORDS_S = 1.0  # for what lies in the pipe of a command that has ended
@@ -35,12 +43,13 @@ class Searcher:
     """Searches in a process of its own, which is started when it is first needed and is replaced when it hangs.
 
     Args:
-        limit_s: For one question.
+        limit_s: Processor time for one question.
     """
 
     def __init__(self, limit_s: float = SEARCH_S) -> None:
         self._limit_s = limit_s
         self._process: subprocess.Popen[bytes] | None = None
+        self._knows_schemas = False
 
     def search(self, pattern: str, flags: int, text: str) -> tuple[int, str] | None:
         """The line (from 1) and the words of the first match.
@@ -48,6 +57,8 @@ class Searcher:
         Raises:
             TooLong: It did not end in time.
         """
+        if len(text) <= SHORT and is_plain(pattern):
+            return _searched(pattern, flags, text)
         found = self._ask({"pattern": pattern, "flags": flags, "text": text}).get("found")
         return (int(found[0]), str(found[1])) if found else None
 
@@ -57,6 +68,13 @@ class Searcher:
         Raises:
             TooLong: It did not end in time.
         """
+        if not _PATTERNS & set(_keys(schema)):
+            from pop.parsing import schema_problems
+
+            return schema_problems(value, schema)
+        if not self._knows_schemas:  # what it takes to load is not the schema's time
+            self._ask({"schema": {}, "value": None}, limit_s=PATIENCE_S)
+            self._knows_schemas = True
         return list(self._ask({"schema": schema, "value": value})["problems"])
 
     def close(self) -> None:
@@ -67,15 +85,15 @@ class Searcher:
                 with suppress(OSError):
                     assert pipe is not None
                     pipe.close()
-            self._process = None
+            self._process, self._knows_schemas = None, False
 
-    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, question: dict[str, Any], limit_s: float | None = None) -> dict[str, Any]:
         process = self._process = self._process or _started()
         assert process.stdin is not None and process.stdout is not None
         try:
             process.stdin.write(json.dumps(question).encode() + b"\n")
             process.stdin.flush()
-            answer = _line(process.stdout.fileno(), time.monotonic() + self._limit_s)
+            answer = _line(process, self._limit_s if limit_s is None else limit_s)
         except BrokenPipeError:
             answer = b""
         except TooLong:
@@ -88,29 +106,67 @@ class Searcher:
         return found
 
 
+def is_plain(pattern: str) -> bool:
+    """Whether it repeats at most one thing, no group, and hardly chooses: then a short text cannot keep it busy."""
+    repeats = re.findall(r"[*+{]|(?<!\()\?", pattern)
+    return len(repeats) <= 1 and pattern.count("|") <= 3 and not re.search(r"\)\s*[*+{]|\\[1-9]|\(\?P=", pattern)
+
+
+def _searched(pattern: str, flags: int, text: str) -> tuple[int, str] | None:
+    match = re.search(pattern, text, flags)
+    return (text.count("\n", 0, match.start()) + 1, match[0][:200]) if match else None
+
+
+def _keys(schema: Any) -> Iterator[str]:
+    """Every key in it, at any depth."""
+    if isinstance(schema, dict):
+        yield from schema
+        schema = list(schema.values())
+    for part in schema if isinstance(schema, list) else ():
+        yield from _keys(part)
+
+
 def _started() -> subprocess.Popen[bytes]:
     command = [sys.executable, "-P", "-m", "pop.recipes.iterate.bounded"]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    assert process.stdout is not None
-    if _line(process.stdout.fileno(), time.monotonic() + 30) != b"ready":
+    if _line(process, PATIENCE_S) != b"ready":
         process.kill()
         raise OSError("the process that searches did not start")
     return process
 
 
-def _line(descriptor: int, until: float) -> bytes:
-    """One line without its end; nothing where the process has ended."""
+def _line(process: subprocess.Popen[bytes], limit_s: float) -> bytes:
+    """One line of what it says, without its end; nothing where it has ended.
+
+    Raises:
+        TooLong: It has used that much processor time, or `PATIENCE_S` are over.
+    """
+    assert process.stdout is not None
     found = b""
+    before: float | None = None
+    give_up = time.monotonic() + PATIENCE_S
     while not found.endswith(b"\n"):
-        if not _ready(descriptor, max(0.0, until - time.monotonic())):
-            raise TooLong
-        data = os.read(descriptor, 1 << 16)
+        if not _ready(process.stdout.fileno(), 0.1):
+            used = _used_s(process)  # counted from the first time we had to wait: looking costs more than most searches
+            before = used if before is None else before
+            if used - before >= limit_s or time.monotonic() >= give_up:
+                raise TooLong
+            continue
+        data = os.read(process.stdout.fileno(), 1 << 16)
         if not data:
             return b""
         found += data
     return found[:-1]
+
+
+def _used_s(process: subprocess.Popen[bytes]) -> float:
+    try:
+        times = psutil.Process(process.pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
 
 
 def _serve() -> None:
@@ -123,9 +179,7 @@ def _serve() -> None:
 
             answer: dict[str, Any] = {"problems": schema_problems(question["value"], question["schema"])}
         else:
-            text = question["text"]
-            match = re.search(question["pattern"], text, question["flags"])
-            answer = {"found": [text.count("\n", 0, match.start()) + 1, match[0][:200]] if match else None}
+            answer = {"found": _searched(question["pattern"], question["flags"], question["text"])}
         print(json.dumps(answer), flush=True)
 
 

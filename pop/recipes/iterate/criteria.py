@@ -43,6 +43,7 @@ Status = Literal["met", "unmet", "unchecked"]
 FILE = "COMPLETION_CRITERIA.md"
 COMMAND_S = 60.0  # where a command has no `within`
 UNCHECKED = Verdict("unchecked", "no program can check this")
+MAX_STARS = 6  # in a path: each multiplies how long a match may take
 MAX_SHOWN = 20  # findings of one path in `unmet_paths`
 
 _ITEM = re.compile(r"\s*(?:[-*+]|\d{1,9}[.)])\s+\[[ xX]\]\s+(\S.*)")
@@ -241,6 +242,8 @@ def _sentence(rest: str) -> list[Rule] | None:
 
 
 def _refuse_outside(path: str) -> None:
+    if len(re.findall(r"\*+", path)) > MAX_STARS:
+        raise CriterionError(f"{path[:80]!r} has more than {MAX_STARS} wildcards", hint="name the folders between them")
     parts = path.replace("\\", "/").split("/")
     if path.startswith(("/", "~", "\\")) or any(part in ("", ".", "..") for part in parts) or safe(path) != path:
         hint = "a path relative to the iteration's folder, with /: stories/a/design.md"

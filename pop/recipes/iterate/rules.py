@@ -125,7 +125,7 @@ class Prose:
 Rule = Exists | Size | Amount | Holds | Heading | Matches | Formed | Schema | Exit | Within | Prose
 
 _QUOTED = r'"(?:\\.|[^"\\])*"|“[^”]*”|`[^`]*`'
-_REGEX = r"/(?:\\.|\[(?:\\.|[^\]\\])+\]|[^/\\])+/[a-z]*"
+_REGEX = r"/(?>\\.|\[(?:\\.|[^\]\\])++\]|[^/\\])++/[a-z]*"  # possessive: a hostile text is walked through once
 _PIECE = re.compile(rf"(?P<quoted>{_QUOTED})|(?P<regex>(?<=\s){_REGEX})|(?P<sign>[(),])|[^\"“`(),/]+|.", re.DOTALL)
 _STRINGS = re.compile(rf"(?:{_QUOTED})(?:\s*(?:,|and|or)?\s*(?:{_QUOTED}))*")
 _BYTES = {"b": 1, "byte": 1, "kb": 1000, "kib": 1 << 10, "mb": 10**6, "mib": 1 << 20, "gb": 10**9, "gib": 1 << 30}
@@ -136,7 +136,7 @@ _LEAST, _MOST = {"at least": 0, "min": 0, "minimum": 0, ">=": 0, "≥": 0, ">": 
     "at most": 0, "max": 0, "maximum": 0, "<=": 0, "≤": 0, "<": -1, "less than": -1, "fewer than": -1, "under": -1,
     "up to": 0,
 }  # fmt: skip
-_NUMBER = r"(\d[\d_]*(?:\.\d+)?)"
+_NUMBER = r"(\d[\d_]{0,17}(?:\.\d{1,9})?)"
 _BOUND = re.compile(rf"({'|'.join(map(re.escape, sorted({**_LEAST, **_MOST}, key=len, reverse=True)))}|exactly)\s*{_NUMBER}\s*([A-Za-z]*)")  # fmt: skip
 _RANGE = re.compile(rf"(?:between\s+)?{_NUMBER}\s*(?:-|–|to|and)\s*{_NUMBER}\s*([A-Za-z]+)")
 _FLAGS = {"i": re.IGNORECASE, "s": re.DOTALL, "x": re.VERBOSE, "m": re.MULTILINE}

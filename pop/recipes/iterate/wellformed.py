@@ -23,17 +23,19 @@ from urllib.parse import unquote
 
 from pop.records import BadJson, read_json
 
-_FENCE = re.compile(r" {0,3}(?:> ?)*(?:(?:[-*+]|\d+[.)]) +)?\s*(`{3,}(?=[^`]*$)|~{3,})")
-_ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*$")
+_FENCE = re.compile(r" {0,3}(?:> ?)*+(?:(?:[-*+]|\d++[.)]) ++)?+\s*+(`{3,}(?=[^`]*$)|~{3,})")
+_ATX = re.compile(r" {0,3}(#{1,6})(?=[ \t]|$)")
 _SETEXT = re.compile(r" {0,3}(=+|-{2,})[ \t]*$")
-_DIVIDER = re.compile(r" {0,3}\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$")
+_DIVIDER = re.compile(r" {0,3}\|?[ \t]*+:?-++:?[ \t]*+(?:\|[ \t]*+:?-++:?[ \t]*+)*+\|?[ \t]*+$")
 _CODE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)")
 _LINK = re.compile(
-    r"!?\[(?:[^\[\]\\]|\\.|\[[^\[\]]*\])*\]\(\s*(?:<([^<>\n]*)>|([^\s()<>]*(?:\([^\s()]*\)[^\s()<>]*)*))[^()\n]*(?:\"[^\"\n]*\")?\s*\)"
+    r"!?\[(?:[^\[\]\\]|\\.|\[[^\[\]]*+\])*+\]"
+    r"\(\s*+(?:<([^<>\n]*+)>|([^\s()<>]*+(?:\([^\s()]*+\)[^\s()<>]*+)*+))\s*+(?:\"[^\"\n]*+\"|'[^'\n]*+')?+\s*+\)"
 )
 _REFERRED = re.compile(r"\[[^\[\]\n]+\]\[([^\[\]\n]+)\]")
 _DEFINED = re.compile(r" {0,3}\[([^\[\]\n]+)\]:")
 _ELSEWHERE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|//|#|/|\?")
+MAX_YAML = 2_000_000  # characters: its reader takes a minute for more
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f]")
 _NUMBERED = re.compile(r"^(?:\d+(?:\.\d+)*[.)]?|[A-Za-z][.)])\s+")
 
@@ -114,9 +116,8 @@ def _prose(lines: list[str], found: Markdown) -> Iterator[tuple[int, str]]:
             fence, began = mark[1], number
             continue
         if "<!--" in line:
-            line = re.sub(r"<!--.*?-->", "", _CODE.sub("", line))
-            before, begins, _ = line.partition("<!--")
-            line, comment = before, number if begins else 0
+            line, is_open = _without_comments(_CODE.sub("", line))
+            comment = number if is_open else 0
         yield number, line
     if fence:
         found.flaws.append(Flaw(f"the block that begins with {fence} is not closed", began, 1))
@@ -124,16 +125,34 @@ def _prose(lines: list[str], found: Markdown) -> Iterator[tuple[int, str]]:
         found.flaws.append(Flaw("the comment that begins with <!-- is not closed", comment, 1))
 
 
+def _without_comments(line: str) -> tuple[str, bool]:
+    """What stands around the comments of a line, and whether the last one is still open at its end."""
+    kept, rest = "", line
+    while "<!--" in rest:
+        before, _, rest = rest.partition("<!--")
+        kept += before
+        _, end, rest = rest.partition("-->")
+        if not end:
+            return kept, True
+    return kept + rest, False
+
+
 def _read_titles(prose: list[tuple[int, str]], found: Markdown) -> None:
     before = ""
     for number, line in prose:
         if match := _ATX.match(line):
-            found.titles.append(Title(number, len(match[1]), (match[2] or "").strip()))
+            found.titles.append(Title(number, len(match[1]), _words_of(line[match.end() :].strip())))
             line = ""
         elif before.strip() and (match := _SETEXT.match(line)):
             found.titles.append(Title(number - 1, 1 if match[1][0] == "=" else 2, before.strip()))
             line = ""
         before = "" if line.startswith(("    ", "\t", ">", "- ", "* ", "|")) else line
+
+
+def _words_of(title: str) -> str:
+    """Without the signs that may close a heading."""
+    plain = title.rstrip("#")
+    return plain.rstrip() if plain != title and (not plain or plain[-1] in " \t") else title
 
 
 def _read_tables(prose: list[tuple[int, str]], found: Markdown) -> None:
@@ -207,6 +226,8 @@ def data_flaw(text: str, form: str, *, whole: bool = False) -> Flaw | None:
     """
     if not text.strip():
         return Flaw("it is empty")
+    if form == "yaml" and len(text) > MAX_YAML:
+        return Flaw(f"{len(text):,} characters of YAML are not read; at most {MAX_YAML:,}")
     try:
         if form == "json":
             read_json(text)
@@ -219,9 +240,18 @@ def data_flaw(text: str, form: str, *, whole: bool = False) -> Flaw | None:
         return error.flaw
     if whole and len(documents) != 1:
         return Flaw(f"{len(documents)} YAML documents instead of one")
-    if whole and (match := re.search(r"(?m)(?:^|[\s:,\[{-])\*\w+\s*(?:$|[,\]}#])", text)):
-        return Flaw("YAML aliases are not looked at by a schema", text.count("\n", 0, match.start()) + 1)
+    if whole and "*" in text and (line := _first_alias(text)):
+        return Flaw("YAML aliases are not looked at by a schema", line)
     return None
+
+
+def _first_alias(text: str) -> int:
+    """The line of the first alias; 0 where there is none."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.tokens import AliasToken
+
+    tokens = YAML(typ="safe", pure=True).scan(text)
+    return next((int(token.start_mark.line) + 1 for token in tokens if isinstance(token, AliasToken)), 0)
 
 
 class _NotYaml(Exception):
