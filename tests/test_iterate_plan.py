@@ -163,7 +163,7 @@ def test_open_questions_are_asked_once(planned: LivingRoot, fake_openai: FakeOpe
 def test_answers_can_be_written_into_the_request(planned: LivingRoot, fake_openai: FakeOpenAI) -> None:
     """The copy in show/ is edited, and approved by a file."""
     answers(fake_openai, {**ASSESSED, "questions": [QUESTION]}, DECOMPOSED)
-    run = Path(json.loads(plan(planned, TASK, "--json").stdout)["path"])
+    run = Path(json.loads(plan(planned, TASK, "--targets", "notes/*.md", "--json").stdout)["path"])
     shown = run / "tasks" / "questions" / "show" / "assess.json"
     value = json.loads(shown.read_text())
     value["questions"][0]["answer"] = "In Klingon."

@@ -263,6 +263,56 @@ def test_a_gate_that_a_person_puts_into_the_pipeline_waits(living: LivingRoot, f
     assert fake_openai.total == 7 and len(living.ledger()) == 1
 
 
+def test_a_loop_that_asks_takes_a_persons_words_into_its_next_round(
+    living: LivingRoot, fake_openai: FakeOpenAI
+) -> None:
+    """`otherwise: ask` waits; the words reach every agent of the iteration, also those whose files were met."""
+    (living.path / "out/requirements/COMPLETION_CRITERIA.md").write_text(
+        '- [ ] `stories/s0/requirements.md` (has "## Costs")\n'
+    )
+    manifest(living, "requirements", lambda value: value.update(otherwise="ask", rounds=1))
+    done = run(living)
+    assert done.returncode == 5, done.stderr
+    (waiting,) = living.current()
+    words = [sys.executable, "-m", "pop", "request-changes", waiting.name, "-m", "shorter, please"]
+    assert subprocess.run(words, env=ENVIRONMENT, cwd=living.path, capture_output=True).returncode == 0
+    before = len(fake_openai.bodies)
+    assert run(living).returncode == 5
+    told = {asked_for(body): body["messages"][1]["content"] for body in fake_openai.bodies[before:]}
+    assert set(told) == {f"stories/s{number}/requirements.md" for number in range(3)}
+    assert all("- shorter, please" in text and "your version before this one" in text for text in told.values())
+    approve = [sys.executable, "-m", "pop", "approve", waiting.name]
+    assert subprocess.run(approve, env=ENVIRONMENT, cwd=living.path, capture_output=True).returncode == 0
+    assert run(living).returncode == 0
+    assert len(deliverables(living)) == 7
+
+
+def test_a_command_that_fails_concerns_every_file_of_the_iteration(living: LivingRoot, fake_openai: FakeOpenAI) -> None:
+    """A file that is unmet by itself does not: the others are given again without a call."""
+    (living.path / "out/requirements/COMPLETION_CRITERIA.md").write_text(
+        "- [ ] command `grep -rq nowhere-to-be-found stories` (exit 0)\n"
+    )
+    manifest(living, "requirements", lambda value: value.update(otherwise="keep-best"))
+    assert run(living).returncode == 0
+    asked = [asked_for(body) for body in fake_openai.bodies]
+    assert [asked.count(f"stories/s{number}/requirements.md") for number in range(3)] == [2, 2, 2]
+    last = [body for body in fake_openai.bodies if asked_for(body) == "stories/s2/requirements.md"][-1]
+    assert "grep -rq nowhere-to-be-found stories" in last["messages"][1]["content"]
+
+
+def test_models_can_be_named_for_one_run(living: LivingRoot, fake_openai: FakeOpenAI) -> None:
+    """-m NAME for all agents, -m ROLE=NAME for those that ask for ROLE; another model is another run."""
+    toml = living.path / "pop.toml"
+    toml.write_text(toml.read_text().replace('default = "fake"', 'default = "fake"\nlarge = "fake"'))
+    manifest(living, "design", lambda value: value["agents"][0].update(model="large"))
+    assert "no model 'lrge'" in run(living, "-m", "large=lrge").stderr
+    done = run(living, "-m", "large=builtin")
+    assert done.returncode == 0, done.stderr
+    assert fake_openai.total == 4
+    assert run(living, "-m", "fake").returncode == 0
+    assert fake_openai.total > 4 and len(living.ledger()) == 2
+
+
 def test_what_failed_goes_on_when_it_is_run_again(living: LivingRoot, fake_openai: FakeOpenAI) -> None:
     """A refusal ends the run with exit code 4; what was made is delivered, and paid for once."""
     fake_openai.faults = [Fault(), Fault(), Fault(), Fault(refusal="I would rather not")]
@@ -390,8 +440,10 @@ def first(value: dict[str, Any]) -> dict[str, Any]:
     [
         (lambda value: first(value).update(path="../../evil.md"), "a deliverable leaves its folder"),
         (lambda value: first(value).update(path="/etc/evil.md"), "a deliverable leaves its folder"),
-        (lambda value: first(value).update(path="a\nb.md"), "a deliverable leaves its folder"),
+        (lambda value: first(value).update(path="a\nb.md"), "is no path for a deliverable"),
         (lambda value: first(value).update(path="x" * 300 + ".md"), "is no path for a deliverable"),
+        (lambda value: first(value).update(path=".git/hooks/pre-commit"), "is no path for a deliverable"),
+        (lambda value: first(value).update(path="a\u202egpj.md"), "is no path for a deliverable"),
         (lambda value: first(value).update(path="manifest.json"), "is a file of the iteration itself"),
         (lambda value: first(value).update(path="agent-prompts/analyst.md"), "is a file of the iteration itself"),
         (lambda value: first(value).update(path="Context.md"), "is a file of the iteration itself"),

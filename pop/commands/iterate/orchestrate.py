@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pop.commands._shared import as_json, print_json, with_root
-from pop.commands.iterate.run import ENDED, RESTS, Asked, Result, root_of, run_folder, shown, tell
+from pop.commands.iterate._result import ENDED, RESTS, Result, shown, tell
+from pop.commands.iterate.run import Asked, root_of, run_folder
 from pop.errors import EXIT_OK, EXIT_RUN_FAILED, PopError, safe
 from pop.recipes.iterate import launch
 from pop.recipes.iterate.folder import Folder, read_folder

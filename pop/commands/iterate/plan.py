@@ -146,26 +146,26 @@ def _start(root: Root, task: str, as_json: bool) -> int:
 
 def _continue(root: Root, asked: str, quiet: bool, as_json: bool) -> int:
     """Go on where it waits for an answer that is there by now; of one that is complete write the workflow."""
-    from pop.commands.iterate.run import _answered
+    from pop.commands.iterate._serving import answered
     from pop.recipes.iterate.proposals import seed_of
     from pop.runs import find_run
 
     run = find_run(root, asked)
     seed_of(run)
     status = run.status()
-    if status.get("state") in ("queued", "running") or (status.get("state") == "waiting" and _answered(run, status)):
+    if status.get("state") in ("queued", "running") or (status.get("state") == "waiting" and answered(run, status)):
         run = _follow(root, None, run, quiet)
     return _end(root, run, as_json)
 
 
 def _follow(root: Root, seed: str | None, run: Run | None, quiet: bool) -> Run:
     """See the run through, by the daemon that serves the root or one of our own, until it ends or waits for a person."""
-    from pop.commands.iterate.run import _Server
+    from pop.commands.iterate._serving import Server
     from pop.commands.run import _end_as_by_ctrl_c, _find
     from pop.display import Progress
 
     _end_as_by_ctrl_c()
-    with Progress(quiet=quiet) as progress, _Server(root) as server:
+    with Progress(quiet=quiet) as progress, Server(root) as server:
         while True:
             try:
                 server.serve(seed, run)

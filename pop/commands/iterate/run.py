@@ -16,42 +16,31 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
 from pop.commands._shared import Changes, as_json, changes_of, print_json, refuse_without_models, with_root
+from pop.commands.iterate._result import ENDED, RESTS, Result, shown, tell
+from pop.commands.iterate._serving import Server, answered
 from pop.errors import (
-    EXIT_BUDGET,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_RUN_FAILED,
-    EXIT_WAITING,
     PopError,
     UsageError,
-    safe,
 )
 from pop.recipes.iterate import launch
-from pop.recipes.iterate.deliver import Delivered, Deliverer
+from pop.recipes.iterate.deliver import Deliverer
 from pop.recipes.iterate.folder import Folder, read_folder
 from pop.recipes.iterate.installing import compiled, install, refuse_unknown_models
 from pop.runs import Run
 from pop.settings import Root
 
 DELIVER_S = 1.0  # between two deliveries
-MOST_SHOWN = 20
-ENDED = ("failed", "cancelled", "unreadable")
-RESTS = ("waiting", "paused")
 Look = Callable[[Run], None]
 
 
@@ -113,62 +102,6 @@ class Asked:
     follow: bool = True
     quiet: bool = False
     look: Look | None = None
-
-
-@dataclass
-class Result:
-    """What came of it. `run` is None while the seed waits in the queue. `said`: sentences for the person."""
-
-    root: Root
-    folder: Folder
-    run: Run | None = None
-    delivered: Delivered = field(default_factory=Delivered)
-    said: list[str] = field(default_factory=list)
-    interrupted: bool = False
-
-    @property
-    def status(self) -> dict[str, Any]:
-        return self.run.here().status() if self.run else {"state": "queued"}
-
-    @property
-    def code(self) -> int:
-        state, error = self.status.get("state"), self.status.get("error") or {}
-        if self.interrupted and state not in ("complete", *ENDED, *RESTS):
-            return EXIT_INTERRUPTED
-        if state in ENDED:
-            return EXIT_BUDGET if error.get("error_class") == "budget" else EXIT_RUN_FAILED
-        return EXIT_WAITING if state in RESTS else EXIT_OK
-
-    def next_moves(self) -> list[str]:
-        """What a person does next."""
-        state, path = self.status.get("state"), shown(self.folder.path)
-        again = f"pop iterate run {path}"
-        if state == "complete":
-            return [f"pop iterate validate {path}", f"pop iterate feedback {path}"]
-        if state in RESTS:
-            return [f"answer it, then {again} goes on"]
-        if state in ENDED:
-            return [
-                f"mend what the error names, then {again} goes on; pop iterate feedback {path} tells how far it came"
-            ]
-        return [f"pop iterate monitor {path}", f"{again} follows it"]
-
-    def to_json(self) -> dict[str, Any]:
-        """``{"run_id", "state", "path", "folder", "error", "delivered", "criteria": {iteration: counts}, "said", "next"}``."""
-        run, status = (self.run.here() if self.run else None), self.status
-        return {
-            "run_id": run.run_id if run else None,
-            "state": status.get("state"),
-            "path": str(run.path) if run else None,
-            "folder": str(self.folder.path),
-            "error": status.get("error"),
-            "waiting_for": status.get("waiting_for"),
-            "usage": status.get("usage"),
-            "delivered": asdict(self.delivered),
-            "criteria": launch.verdicts(run) if run else {},
-            "said": self.said,
-            "next": self.next_moves(),
-        }
 
 
 def run_folder(root: Root, asked: Asked) -> Result:
@@ -238,13 +171,9 @@ class _Work:
 
     def _take_up(self, run: Run) -> Result | None:
         """The newest run, where it is the one that is asked for; None when a new one is."""
-        from pop.display import is_answered
-
         status = run.status()
         state, changed = status.get("state"), self._changed(run)
-        if state in ("queued", "running") or (
-            state in RESTS and (is_answered(self.root, run, status) or _answered(run, status))
-        ):
+        if state in ("queued", "running") or (state in RESTS and answered(run, status)):
             if changed:
                 self.result.said.append(
                     f"{run.run_id} goes on as it began; what was edited since counts for the next run"
@@ -310,7 +239,7 @@ class _Work:
 
         read_folder(self.folder.path)  # with all that it needs
         wanted = self._wanted
-        refuse_unknown_models(self.root, self.folder, wanted, self._models())
+        refuse_unknown_models(self.root, self.folder, wanted)
         aside = install(self.root, self.folder, self.asked.iteration, replace=self.asked.replace)
         self.result.said += [f"moved aside: {path.relative_to(self.root.path)}" for path in aside]
         _refuse_broken(self.root)
@@ -344,7 +273,7 @@ class _Work:
                     "no daemon is running here: pop up serves the queue, or pop iterate run without --no-follow"
                 )
             return self.result
-        with Progress(quiet=self.asked.quiet) as progress, _Server(self.root) as server:
+        with Progress(quiet=self.asked.quiet) as progress, Server(self.root) as server:
             next_delivery = 0.0
             while True:
                 try:
@@ -394,7 +323,7 @@ class _Work:
         total.refused = sorted({*total.refused, *new.refused})
         return time.monotonic() + max(DELIVER_S, 10 * (time.monotonic() - began))
 
-    def _is_over(self, server: _Server) -> bool:
+    def _is_over(self, server: Server) -> bool:
         from pop.commands.run import _in_ledger
         from pop.display import is_answered
 
@@ -410,114 +339,3 @@ class _Work:
         if state in RESTS:
             return not (is_answered(self.root, run, status) or "resume" in run.waiting_orders())
         return state in ENDED and not run.waiting_orders()
-
-
-class _Server:
-    """The daemon that does the work: the one that serves the root, else one of our own, for this seed or run alone."""
-
-    def __init__(self, root: Root) -> None:
-        self._root = root
-        self._child: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> _Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._child is not None and self._child.poll() is None:  # it never outlives us
-            self._child.terminate()
-            self._child.wait()
-
-    @property
-    def is_own(self) -> bool:
-        return self._child is not None
-
-    @property
-    def is_gone(self) -> bool:
-        return self._child is None or self._child.poll() is not None
-
-    def serve(self, seed: str | None, run: Run | None) -> None:
-        """Make sure that somebody serves."""
-        from pop.commands.run import _is_served
-
-        if self._child is not None or _is_served(self._root):
-            return
-        what = ["--only-run", run.run_id] if run is not None else ["--only", str(seed)]
-        words = [sys.executable, "-P", "-m", "pop", "--root", str(self._root.path), "up", "--quiet", *what]
-        words += ["--parent", str(os.getpid())]
-        self._child = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
-        )
-
-    def stop(self) -> bool:
-        """Ask our own daemon to end; False when there is none."""
-        if self.is_gone:
-            return False
-        assert self._child is not None
-        self._child.send_signal(signal.SIGTERM)
-        click.echo("stopping; once more to interrupt at once", err=True)
-        return True
-
-    def refuse_gone(self, seed: str) -> None:
-        """Raises PopError: the seed was refused, or the daemon ended before it took it."""
-        from pop.commands.run import _refusal
-
-        refused = self._root.rejected / f"{seed}.reason.json"
-        if refused.exists():
-            raise _refusal(refused)
-        if self.is_own and self.is_gone:
-            hint = f"its words stand above; the seed is in the queue as {seed}: run this again"
-            raise PopError("the daemon ended before it took the seed", hint=hint, code="not-taken")
-
-
-def _answered(run: Run, status: dict[str, Any]) -> bool:
-    """Whether a run that rests has an answer, or an order, that a daemon will take."""
-    from pop.display import _has_answer, open_gates
-
-    if {"resume", "retry", "rerun"} & set(run.waiting_orders()):
-        return True
-    return any(_has_answer(run.step_dir(gate)) for gate in open_gates(status))
-
-
-def shown(path: Path) -> str:
-    """Relative to where we stand, where that is shorter."""
-    try:
-        return str(path.relative_to(Path.cwd().resolve()))
-    except ValueError:
-        return str(path)
-
-
-def tell(result: Result, *, moves: bool = True) -> None:
-    """For people: how it ended, what was delivered, and what comes next."""
-    from pop.display import closing_lines
-
-    for sentence in result.said:
-        click.echo(safe(sentence, one_line=True), err=True)
-    if result.run:
-        run = result.run.here()
-        for line in closing_lines(result.root, run, result.status):
-            if not line.startswith(("output ", "artifact ", "next ")):
-                click.echo(line)
-        for iteration, counts in launch.verdicts(run).items():
-            click.echo(f"{'✓' if counts['met'] else '✗'} {iteration:<18} {_counted(counts)}")
-    _tell_delivered(result)
-    for move in result.next_moves() if moves else ():
-        click.echo(f"next       {move}")
-
-
-def _counted(counts: Mapping[str, Any]) -> str:
-    parts = [f"{counts['met_count']} criteria met"]
-    parts += [f"{counts[f'{name}_count']} {name}" for name in ("unmet", "unchecked") if counts.get(f"{name}_count")]
-    return ", ".join([*parts, f"round {counts['lap']}"])
-
-
-def _tell_delivered(result: Result) -> None:
-    delivered, base = result.delivered, shown(result.folder.path)
-    for place in delivered.written[:MOST_SHOWN]:
-        click.echo(safe(f"written    {base}/{place}", one_line=True))
-    if len(delivered.written) > MOST_SHOWN:
-        click.echo(f"           and {len(delivered.written) - MOST_SHOWN} more files")
-    for place, beside in list(delivered.kept.items())[:MOST_SHOWN]:
-        new = f"; the new version: {base}/{beside}" if beside else ""
-        click.echo(safe(f"kept       {base}/{place}, which was edited{new}", one_line=True))
-    for place in delivered.refused[:MOST_SHOWN]:
-        click.echo(safe(f"refused    {place}: it leads out of the folder, or something else is there", one_line=True))

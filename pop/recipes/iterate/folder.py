@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pop.errors import ConfigError, ConfigErrors, UsageError, did_you_mean
+from pop.errors import ConfigError, ConfigErrors, UsageError, did_you_mean, safe
 from pop.places import Places, find_places
 from pop.recipes.iterate.manifest import (
     CONTEXT,
@@ -248,8 +248,10 @@ class _Manifest:
     def _path(self, path: str, step: str, taken: _Taken, where: Where) -> Iterator[ConfigError]:
         """A deliverable stays in its iteration's folder, overwrites nothing there, and is made once."""
         parts = path.split("/")
-        if "\\" in path or len(path) > MAX_PATH or any(len(part.encode()) > 200 for part in parts):
-            yield self.wrong(f"{path[:80]!r} is no path for a deliverable", where, "shorter, and with / alone")
+        long = len(path) > MAX_PATH or any(len(part.encode("utf-8", "replace")) > 200 for part in parts)
+        if "\\" in path or long or safe(path, one_line=True) != path or ".git" in path.lower().split("/"):
+            hint = "shorter, with / alone, without what nobody sees, and not into .git"
+            yield self.wrong(f"{path[:80]!r} is no path for a deliverable", where, hint)
             return
         try:
             contained(self.folder, path)

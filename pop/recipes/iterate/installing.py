@@ -133,21 +133,16 @@ def _say(step: Any, agents: Mapping[str, tuple[str, Agent]], loops: Mapping[str,
     return set().union(*(_say(step[key], agents, loops) for key in ("repeat", "parallel", "do") if key in step))
 
 
-def refuse_unknown_models(root: Root, folder: Folder, iterations: Iterable[str], instead: Mapping[str, str]) -> None:
+def refuse_unknown_models(root: Root, folder: Folder, iterations: Iterable[str]) -> None:
     """Models that manifests ask for must be in the root's pop.toml.
-
-    Args:
-        instead: What ``-m`` says: a name that it replaces may mean nothing; ``*`` replaces all.
 
     Raises:
         ConfigErrors: Each that is not there.
     """
-    catalogue, problems = Catalogue(load_settings(root), os.environ), []
+    catalogue, problems = Catalogue(load_settings(root), os.environ), list[ConfigError]()
     for manifest, agent in folder.agents(iterations):
-        if agent.model is None or "*" in instead or agent.model in instead:
-            continue
         try:
-            catalogue.route(agent.model)
+            catalogue.route(agent.model or "default")
         except UnknownModel as error:
             where = f"{manifest.iteration}/{FILE}  agents[{manifest.agents.index(agent)}].model"
             problems.append(ConfigError(error.message, where=where, hint=error.hint, code=error.code))
