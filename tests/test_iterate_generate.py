@@ -18,7 +18,7 @@ from pop.recipes.iterate import targets as targets_module
 from pop.recipes.iterate.criteria import parse
 from pop.recipes.iterate.folder import read_folder
 from pop.recipes.iterate.generate import Plan, compile_pipeline, plan_workflow, read_generated
-from pop.recipes.iterate.manifest import Manifest
+from pop.recipes.iterate.manifest import Manifest, read_manifest
 from pop.recipes.iterate.targets import Glob, Inputs, front_fields
 from pop.recipes.iterate.workflow import load_workflow
 from pop.recipes.iterate.writing import write_folder
@@ -312,7 +312,7 @@ def test_pages_for_people_say_what_will_happen(tmp_path: Path) -> None:
 
 
 def budget(tokens: int) -> str:
-    return f"agent_roles:\n  developer: {{token_budget: {tokens}}}\n"
+    return f"agent_roles:\n  developer: {{token_budget: {tokens}, complexity_threshold: 8}}\n"
 
 
 def test_a_budget_that_will_not_do_stops_generate_and_force_goes_on(tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ def test_a_budget_that_will_not_do_stops_generate_and_force_goes_on(tmp_path: Pa
     assert pop("iterate", "generate", path, "-o", "out", "--force", cwd=tmp_path).returncode == 0
     page = (tmp_path / "out" / "README.md").read_text()
     assert "## Mind" in page and "HIGH" in page
-    written(tmp_path, agent() + budget(6000).replace("}", f", complexity_threshold: {proposed[2]}}}"))
+    written(tmp_path, agent() + budget(6000).replace("complexity_threshold: 8", f"complexity_threshold: {proposed[2]}"))
     again = json.loads(pop("iterate", "generate", path, "-o", "out2", "--json", cwd=tmp_path).stdout)
     assert len(again["agents"]) == int(proposed[1]) and {one["risk"] for one in again["agents"]} == {"LOW"}
 
@@ -418,13 +418,26 @@ def test_an_edited_file_stays_and_the_new_text_goes_beside(tmp_path: Path) -> No
     assert "developer.md was edited and stays" in result.stderr
 
 
+def test_a_folder_is_generated_again_of_its_own_copy(tmp_path: Path) -> None:
+    """With the base and the targets it had; what was changed in the copy counts."""
+    written(stories(tmp_path), agent())
+    first = pop("iterate", "generate", "workflow.yaml", "-o", "out", "-t", "stories/[01].md", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    copy = tmp_path / "out" / "workflow.yaml"
+    copy.write_text(copy.read_text().replace("{stem}.md", "{stem}.txt"))
+    assert pop("iterate", "generate", copy, cwd=tmp_path / "stories").returncode == 0
+    made = read_manifest(tmp_path / "out" / "one")
+    assert paths(made) == {"0.txt": ["stories/0.md"], "1.txt": ["stories/1.md"]}
+    assert {one.name for one in (tmp_path / "stories").iterdir()} == {f"{n}.md" for n in range(4)}
+
+
 def test_what_is_not_made_any_more_goes_unless_it_was_edited(tmp_path: Path) -> None:
     """And what a run delivered is none of its business."""
-    generate(stories(tmp_path), agent(complexity_per_target=4))
+    generate(stories(tmp_path), agent(complexity_per_target=4) + budget(100_000))
     prompts = tmp_path / "out" / "one" / "agent-prompts"
     (tmp_path / "out" / "one" / "0.md").write_text("delivered")
     (prompts / "developer-1.md").write_text("Mine.")
-    done = generate(tmp_path, agent())
+    done = generate(tmp_path, agent() + budget(100_000))
     assert done["removed"] == ["one/agent-prompts/developer-2.md"]
     assert done["left"] == ["one/agent-prompts/developer-1.md"]
     assert {one.name for one in prompts.iterdir()} == {"developer.md", "developer-1.md"}

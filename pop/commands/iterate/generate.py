@@ -47,18 +47,22 @@ def command(
     """Give the targets of WORKFLOW (a YAML file, or a name) to agents, and write what runs them into a folder.
 
     For each iteration: CONTEXT.md, COMPLETION_CRITERIA.md, README.md, the prompt of each agent, manifest.json and
-    pipeline.json. Nothing runs, nothing is spent; read it, edit it, then `pop iterate run DIR`.
+    pipeline.json. Nothing runs, nothing is spent; read it, edit it, then `pop iterate run DIR`. Of DIR/workflow.yaml it
+    generates DIR again, with the base and targets it had.
     """
     from pop.recipes.iterate.generate import plan_workflow
     from pop.recipes.iterate.targets import Inputs
     from pop.recipes.iterate.workflow import load_workflow
-    from pop.recipes.iterate.writing import check_folder, write_folder
+    from pop.recipes.iterate.writing import check_folder, read_generated, write_folder
 
     top = nearest_root(root)
     loaded = load_workflow(workflow, top)
-    folder = Path(output or loaded.workflow.name)
+    again = read_generated(loaded.path.parent)
+    folder = Path(output) if output else loaded.path.parent if again else Path(loaded.workflow.name)
     before = check_folder(folder)
     teller = _Teller(quiet=as_json)
+    if again and not (base or sample):
+        base, targets = str(again.base_of(loaded.path.parent)), targets or tuple(again.targets)
     inputs = Inputs(_base(base, sample, loaded), _globs(targets), skip=folder, progress=teller.tell)
     models = _catalogue(top)
     try:

@@ -134,8 +134,8 @@ def workflow_page(
         "",
         "Before that, look at the prompts (`*/agent-prompts/`), the criteria (`*/COMPLETION_CRITERIA.md`) and the",
         "allocation (`*/manifest.json`). Change them there for this time, or change `workflow.yaml` and `templates/`",
-        f"here and generate again: `pop iterate generate {folder}/workflow.yaml --output {folder} --base {base}`. A file that you",
-        "edited is never overwritten: the new text goes beside it as `<name>.new`.",
+        f"here and generate again: `pop iterate generate {folder}/workflow.yaml`. A file that you edited is never",
+        "overwritten: the new text goes beside it as `<name>.new`.",
     ]
     return "\n".join([*lines, ""])
 
