@@ -9,15 +9,29 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from pop.recipes.iterate.criteria import check_text, parse_one
+from pop.commands.iterate import SUBCOMMANDS
+from pop.recipes.iterate.criteria import check_text, parse, parse_one
+from pop.recipes.iterate.generate import plan_workflow
 from pop.recipes.iterate.library import CATALOGUE, ROLES, TEMPLATES, RoleSpec, catalogue, load_role, role_names
 from pop.recipes.iterate.manifest import Manifest, read_manifest
-from pop.recipes.iterate.rules import Amount, Formed, Heading, Holds, Matches, Prose, Schema, Size
-from pop.recipes.iterate.workflow import Loaded, load_workflow
+from pop.recipes.iterate.rules import (
+    Amount,
+    Formed,
+    Heading,
+    Holds,
+    Matches,
+    Prose,
+    Rule,
+    Schema,
+    Size,
+    read_rule,
+)
+from pop.recipes.iterate.targets import Inputs
+from pop.recipes.iterate.workflow import AgentSpec, Iteration, Loaded, load_workflow
 from tests.fake_openai import FakeOpenAI, Fault, Served, _completion, obey
 from tests.living import LivingRoot
 from tests.test_cli import REPOSITORY, pop
@@ -133,6 +147,8 @@ model = "fake-1"
 structured = "prompt"
 [concurrency]
 workers = 8
+[daemon]
+durability = "fast"
 """
 
 
@@ -176,39 +192,50 @@ CALLS = {
 }
 
 
+OFFLINE = {
+    "user-story-refinement": "stories/US-10[13].md",
+    "documentation": "peps/pep-0[26]??.rst",
+}  # a part of the sample
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_workflow_runs_whole(name: str, writer: Writer, make_living: Callable[..., LivingRoot]) -> None:
-    """Once by the embedded engine, which writes every file and meets few criteria, then by a server that writes what it is asked."""
+    """By the embedded engine, which writes every file and meets few criteria; by a server that writes what it is asked."""
     living = ready(make_living, writer)
-    folder = living.path / "work"
-    made = pop("iterate", "generate", name, "--sample", "--output", folder, "--json", root=living.path)
-    assert made.returncode == 0, made.stdout + made.stderr
-    files = planned(folder)
-    assert len(files) == CALLS[name]
-    assert {agent.risk for manifest in manifests_of(folder) for agent in manifest.agents} == {"LOW"}
+    offline, folder = living.path / "offline", living.path / "work"
 
-    in_one_round(folder)
-    ran = pop("iterate", "run", folder, "-m", "builtin", root=living.path)
+    files = generated(living, name, offline, *(["--targets", OFFLINE[name]] if name in OFFLINE else []))
+    in_one_round(offline)
+    ran = pop("iterate", "run", offline, "-m", "builtin", root=living.path)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert all(path.read_text().strip() for path in files) and writer.total == 0
-    judged = pop("iterate", "validate", folder, "--json", root=living.path)
-    assert judged.returncode == 4
-    report = json.loads(judged.stdout)
-    unmet = [one for one in findings(report) if one["status"] == "unmet"]
-    assert unmet and all(one["evidence"] for one in unmet)
+    judged = pop("iterate", "validate", offline, "--json", root=living.path)
+    unmet = [one for one in findings(json.loads(judged.stdout)) if one["status"] == "unmet"]
+    assert judged.returncode == 4 and unmet and all(one["evidence"] for one in unmet)
     assert not [one for one in unmet if one["rule"] == "exists"]
 
+    files = generated(living, name, folder)
+    assert len(files) == CALLS[name]
+    assert {agent.risk for manifest in manifests_of(folder) for agent in manifest.agents} == {"LOW"}
     writer.spoilt = {manifests_of(folder)[0].agents[0].deliverables[0].path}
     ran = pop("iterate", "run", folder, root=living.path)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     judged = pop("iterate", "validate", folder, "--allow-unchecked", "--json", root=living.path)
-    report = json.loads(judged.stdout)
-    assert judged.returncode == 0, [one for one in findings(report) if one["status"] == "unmet"]
-    prose = [one for one in findings(report) if one["status"] == "unchecked"]
-    assert prose and {one["status"] for one in findings(report)} == {"met", "unchecked"}
-    assert not list(folder.rglob("*.new*"))
-    of_server = Counter({path: n for path, n in writer.asked.items() if n > 1})
-    assert set(of_server) == writer.spoilt and writer.total == CALLS[name] + 1
+    found = findings(json.loads(judged.stdout))
+    assert judged.returncode == 0, [one for one in found if one["status"] == "unmet"]
+    assert {one["status"] for one in found} == {"met", "unchecked"}
+    assert {one["path"] for one in found if one["status"] == "met"} == {
+        str(path.relative_to(folder)).partition("/")[2] for path in files
+    }
+    asked_twice = {path for path, times in writer.asked.items() if times > 1}
+    assert asked_twice == writer.spoilt and writer.total == CALLS[name] + 1
+
+
+def generated(living: LivingRoot, name: str, folder: Path, *options: str) -> list[Path]:
+    """Every file that agents are to make."""
+    made = pop("iterate", "generate", name, "--sample", "--output", folder, *options, root=living.path)
+    assert made.returncode == 0, made.stdout + made.stderr
+    return planned(folder)
 
 
 def findings(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -404,14 +431,47 @@ def blocks(page: str) -> list[str]:
 
 @pytest.mark.parametrize("block", blocks("iterate-patterns.md"))
 def test_a_pattern_on_the_page_is_a_workflow(block: str, tmp_path: Path) -> None:
-    """docs/iterate-patterns.md promises that every block is accepted; its criteria can be read, too."""
+    """docs/iterate-patterns.md promises that every block is accepted; files of the right names can be allocated by it."""
     inner = "".join(f"    {line}\n" for line in block.splitlines())
-    (tmp_path / "workflow.yaml").write_text(
-        f"workflow:\n  name: pattern\n  description: A pattern.\n  iterations:\n{inner}"
-    )
-    for iteration in load_workflow(tmp_path / "workflow.yaml").workflow.iterations:
-        for line in iteration.completion_criteria:
-            parse_one(line)
+    head = "workflow:\n  name: pattern\n  description: A pattern.\n  iterations:\n"
+    (tmp_path / "workflow.yaml").write_text(head + inner)
+    base = tmp_path / "base"
+    for path in ("stories/US-1.md", "stories/US-2.md", "tasks/EX-1.md", "specs/tides.md", "src/waves.py"):
+        (base / path).parent.mkdir(parents=True, exist_ok=True)
+        (base / path).write_text(f"---\nepic: lending\nstory_id: {Path(path).stem}\n---\nSomething to work on.\n")
+    loaded = load_workflow(tmp_path / "workflow.yaml")
+    plan = plan_workflow(loaded, Inputs(base), tmp_path / "out")
+    assert [manifest.iteration for manifest in plan.manifests] and not plan.notices
+    for iteration in loaded.workflow.iterations:
+        assert parse(plan.files[f"{iteration.name}/COMPLETION_CRITERIA.md"].decode())
+
+
+def test_the_page_of_the_framework_knows_every_key_and_command() -> None:
+    """docs/iterate.md: a row for each key of an iteration and of an agent, with its default, and for each command."""
+    keys = rows_of(section("iterate.md", "The workflow"))
+    assert list(keys) == [*Iteration.model_fields, *(name for name in AgentSpec.model_fields)]
+    for model in (Iteration, AgentSpec):
+        for name, field in model.model_fields.items():
+            default = field.get_default(call_default_factory=True)
+            if field.is_required():
+                assert keys[name][-1] == "needed", name
+            elif isinstance(default, (int, float, str)):
+                assert keys[name][-1].strip("`") == (default if isinstance(default, str) else f"{default:g}"), name
+    commands = [
+        row.split("`")[1].split() for row in section("iterate.md", "The commands").splitlines() if row[:3] == "| `"
+    ]
+    assert [words[2] for words in commands] == list(SUBCOMMANDS)
+
+
+def test_every_rule_on_the_page_is_one() -> None:
+    """docs/iterate.md, below Criteria: nothing in the first column is prose to the reader of criteria, and none is missing."""
+    found: set[str] = set()
+    for cell in re.findall(r"^\| (`.+?) \| ", section("iterate.md", "Criteria"), flags=re.MULTILINE):
+        for double, single in re.findall(r"`` ?(.+?) ?``|`([^`]+)`", cell):
+            rules = read_rule(double or single)
+            assert rules and not any(isinstance(rule, Prose) for rule in rules), cell
+            found |= {type(rule).__name__ for rule in rules}
+    assert found == {kind.__name__ for kind in get_args(Rule)} - {"Prose"}
 
 
 def test_every_page_is_reachable() -> None:

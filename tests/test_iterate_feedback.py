@@ -460,3 +460,30 @@ def test_what_cannot_be_is_told(served: Served) -> None:
     report = feedback(living, folder)
     assert report["proposals"] == [] and report["patterns"]
     assert any("nothing is proposed" in note for note in report["notes"])
+
+
+def test_from_generate_to_a_better_prompt(make_living: Callable[..., LivingRoot], fake_openai: FakeOpenAI) -> None:
+    """Generated, run, watched, reported, applied, generated again: the agent's prompt states the rule it missed."""
+    tasks = {"x.py": "def infer(prompt, ctx):\n    return 1\n"}
+    living = make_living(pipeline={"tasks": ["x"]}, tasks=tasks, settings=settings(fake_openai.base_url))
+    (living.path / "stories.yaml").write_text(WORKFLOW)
+    for name in ("one", "two"):
+        (living.path / f"{name}.txt").write_text(f"The story of {name}.\n")
+    folder = living.path / "work"
+    made = pop(living, "iterate", "generate", "stories.yaml", "--output", "work")
+    assert made.returncode == 0, made.stderr
+    assert "missed before" not in (folder / "draft" / "agent-prompts" / "writer.md").read_text()
+    ran = pop(living, "iterate", "run", folder)
+    assert ran.returncode == 4, ran.stdout + ran.stderr
+    watched = pop(living, "iterate", "monitor", folder)
+    assert watched.returncode == 4 and "iteration draft failed in lap 2" in watched.stdout, watched.stdout
+    report = feedback(living, folder)
+    assert report["iterations"][0]["state"] == "failed" and report["iterations"][1]["state"] == "not begun"
+    assert {one["rule"] for one in report["patterns"] if one["kind"] == "unmet_criterion"} == {'has "## Risks"'}
+    applied = pop(living, "iterate", "feedback", folder, "--apply", "--yes", "--only", "template-writer")
+    assert applied.returncode == 0, applied.stderr
+    again = next(line for line in applied.stdout.splitlines() if line.startswith("next"))
+    command = again.removeprefix("next").partition("   (")[0].split()
+    remade = pop(living, *command[1:])
+    assert remade.returncode == 0, remade.stderr
+    assert "which was missed before" in (folder / "draft" / "agent-prompts" / "writer.md").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from pop.recipes.iterate.evidence import read_evidence
 from pop.recipes.iterate.feedback import FOLDER, Proposal, Report, assess, patterns_of
 from pop.recipes.iterate.feedbackpage import page, proposal_lines
 from pop.recipes.iterate.folder import read_folder
+from pop.recipes.iterate.generate import read_generated
 from pop.recipes.iterate.improvements import Owned, apply, owned_workflow, propose
 from pop.recipes.iterate.launch import put, recorded, root_of
 from pop.recipes.iterate.manifest import Manifest
@@ -99,8 +101,17 @@ def _apply(
         return EXIT_OK
     for file in files:
         click.echo(f"changed    {file}")
-    click.echo(f"next       pop iterate generate {owned.file} ... --output {work.folder}   (then run it again)")
+    click.echo(f"next       {_again(work, owned)}   (then run it)")
     return EXIT_OK
+
+
+def _again(work: Feedback, owned: Owned) -> str:
+    """The command that makes the folder anew of the changed workflow."""
+    generated = read_generated(work.folder)
+    words = ["pop", "iterate", "generate", str(owned.file)]
+    words += ["--base", str(generated.base_of(work.folder))] if generated else []
+    words += [word for glob in (generated.targets if generated else []) for word in ("--targets", glob)]
+    return shlex.join([*words, "--output", str(work.folder)])
 
 
 def _chosen(report: Report, chosen: tuple[str, ...]) -> list[Proposal]:
