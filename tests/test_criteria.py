@@ -393,6 +393,19 @@ def test_what_is_planned_must_exist(folder: Path) -> None:
     assert check(criteria, folder).unmet_paths == {"plan.yaml": ["exists: it is not there"]}
 
 
+def test_a_glob_does_not_stand_for_what_was_never_made(folder: Path) -> None:
+    """Four of five files beside `*.md` are not all that was planned."""
+    criteria = with_planned(parse("- [ ] `*.md` (exists)\n"), ["a.md", "missing.md"])
+    assert check(criteria, folder).unmet_paths == {"missing.md": ["exists: it is not there"]}
+
+
+def test_each_missing_heading_is_named(folder: Path) -> None:
+    """Else neither a person nor a model knows which one to write."""
+    (folder / "plain.md").write_text("# Only this\n")
+    problems = check(parse('- [ ] `plain.md` (has "## Risks", "## Costs")\n'), folder).unmet_paths["plain.md"]
+    assert len(problems) == 2 and "Risks" in problems[0] and "Costs" in problems[1]
+
+
 def test_a_report_counts() -> None:
     """`met` is about what a rule understands."""
     finding = Finding(text="t", path=None, rule="t", status="unchecked", evidence="e")

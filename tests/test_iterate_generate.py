@@ -225,10 +225,17 @@ def test_a_prompt_says_who_it_is_what_it_makes_and_when_that_is_good(tmp_path: P
         "developer",
         "Get it done.",
         "Think of the night shift.",
-        "`1.md` (markdown) from stories/1.md",
         ">1KB",
     ):
         assert said in prompt
+
+
+def test_prompts_do_not_change_with_the_targets(tmp_path: Path) -> None:
+    """So that a further target makes nobody pay for the others once more."""
+    before = planned(stories(tmp_path, 2), agent(deliverables=["{stem}.md"])).files
+    after = planned(stories(tmp_path, 3), agent(deliverables=["{stem}.md"])).files
+    for name in ("one/agent-prompts/developer.md", "one/CONTEXT.md"):
+        assert before[name] == after[name]
 
 
 def test_what_targets_and_people_write_is_never_a_template(tmp_path: Path) -> None:
@@ -557,6 +564,19 @@ def test_an_earlier_deliverable_that_nobody_makes_is_told(tmp_path: Path) -> Non
     """With the nearest."""
     problem = refused(stories(tmp_path), HEAD + REQUIREMENTS + DESIGN.replace("*/requirements.md", "*/requirement.md"))
     assert "no deliverable of 'requirements' matches" in problem.message
+
+
+def test_schemas_of_criteria_go_along(tmp_path: Path) -> None:
+    """Into the iteration's folder, where agents, check and validate find them; a missing one is told before."""
+    text = (
+        agent(deliverables=["{stem}.json"])
+        + '      completion_criteria: ["`{stem}.json` (schema `part.schema.json`)"]\n'
+    )
+    (tmp_path / "party.schema.json").write_text("{}")
+    problem = refused(stories(tmp_path), text)
+    assert "no schema 'part.schema.json'" in problem.message and "party.schema.json" in (problem.hint or "")
+    (tmp_path / "part.schema.json").write_text('{"type": "object"}')
+    assert planned(tmp_path, text).files["one/part.schema.json"] == b'{"type": "object"}'
 
 
 def test_criteria_about_files_that_nobody_makes_are_mistakes(tmp_path: Path) -> None:

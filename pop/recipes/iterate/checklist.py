@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pop.errors import did_you_mean, safe
-from pop.recipes.iterate.criteria import parse_one
+from pop.recipes.iterate.criteria import needed_files, parse_one
 from pop.recipes.iterate.judging import glob_regex, is_glob
 from pop.recipes.iterate.mistakes import Mistakes
 from pop.recipes.iterate.workflow import PLACEHOLDER, Iteration
+from pop.store import NotAFile, contained, read_regular
 from pop.yamlplaces import Keys
+
+MAX_SCHEMA_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -68,4 +72,23 @@ def _about(path: str, paths: set[str], made: Sequence[Made], keys: Keys, mistake
     if not found:
         hint = did_you_mean(path, [*dict.fromkeys(one.pattern for one in made), *sorted(paths)[:200]])
         mistakes.at(keys, f"no agent makes {safe(path, 120, one_line=True)!r}", hint)
+    return found
+
+
+def schemas(
+    iteration: Iteration, keys: Keys, beside: Path, made: Sequence[Made], mistakes: Mistakes
+) -> dict[str, bytes]:
+    """The JSON Schemas that criteria name, by name: they lie beside the workflow, unless an agent makes them."""
+    found: dict[str, bytes] = {}
+    paths = {one.path for one in made}
+    for n, text in enumerate(iteration.completion_criteria):
+        for name in needed_files([parse_one(text)]):
+            if name in paths or name in found:
+                continue
+            try:
+                found[name] = read_regular(contained(beside, name).resolve(), max_bytes=MAX_SCHEMA_BYTES)
+            except (OSError, NotAFile):
+                near = did_you_mean(name, sorted(path.name for path in beside.glob("*.json")))
+                hint = near or f"put it beside the workflow: {beside / name}"
+                mistakes.at((*keys, "completion_criteria", n), f"no schema {safe(name, 120, one_line=True)!r}", hint)
     return found

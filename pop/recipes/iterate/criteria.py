@@ -261,10 +261,12 @@ def for_path(criteria: Iterable[Criterion], path: str) -> list[Criterion]:
 
 
 def with_planned(criteria: list[Criterion], paths: Iterable[str]) -> list[Criterion]:
-    """The criteria, and one more for each planned deliverable that none of them concerns: it exists."""
+    """The criteria, and one more for each planned deliverable that none of them names: it exists.
+
+    One that a glob means is not named: a glob holds what is there to its rules, and nothing that is missing.
+    """
     literal = {path for one in criteria for path in one.paths}
-    globs = [one for one in criteria if any(map(is_glob, one.paths))]
-    missing = [path for path in paths if path not in literal and not any(one.concerns(path) for one in globs)]
+    missing = [path for path in paths if path not in literal]
     return [*criteria, *(Criterion(f"`{path}` (exists)", (Exists("exists"),), (path,)) for path in missing)]
 
 

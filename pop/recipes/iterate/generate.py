@@ -17,7 +17,7 @@ from pop.events import rfc3339
 from pop.models.tokens import estimate_tokens
 from pop.pipeline import load_pipeline
 from pop.recipes.iterate.allocate import risk_of
-from pop.recipes.iterate.checklist import Made, checklist
+from pop.recipes.iterate.checklist import Made, checklist, schemas
 from pop.recipes.iterate.manifest import (
     CONTEXT,
     CRITERIA,
@@ -186,6 +186,7 @@ class _Planner:
     figures: list[Figures] = field(default_factory=list)
     texts: dict[str, dict[str, bytes]] = field(default_factory=dict)
     steps: set[str] = field(default_factory=set)
+    schemas: dict[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.mistakes = Mistakes(self.loaded.places)
@@ -233,6 +234,8 @@ class _Planner:
         self.mistakes.stop()
         self.figures += making.figures
         criteria = checklist(iteration, keys, making.made, self.mistakes)
+        named = schemas(iteration, keys, self.loaded.path.resolve().parent, making.made, self.mistakes)
+        self.schemas |= named
         manifest = Manifest(
             workflow=self.loaded.workflow.name,
             iteration=iteration.name,
@@ -255,7 +258,7 @@ class _Planner:
             CRITERIA: criteria_page(iteration, criteria),
             **making.texts,
         }
-        self.texts[iteration.name] = {name: text.encode("utf-8", "replace") for name, text in texts.items()}
+        self.texts[iteration.name] = {name: text.encode("utf-8", "replace") for name, text in texts.items()} | named
 
     def _notices(self, shares: Sequence[Share], agents: Sequence[Agent]) -> list[Notice]:
         by_spec: dict[Keys, list[int]] = {}
@@ -290,6 +293,7 @@ class _Planner:
         found["workflow.yaml"] = self.loaded.path.resolve().read_bytes()
         for role, path in self.loaded.templates.items():
             found[self._place_of(role, path)] = path.resolve().read_bytes()
+        found |= self.schemas
         for manifest in self.manifests:
             texts = self.texts[manifest.iteration]
             texts[FILE] = dump_json(manifest.model_dump(mode="json"))

@@ -275,19 +275,22 @@ def _words(text: str, plain: str) -> list[Rule]:
     if not all(word.strip() for word in words) or (rest and not (level and of_heading)):
         return []
     if of_heading:
-        return [_heading(text, word, int(level[1]) if level else None) for word in words]
+        return [_heading(text if len(words) == 1 else None, word, int(level[1]) if level else None) for word in words]
     if match[4]:
         return [Holds(text, words, wanted=False)]
     if (match[2] or "").lower() == "any":
         return [Holds(text, words, any_of=True)]
     marked = [word for word in words if re.match(r"#{1,6}\s+\S", word)]
     plain_words = tuple(word for word in words if word not in marked)
-    return [*(_heading(text, word, None) for word in marked), *([Holds(text, plain_words)] if plain_words else [])]
+    own = text if len(words) == 1 else None
+    return [*(_heading(own, word, None) for word in marked), *([Holds(text, plain_words)] if plain_words else [])]
 
 
-def _heading(text: str, words: str, level: int | None) -> Heading:
+def _heading(text: str | None, words: str, level: int | None) -> Heading:
+    """A heading's rule; of several in one piece each has a text of its own, which tells what is missing."""
     match = re.match(r"(#{1,6})\s+(.*)", words)
-    return Heading(text, match[2] if match else words, level or (len(match[1]) if match else None))
+    told = f'{"has" if match else "heading"} "{words}"' + (f" at level {level}" if level else "")
+    return Heading(text or told, match[2] if match else words, level or (len(match[1]) if match else None))
 
 
 def _unquoted(quoted: str) -> str:
