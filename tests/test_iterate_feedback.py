@@ -136,7 +136,7 @@ def check_output(*unmet: tuple[str, str]) -> dict[str, Any]:
 def test_the_same_mistake_twice_is_a_pattern() -> None:
     """In two laps, or in two runs; once in each of two roles is none, nor is what this run did not do."""
     rule = 'has "## Risks"'
-    one = {"draft": {1: check_output(("a.md", rule), ("b.md", rule), ("c.md", rule))}}
+    one = {"draft": {1: check_output(("a.md", rule), ("a.md", rule), ("b.md", rule), ("c.md", rule))}}
     two = {"draft": {**one["draft"], 2: check_output(("a.md", rule))}}
     once = assess(draft(), seen(*WHOLE, checks=one), at=AT)
     assert [(issue.role, issue.rule) for issue in once.issues] == [("writer", rule), ("critic", rule)]

@@ -356,16 +356,18 @@ class _Agent:
         """One issue for each criterion and lap, with the paths that do not meet it."""
         own = {deliverable.path for deliverable in self.agent.deliverables}
         for lap, check in (self.evidence.checks.get(self.manifest.iteration) or {}).items():
-            found: dict[str, list[tuple[str, str]]] = {}
+            found: dict[str, dict[str, list[str]]] = {}  # by rule and path
             for entry in check.get("criteria") or []:
                 if isinstance(entry, dict) and entry.get("status") == "unmet" and entry.get("path") in own:
                     rule = str(entry.get("rule") or entry.get("text"))
-                    found.setdefault(rule, []).append((str(entry["path"]), str(entry.get("evidence") or "")))
+                    said = found.setdefault(rule, {}).setdefault(str(entry["path"]), [])
+                    said.append(str(entry.get("evidence") or ""))
             for rule, unmet in found.items():
-                path, said = unmet[0]
+                path, first = next(iter(unmet.items()))
+                words = "; ".join(dict.fromkeys(first))
                 more = f"; {len(unmet) - 1} more deliverable(s) likewise" if len(unmet) > 1 else ""
                 kind: Kind = "invalid_format" if FORMAT_RULES.fullmatch(rule.strip("`")) else "unmet_criterion"
-                told = f"{rule}: {safe(said, 200, one_line=True)}{more}"
+                told = f"{rule}: {safe(words, 200, one_line=True)}{more}"
                 yield self._issue(kind, told, lap=lap, path=path, rule=rule if kind == "unmet_criterion" else None)
 
 
