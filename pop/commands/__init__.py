@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "gc": "Remove or archive old finished runs.",
     "models": "List the models a step may ask for, and test them.",
     "components": "List, show and check what `pop new` makes personas and prompts of.",
+    "notify": "List who is told when runs finish, fail or wait, and try it.",
     "doctor": "Explain the state of a root in plain words.",
     "completion": "Print the completion script of a shell.",
 }
