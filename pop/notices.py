@@ -18,8 +18,7 @@ MAX_LINE_BYTES = 2**20
 
 
 class Notice(Record):
-    """What a hook gets as JSON. `kinds`: all it counts as; `waiting_for`: names of gates; `path`: the run's folder when
-    this was read (a finished run moves on to pipeline-complete/ under the same name)."""
+    """What a hook gets as JSON. `kinds`: all it counts as; `waiting_for`: names of gates; `path`: the run's folder."""
 
     schema_version: int = 1
     id: str
@@ -77,6 +76,7 @@ def _notice(row: dict[str, Any], run_dir: Path, about: dict[str, str], at: int) 
     error: dict[str, Any] | None = None
     if event == events.RUN_COMPLETE:
         kinds, text = ["finished"], f"{name} is finished"
+        run_dir = run_dir.parent.parent / "pipeline-complete" / run_dir.name  # where it goes
     elif event == events.RUN_FAILED:
         given = row.get("error")
         error = given if isinstance(given, dict) else {}

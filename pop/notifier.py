@@ -16,18 +16,16 @@ import hashlib
 import hmac
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-import orjson
 from tenacity import (
     Retrying,
     retry_if_exception_type,
@@ -39,20 +37,15 @@ from tenacity import (
 
 from pop import events
 from pop.errors import safe
-from pop.notices import Notice, notices_in
+from pop.notices import Notice
+from pop.outbox import Outbox
 from pop.records import dump_json
 from pop.settings import NotifySettings, Root, load_settings
 
-MOST_KEPT = 10_000  # notices of one hook that were not told yet; the oldest go first
 LONGEST_WAIT_S = 60.0
+LAST_WORDS_S = 5.0  # for what is being told when the daemon ends
 MAX_SAID_BYTES = 2000  # of what a hook prints
 MAX_LOG_BYTES = 10_000_000
-_TABLES = """
-CREATE TABLE IF NOT EXISTS runs (run_id TEXT PRIMARY KEY, bytes INTEGER) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS ledger (bytes INTEGER, since TEXT);
-CREATE TABLE IF NOT EXISTS outbox (number INTEGER PRIMARY KEY, hook TEXT, notice TEXT);
-CREATE INDEX IF NOT EXISTS outbox_of ON outbox (hook, number);
-"""
 
 
 class NotTold(Exception):
@@ -61,104 +54,6 @@ class NotTold(Exception):
     def __init__(self, why: str, *, final: bool = False) -> None:
         super().__init__(safe(why, MAX_SAID_BYTES, one_line=True))
         self.final = final
-
-
-class Outbox:
-    """``.pop/notify.db``: how far journals were read, and what was not told yet. One process writes it."""
-
-    def __init__(self, root: Root, *, ledger_bytes: int, since: str) -> None:
-        """Args:
-        ledger_bytes, since: Where the ledger ended, and the time (RFC 3339), when there first was somebody to tell.
-        """
-        self._root = root
-        self._lock = threading.Lock()
-        self._db = sqlite3.connect(root.machine_room / "notify.db", check_same_thread=False, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.executescript(_TABLES)
-        if not self._db.execute("SELECT 1 FROM ledger").fetchone():
-            self._db.execute("INSERT INTO ledger VALUES (?, ?)", (ledger_bytes, since))
-        (self._since,) = self._db.execute("SELECT since FROM ledger").fetchone()
-
-    @contextmanager
-    def _change(self) -> Iterator[None]:
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-
-    def _set(self, run_id: str, offset: int) -> None:
-        self._db.execute("INSERT OR REPLACE INTO runs VALUES (?, ?)", (run_id, offset))
-
-    def look_at_all(self, hooks: Mapping[str, NotifySettings]) -> None:
-        """Runs under way, and those that the ledger names beyond where it was read."""
-        known = dict(self._db.execute("SELECT run_id, bytes FROM runs").fetchall())
-        for name in _names(self._root.current):
-            if _size(self._root.current / name / "events.jsonl") != known.get(name, 0):
-                self.look_at(name, hooks)
-        (start,) = self._db.execute("SELECT bytes FROM ledger").fetchone()
-        with suppress(FileNotFoundError), open(self._root.ledger, "rb") as file:
-            at = file.seek(start if _size(self._root.ledger) >= start else 0)
-            while (line := file.readline()).endswith(b"\n"):
-                with suppress(ValueError, KeyError, TypeError):
-                    self.look_at(str(orjson.loads(line)["run_id"]), hooks)
-                at += len(line)
-            with self._change():
-                self._db.execute("UPDATE ledger SET bytes = ?", (at,))
-                under_way = set(_names(self._root.current))
-                gone = [name for name in known if name not in under_way]  # the ledger was read beyond them
-                self._db.executemany("DELETE FROM runs WHERE run_id = ?", [(name,) for name in gone])
-
-    def look_at(self, run_id: str, hooks: Mapping[str, NotifySettings]) -> None:
-        """Keep what a run's journal tells that was not read yet."""
-        row = self._db.execute("SELECT bytes FROM runs WHERE run_id = ?", (run_id,)).fetchone()
-        found: list[Notice] = []
-        end = -1
-        for folder in (self._root.current, self._root.complete):  # in this order: that is how it moves
-            with suppress(OSError):
-                found, end = notices_in(folder / run_id, row[0] if row else 0)
-                break
-        if end < 0 or (row and end == row[0]):
-            return
-        with self._change():
-            self._set(run_id, end)
-            for notice in [one for one in found if one.at >= self._since]:
-                for name, hook in hooks.items():
-                    if set(hook.on) & set(notice.kinds) and (not hook.pipelines or notice.pipeline in hook.pipelines):
-                        self._keep(name, notice)
-
-    def _keep(self, hook: str, notice: Notice) -> None:
-        self._db.execute("INSERT INTO outbox (hook, notice) VALUES (?, ?)", (hook, notice.model_dump_json()))
-        last = "SELECT number FROM outbox WHERE hook = ? ORDER BY number DESC LIMIT 1 OFFSET ?"
-        self._db.execute(f"DELETE FROM outbox WHERE hook = ? AND number <= ({last})", (hook, hook, MOST_KEPT))
-
-    def next_of(self, hook: str) -> tuple[int, Notice] | None:
-        """The oldest notice that a hook was not told."""
-        with self._lock:
-            query = "SELECT number, notice FROM outbox WHERE hook = ? ORDER BY number LIMIT 1"
-            row = self._db.execute(query, (hook,)).fetchone()
-        return (row[0], Notice.model_validate_json(row[1])) if row else None
-
-    def drop(self, number: int) -> None:
-        with self._change():
-            self._db.execute("DELETE FROM outbox WHERE number = ?", (number,))
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
-    except OSError:
-        return []
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 # -- telling -----------------------------------------------------------------------------------------------------------
@@ -254,10 +149,10 @@ def _last_of(file: IO[bytes]) -> str:
 class Notifier:
     """One thread for each hook, so that a dead one holds up nobody else."""
 
-    def __init__(self, root: Root, hooks: Mapping[str, NotifySettings], outbox: Outbox) -> None:
+    def __init__(self, root: Root, hooks: Mapping[str, NotifySettings]) -> None:
         self._root = root
         self._hooks = hooks
-        self._outbox = outbox
+        self._outbox = Outbox(root)
         self._news = {name: threading.Event() for name in hooks}
         self._ending = threading.Event()
         self._log_lock = threading.Lock()
@@ -277,7 +172,7 @@ class Notifier:
             self._wake()
         self._ending.set()
         self._wake()
-        until = time.monotonic() + 2.0
+        until = time.monotonic() + LAST_WORDS_S
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
 
@@ -334,7 +229,7 @@ class Notifier:
         path = self._root.machine_room / "log" / "notify.jsonl"
         row = {"at": events.rfc3339(time.time()), "hook": name, "id": notice.id, "kinds": notice.kinds, "tries": tries}
         with self._log_lock, suppress(OSError):
-            if _size(path) > MAX_LOG_BYTES:
+            if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
                 os.replace(path, f"{path}.1")
             with open(path, "ab") as file:
                 file.write(dump_json({**row, "error": error}, pretty=False))
@@ -348,15 +243,11 @@ def main() -> None:
     """``python -m pop.notifier --root DIR``, as the supervisor starts it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--ledger-bytes", type=int, required=True)
-    parser.add_argument("--since", required=True)
-    asked = parser.parse_args()
-    root = Root(asked.root)
+    root = Root(parser.parse_args().root)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # its input ends when the supervisor does
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)
-    outbox = Outbox(root, ledger_bytes=asked.ledger_bytes, since=asked.since)
-    Notifier(root, load_settings(root).notify, outbox).serve(sys.stdin)
+    Notifier(root, load_settings(root).notify).serve(sys.stdin)
     os._exit(0)  # a hook that still hangs must not hold us
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -10,13 +11,14 @@ from contextlib import suppress
 
 import structlog
 
-from pop import events
 from pop.executors.local import worker_environment
+from pop.outbox import Outbox
 from pop.settings import Root, Settings
 
 log = structlog.get_logger()
 
 RESTART_S = 1.0
+ENDING_S = 10.0  # it gives what it is telling five
 
 
 class NotifierProcess:
@@ -28,20 +30,23 @@ class NotifierProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
         self._missed = False
-        self._since = events.rfc3339(time.time())
-        self._ledger_bytes = 0
 
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """Start the process, if anybody is to be told."""
+        """Start the process, if anybody is to be told; trouble with it is no trouble of the daemon."""
         if not self._settings.notify:
             return
+        try:
+            self._start()
+        except (OSError, sqlite3.Error) as error:
+            log.error("notifier.not_started", error=str(error))
+
+    def _start(self) -> None:
         if not self._started_at:
-            with suppress(FileNotFoundError):
-                self._ledger_bytes = self._root.ledger.stat().st_size
+            Outbox(self._root).close()  # from here on everything is told, however late the process comes
         self._started_at = time.monotonic()
         environment = worker_environment(self._root, self._settings)
         for hook in self._settings.notify.values():
@@ -49,7 +54,6 @@ class NotifierProcess:
                 if name and name in os.environ:
                     environment[name] = os.environ[name]
         command = [sys.executable, "-P", "-m", "pop.notifier", "--root", str(self._root.path)]
-        command += ["--ledger-bytes", str(self._ledger_bytes), "--since", self._since]
         with open(self._root.machine_room / "log" / "notifier.err", "ab") as errors:
             self._process = subprocess.Popen(
                 command,
@@ -84,10 +88,7 @@ class NotifierProcess:
             return
         code = self._process.returncode if self._process else None
         log.error("notifier.died", code=code, hint="its last words: .pop/log/notifier.err")
-        try:
-            self.start()
-        except OSError as error:
-            log.error("notifier.not_started", error=str(error))
+        self.start()
 
     def stop(self) -> None:
         """Let it end; what was not told is told after the next start."""
@@ -98,7 +99,7 @@ class NotifierProcess:
         with suppress(OSError):
             process.stdin.close()
         try:
-            process.wait(4.0)
+            process.wait(ENDING_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

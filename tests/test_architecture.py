@@ -114,6 +114,7 @@ ORDER = [
     "watch",
     "gatekeeper",
     "notices",
+    "outbox",
     "notifier",
     "notifying",
     "diskwork",

@@ -81,8 +81,7 @@ def told(path: Path) -> list[dict[str, Any]]:
 
 def hook_of(path: Path, **more: Any) -> str:
     """A [notify.file] whose command appends each notice to a file."""
-    code = "import sys; open(sys.argv[1], 'ab').write(sys.stdin.buffer.read())"
-    lines = [f"command = {json.dumps([sys.executable, '-c', code, str(path)])}"]
+    lines = [f"command = {json.dumps(['sh', '-c', 'cat >> "$0"', str(path)])}"]
     return "\n".join(["[notify.file]", *lines, *(f"{key} = {json.dumps(value)}" for key, value in more.items()), ""])
 
 
@@ -113,6 +112,7 @@ def test_a_command_is_told_of_finished_failed_and_waiting_runs(tmp_path: Path) -
     assert {name: row["kinds"] for name, row in by_name.items()} == {
         "good": ["finished"], "bad": ["failed"], "asks": ["waiting"],
     }  # fmt: skip
+    assert Path(by_name["good"]["path"]).parent == root.root.complete
     assert by_name["asks"]["waiting_for"] == ["ok"]
     assert "no such luck" in by_name["bad"]["text"] and by_name["bad"]["error"]["error_class"] == "bug"
     assert len(rows) == 3 and Path(by_name["bad"]["path"], "events.jsonl").exists()
