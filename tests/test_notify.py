@@ -81,7 +81,8 @@ def told(path: Path) -> list[dict[str, Any]]:
 
 def hook_of(path: Path, **more: Any) -> str:
     """A [notify.file] whose command appends each notice to a file."""
-    lines = [f"command = {json.dumps(['sh', '-c', 'cat >> "$0"', str(path)])}"]
+    command = ["sh", "-c", 'cat >> "$0"', str(path)]
+    lines = [f"command = {json.dumps(command)}"]
     return "\n".join(["[notify.file]", *lines, *(f"{key} = {json.dumps(value)}" for key, value in more.items()), ""])
 
 
