@@ -32,6 +32,7 @@ from pop.gatekeeper import GatewayProcess
 from pop.intake import Intake
 from pop.ledger import Ledger
 from pop.models.spent import Spent
+from pop.notifying import NotifierProcess
 from pop.orchestrator import Orchestrator
 from pop.orders import ANSWER, Order, Orders
 from pop.queue import ignore_lease_breaks
@@ -73,6 +74,7 @@ class Daemon:
         self.ledger = Ledger(root, self.disk)
         self.gateway = GatewayProcess(root, settings)
         self.executor = open_executor(root, settings)
+        self.notifier = NotifierProcess(root, settings)
         self.orchestrator = Orchestrator(
             root,
             settings,
@@ -108,9 +110,11 @@ class Daemon:
         """
         self._listen_for_signals()
         self.orchestrator.on_fatal = self._on_fatal
+        self.orchestrator.on_news = self.notifier.hint
         await self.work.in_thread(self._repair)
         self.gateway.start(asyncio.get_running_loop())
         await self.executor.start()
+        self.notifier.start()
         watch = None
         if self.settings.daemon.inotify and self.only is None:
             watch = Watch(self.root.pending, self._hint)
@@ -196,7 +200,7 @@ class Daemon:
         if self.only is None and not self._stopping and self.work.is_well:
             await self.intake.scan()
         self.orchestrator.board.look_at_trails()
-        reap_orphans(keep={self.gateway.pid, self.executor.pid})
+        reap_orphans(keep={self.gateway.pid, self.executor.pid, self.notifier.pid})
         return max(self.settings.daemon.scan_s, 20 * (time.monotonic() - began))
 
     # -- filling the places ------------------------------------------------------------------------------------
@@ -283,6 +287,7 @@ class Daemon:
     async def _drive(self, run: ActiveRun) -> None:
         if run.history.state not in ("complete", "failed", "cancelled", "paused"):
             await self.orchestrator.drive(run)
+            self.notifier.hint(run.run_id)
         if run.history.state == "waiting":
             self.waiting.add(run.run_id, run.history.waiting(), run.wake_at)
         if run.history.state == "paused":
@@ -308,6 +313,7 @@ class Daemon:
                     log.error("run.stuck", run=run_id, error="it cannot be moved to pipeline-complete/")
                 for run in (run for run in runs if run.run_id not in stuck):
                     log.info("run.complete", run=run.run_id, seconds=run.record["seconds"])
+                    self.notifier.hint(run.run_id)
         except RootError:  # the daemon is to end; the next start promotes them
             self._finished.clear()
         finally:
@@ -451,6 +457,7 @@ class Daemon:
         self.work.close()
         await self.executor.stop()
         self.gateway.stop()
+        self.notifier.stop()
         if not isinstance(self._error, (DiskFailed, RootHeld)):
             with contextlib.suppress(OSError):
                 self.ledger.settle()

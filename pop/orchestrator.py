@@ -212,6 +212,7 @@ class Orchestrator:
 
     fatal: BaseException | None = None
     on_fatal: Callable[[BaseException | None], None] | None = None
+    on_news: Callable[[str], None] | None = None
 
     async def _attempt(self, run: ActiveRun, letter: Letter) -> None:
         try:
@@ -258,6 +259,8 @@ class Orchestrator:
         if outcome.usage.calls:
             for warning in self._tally.warnings(run.history):
                 await self.journal.write(run, warning, durable=False)
+                if self.on_news:
+                    self.on_news(run.run_id)
         self.board.show(run)
 
     def _counted(self, run: ActiveRun, instance: str, outcome: Outcome) -> Outcome:

@@ -16,7 +16,16 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from pop.durations import reuse_s
@@ -298,6 +307,44 @@ class GatewaySettings(_Table):
     processes: int = Field(default=0, ge=0, le=64)
 
 
+NoticeKind = Literal["finished", "failed", "waiting", "budget"]
+
+
+def _address(text: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", text):
+        raise ValueError("must begin with http:// or https://, and hold no user or password")
+    return text
+
+
+class NotifySettings(_Table):
+    """``[notify.NAME]``: whom to tell about runs. Either `command`, a program with its words, which gets the notice as JSON
+    on its standard input; or `url`, to which it is posted, signed with the secret in the variable `secret_env`.
+
+    Attributes:
+        on: What about: runs that are finished, have failed, wait for a person, or met a budget.
+        pipelines: Of these pipelines alone; empty: of all.
+        env: Further variables of the daemon's environment that `command` may see.
+        timeout_s: For one try, of at most `tries`.
+    """
+
+    on: list[NoticeKind] = Field(default=["finished", "failed", "waiting", "budget"], min_length=1)
+    command: list[str] | None = Field(default=None, min_length=1)
+    url: Annotated[str, AfterValidator(_address)] | None = None
+    secret_env: Variable | None = None
+    pipelines: list[str] = Field(default_factory=list)
+    env: list[Variable] = Field(default_factory=list)
+    timeout_s: float = Field(default=10.0, gt=0, le=300)
+    tries: int = Field(default=8, ge=1, le=20)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> NotifySettings:
+        if (self.command is None) == (self.url is None):
+            raise ValueError("give either `command` or `url`")
+        if self.secret_env and not self.url:
+            raise ValueError("`secret_env` signs what goes to a `url`")
+        return self
+
+
 def _auto() -> dict[str, ModelSettings | str]:
     return {"default": "auto"}
 
@@ -313,11 +360,19 @@ class Settings(_Table):
     seeds: SeedSettings = Field(default_factory=SeedSettings)
     worker: WorkerSettings = Field(default_factory=WorkerSettings)
     daemon: DaemonSettings = Field(default_factory=DaemonSettings)
+    notify: dict[str, NotifySettings] = Field(default_factory=dict)
     _places: TomlPlaces = PrivateAttr(default_factory=lambda: TomlPlaces("pop.toml"))
 
     def place(self, *path: str) -> str:
         """Where a key of pop.toml stands, e.g. ``pop.toml:4:9  models.large``."""
         return self._places.of(*path)
+
+
+_NAMED: dict[str, type[BaseModel]] = {
+    "models": ModelSettings,
+    "providers": ProviderSettings,
+    "notify": NotifySettings,
+}
 
 
 def load_settings(root: Root) -> Settings:
@@ -399,8 +454,8 @@ def _is_meant(entry: Any) -> bool:
 def _known_keys(path: list[str]) -> list[str]:
     model: type[BaseModel] = Settings
     for part in path:
-        if model is Settings and part in ("models", "providers"):
-            model = ModelSettings if part == "models" else ProviderSettings
+        if model is Settings and part in _NAMED:
+            model = _NAMED[part]
         elif part == "price":
             model = Price
         elif part in model.model_fields:

@@ -29,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "models": "List the models a step may ask for, and test them.",
     "iterate": "Split work into iterations, give it to agents by role, and check what they made.",
     "components": "List, show and check what `pop new` makes personas and prompts of.",
+    "notify": "List who is told when runs finish, fail or wait, and try it.",
     "doctor": "Explain the state of a root in plain words.",
     "completion": "Print the completion script of a shell.",
 }
