@@ -631,6 +631,29 @@ def test_without_following_it_is_in_the_queue_once(living: LivingRoot, fake_open
     assert fake_openai.total == 7
 
 
+def test_targets_that_lie_elsewhere_are_read_with_a_word(living: LivingRoot, tmp_path: Path) -> None:
+    """A manifest may name any base; from outside of the root it is said."""
+    (tmp_path / "elsewhere").mkdir()
+    write_targets(tmp_path / "elsewhere")
+    write_folder(living.path / "out", stories(), base=str(tmp_path / "elsewhere"))
+    done = run(living)
+    assert done.returncode == 0 and f"the targets are read from {tmp_path / 'elsewhere'}" in done.stderr
+
+
+def test_a_seed_that_a_killed_daemon_was_taking_is_not_submitted_again(living: LivingRoot) -> None:
+    """Its folder has no journal yet: the next daemon goes on with it, and so does the next call."""
+    from pop.recipes.iterate import launch
+
+    out = living.path / "out"
+    launch.note_start(out, "stories.0123abcd", ["requirements", "design"])
+    half = living.root.current / "20261121-000000-stories-aaaa"
+    half.mkdir()
+    assert launch.waiting_seed(living.root, out) == "stories.0123abcd"
+    half.rmdir()
+    assert launch.waiting_seed(living.root, out) is None
+    assert not (out / ".run.json").exists()
+
+
 def test_a_seed_in_the_queue_keeps_the_pipeline_it_was_made_for(living: LivingRoot) -> None:
     """Another folder of the same workflow cannot change it meanwhile."""
     assert run(living, "--no-follow").returncode == 0

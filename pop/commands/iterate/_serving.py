@@ -68,7 +68,7 @@ class Server:
         if refused.exists():
             raise _refusal(refused)
         if self.is_own and self.is_gone:
-            hint = f"its words stand above; the seed is in the queue as {seed}: run this again"
+            hint = f"its words stand above; run this again, or pop up: it takes the seed {seed}"
             raise PopError("the daemon ended before it took the seed", hint=hint, code="not-taken")
 
 

@@ -240,6 +240,7 @@ class _Work:
         read_folder(self.folder.path)  # with all that it needs
         wanted = self._wanted
         refuse_unknown_models(self.root, self.folder, wanted)
+        self._tell_base(wanted)
         aside = install(self.root, self.folder, self.asked.iteration, replace=self.asked.replace)
         self.result.said += [f"moved aside: {path.relative_to(self.root.path)}" for path in aside]
         _refuse_broken(self.root)
@@ -247,6 +248,13 @@ class _Work:
         changes = changes_of(self.root, self.asked.models, pipeline=name if self.asked.models else None)
         served = _is_served(self.root)
         return self._follow(self._submit(name, changes, wanted, keys=not served), None)
+
+    def _tell_base(self, wanted: list[str]) -> None:
+        """A manifest says where targets are read; from far away only with a word."""
+        near = (self.root.path.resolve(), self.folder.path.parent)
+        for base in dict.fromkeys(self.folder.base(name) for name in wanted):
+            if not any(base.is_relative_to(folder) for folder in near):
+                self.result.said.append(f"the targets are read from {base}")
 
     def _submit(self, name: str, changes: Changes, wanted: list[str], *, keys: bool) -> str:
         from pop.commands.submit import submit

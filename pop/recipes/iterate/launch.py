@@ -233,6 +233,8 @@ def waiting_seed(root: Root, folder: Path) -> str | None:
         return noted[0]
     if run := run_of_seed(root, noted[0]):
         record_run(folder, run.run_id, noted[0].partition(".")[0], noted[1])
+    elif any(not (path / "events.jsonl").exists() for path in root.current.glob("2*")):
+        return noted[0]  # a daemon is taking it, or was killed while it did; the next pop up goes on with that
     (folder / STARTED).unlink(missing_ok=True)  # else it was refused, or never got there
     return None
 
