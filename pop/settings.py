@@ -5,6 +5,7 @@ The root's layout stands here too, so that every part agrees on the names of the
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
@@ -16,7 +17,16 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from pop.durations import reuse_s
@@ -284,6 +294,39 @@ class GatewaySettings(_Table):
     processes: int = Field(default=0, ge=0, le=64)
 
 
+def _address(text: str) -> str:
+    if text != "localhost":
+        ipaddress.ip_address(text)
+    return text
+
+
+class WebSettings(_Table):
+    """The dashboard. Whoever can connect has to have a link once, unless `token` is false, which only loopback may be."""
+
+    host: Annotated[str, AfterValidator(_address)] = "127.0.0.1"
+    port: int = Field(default=7670, ge=0, le=65535)
+    token: bool = True
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return is_loopback(self.host)
+
+    @model_validator(mode="after")
+    def _demand_a_token(self) -> WebSettings:
+        if not self.token and not self.is_loopback:
+            raise ValueError("token = false is for loopback alone: other machines can reach this host")
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address (or ``localhost``) can be reached from this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _auto() -> dict[str, ModelSettings | str]:
     return {"default": "auto"}
 
@@ -299,6 +342,7 @@ class Settings(_Table):
     seeds: SeedSettings = Field(default_factory=SeedSettings)
     worker: WorkerSettings = Field(default_factory=WorkerSettings)
     daemon: DaemonSettings = Field(default_factory=DaemonSettings)
+    web: WebSettings = Field(default_factory=WebSettings)
     _places: TomlPlaces = PrivateAttr(default_factory=lambda: TomlPlaces("pop.toml"))
 
     def place(self, *path: str) -> str:

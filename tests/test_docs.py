@@ -22,6 +22,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "[seeds]": settings.SeedSettings,
     "[worker]": settings.WorkerSettings,
     "[daemon]": settings.DaemonSettings,
+    "[web]": settings.WebSettings,
 }
 
 
