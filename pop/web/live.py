@@ -120,7 +120,7 @@ class Live:
             serial = 0
             while not self._closed and not channel.over:
                 if channel.mark is not None and channel.serial > serial:
-                    known = channel.marks.get(seen, 0) if not serial else serial
+                    known = serial or channel.marks.get(seen, 0)
                     serial = channel.serial
                     if channel.mark != seen and (html := channel.since(known)):
                         yield ServerSentEvent(html, event="fragments", id=channel.mark)
