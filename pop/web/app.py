@@ -6,8 +6,11 @@ import contextlib
 import hashlib
 import os
 import re
+import threading
+import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -20,8 +23,10 @@ from starlette.types import ASGIApp
 
 from pop import __version__
 from pop.errors import ConfigError, PopError, UsageError
+from pop.runindex import RunIndex
 from pop.runs import Run
 from pop.settings import Root, SeedSettings, Settings
+from pop.web.figures import FigureBook
 from pop.web.guard import Guard, Policy
 from pop.web.keys import Keys
 from pop.web.live import Live
@@ -32,6 +37,8 @@ PAGES = (
 )  # fmt: skip
 NAV = (("/", "Board"),)  # what a page adds, it adds here
 MB = 2**20
+LOOK_S = 0.5  # at most, for one look at what changed
+LOOK_AGAIN_S = 0.35
 FOREVER = "public, max-age=31536000, immutable"
 
 
@@ -42,12 +49,44 @@ class Site:
     root: Root
     settings: Settings
     live: Live
+    index: RunIndex
+    figures: FigureBook
     nav: tuple[tuple[str, str], ...] = NAV
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "look"))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _looking: Future[str] | None = None
+    _looked_at: float = 0.0
 
     @property
     def name(self) -> str:
         """What the root is called on a page."""
         return self.root.path.name or str(self.root.path)
+
+    def look(self, patience_s: float) -> None:
+        """See what is new on the disk, if that takes no longer; else pages show what was known, and are told by events."""
+        if self._looking is None or self._looking.done():
+            if self._looking is not None and time.monotonic() - self._looked_at < LOOK_AGAIN_S:
+                return
+            self._looking = self._thread.submit(self.look_now)
+        with contextlib.suppress(TimeoutError):
+            self._looking.result(patience_s)
+
+    def look_now(self) -> str:
+        """The mark of index and figures, as they are now, or were half a look ago."""
+        with self._lock:
+            if time.monotonic() - self._looked_at >= LOOK_AGAIN_S:
+                self.index.refresh(LOOK_S)
+                self.figures.look()
+                self._looked_at = time.monotonic()
+        return self.mark()
+
+    def mark(self) -> str:
+        return f"{self.index.mark()}-{self.figures.newest.mark()}"
+
+    def close(self) -> None:
+        self.live.close()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self.index.close()
 
     def run(self, run_id: str) -> Run:
         """The run with exactly this id, in pipeline-current/ or pipeline-complete/.
@@ -75,12 +114,13 @@ def create_app(root: Root, settings: Settings, *, host: str = "127.0.0.1", token
         host: Where it will listen: beyond loopback, further names are taken for this machine's.
         token: Whether a browser must have come by a link.
     """
-    live = Live()
+    index = RunIndex(root)
+    site = Site(root, settings, Live(), index, FigureBook(root, settings, index))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        live.close()
+        site.close()
 
     keys = Keys(root.machine_room) if token else None
     app = _App(
@@ -93,7 +133,7 @@ def create_app(root: Root, settings: Settings, *, host: str = "127.0.0.1", token
         lifespan=lifespan,
     )
     app.state.policy = policy_of(root, settings.seeds, keys, host)
-    app.state.site = Site(root, settings, live)
+    app.state.site = site
     app.mount("/static", _Static(directory=HERE / "static"))
     app.get("/favicon.ico", include_in_schema=False)(_icon)
     for name in PAGES:

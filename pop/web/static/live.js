@@ -19,7 +19,7 @@
   const keep = {
     beforeAttributeUpdated(name, node) {
       if (name === "open" && node.tagName === "DETAILS") return false; // what a person opened stays open
-      if (name === "data-kept") return false;
+      if (name === "style") return false; // the server writes none: it is ours
       return undefined;
     },
     beforeNodeMorphed(before, after) {
@@ -40,7 +40,18 @@
       if (follow) old.scrollTop = old.scrollHeight;
     }
     localTimes(document);
+    hold();
     document.dispatchEvent(new CustomEvent("pop:changed"));
+  }
+
+  // Sections with data-steady never shrink while the page is open: what stands below them would jump.
+  const heights = new Map();
+  function hold() {
+    for (const node of document.querySelectorAll("[data-steady][id]")) {
+      const most = Math.max(node.offsetHeight, heights.get(node.id) || 0);
+      heights.set(node.id, most);
+      node.style.minHeight = most + "px";
+    }
   }
 
   function open() {
@@ -84,6 +95,11 @@
   }
 
   localTimes(document);
+  hold();
+  addEventListener("resize", () => {
+    heights.clear();
+    for (const node of document.querySelectorAll("[data-steady]")) node.style.minHeight = "";
+  });
   if (main) {
     document.addEventListener("visibilitychange", () => {
       if (document.hidden) { close(); say("paused"); } else open();
