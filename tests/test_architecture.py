@@ -113,6 +113,7 @@ ORDER = [
     "orders",
     "watch",
     "gatekeeper",
+    "webkeeper",
     "diskwork",
     "tally",
     "recipes",

@@ -97,24 +97,15 @@ def free_port() -> int:
 class Server:
     """`pop web` in a process of its own."""
 
-    def __init__(self, root: Root, *arguments: str, port: int | None = None) -> None:
+    def __init__(self, root: Root, *arguments: str, port: int | None = None, code: str | None = None) -> None:
         self.root = root
         self.port = port or free_port()
         self.log = root.path / "web.log"
         with open(self.log, "ab") as log:
-            command = [
-                sys.executable,
-                "-m",
-                "pop",
-                "--root",
-                str(root.path),
-                "web",
-                "--port",
-                str(self.port),
-                *arguments,
-            ]
+            start = ["-c", code] if code else ["-m", "pop"]
+            command = [sys.executable, *start, "--root", str(root.path), "web", "--port", str(self.port), *arguments]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        wait_for_port(self.port, self.process, self.log)
+        wait_until_served(self.url, self.process, self.log)
 
     @property
     def url(self) -> str:
@@ -134,19 +125,21 @@ class Server:
         return time.monotonic() - began
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    give_up = time.monotonic() + 30
+def wait_until_served(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """The port is open before the application is there."""
+    give_up = time.monotonic() + 60
     while time.monotonic() < give_up and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        with contextlib.suppress(httpx2.HTTPError):
+            httpx2.get(f"{url}/favicon.ico", trust_env=False, timeout=30)
             return
         time.sleep(0.05)
     raise AssertionError(log.read_text())
 
 
 @contextlib.contextmanager
-def web_server(root: Root, *arguments: str, port: int | None = None) -> Iterator[Server]:
-    """A server that ends with the test."""
-    server = Server(root, *arguments, port=port)
+def web_server(root: Root, *arguments: str, port: int | None = None, code: str | None = None) -> Iterator[Server]:
+    """A server that ends with the test; `code` stands for `pop`."""
+    server = Server(root, *arguments, port=port, code=code)
     try:
         yield server
     finally:

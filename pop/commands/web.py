@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from typing import Any
 
 import click
 
@@ -22,56 +21,61 @@ def command(host: str | None, port: int | None, url: bool, root: str | None) -> 
     """Serve the dashboard until Ctrl-C, beside `pop up` or without it."""
     import os
 
+    from pop.queue import ignore_lease_breaks
     from pop.settings import load_settings
     from pop.startup import prepare_root
-    from pop.web.keys import Keys
+    from pop.webkeeper import address_of, listen
 
     chosen = chosen_root(root)
     settings = load_settings(chosen)
-    web = settings.web
-    host, port = host or web.host, web.port if port is None else port
-    token = web.token or not is_loopback(host)
+    host, port = host or settings.web.host, settings.web.port if port is None else port
+    token = settings.web.token or not is_loopback(host)
     if url:
-        click.echo(link(address_of(host, port), Keys(chosen.machine_room).mint() if token else None))
+        click.echo(link(chosen, _address_of_running(chosen, host, port), token))
         return
     os.umask(0o077)
     prepare_root(chosen)
-    from pop.web.server import listen, serve
-
     try:
         listening = listen(host, port)
     except OSError as error:
-        hint = "if that is `pop up` of this folder, `pop web --url` prints a link to it; else --port, or [web] port in pop.toml"
-        raise RootError(
-            f"cannot listen: {(error.strerror or str(error)).lower()}", where=f"{host}:{port}", hint=hint
-        ) from None
-    greet(chosen, listening.getsockname()[:2], host, token)
+        hint = "another --port; or if that is `pop up` of this folder, `pop web --url` prints a link to it"
+        message = f"cannot listen: {(error.strerror or str(error)).lower()}"
+        raise RootError(message, where=f"{host}:{port}", hint=hint, code="not-listening") from None
+    if not is_loopback(host):
+        say(f"warning: other machines can reach {host}, and nothing that is sent is encrypted")
+    greet(chosen, address_of(listening), token)
+    ignore_lease_breaks()
+    from pop.web.server import serve
+
     serve(chosen, settings, listening, host=host, token=token)
 
 
-def greet(root: Root, address: Any, host: str, token: bool) -> None:
-    """Where to look; the token only on a terminal, never into a file that somebody keeps."""
+def _address_of_running(root: Root, host: str, port: int) -> str:
+    """Where the daemon says that its dashboard is, else where [web] and the options say."""
+    import json
+
+    from pop.store import lock_holder
+
+    with suppress(OSError, ValueError, TypeError):
+        told = json.loads((root.machine_room / "daemon.json").read_bytes()).get("web")
+        if told and lock_holder(root.machine_room):
+            return str(told)
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+def greet(root: Root, address: str, token: bool) -> None:
+    """Where to look; the token on a terminal only, never into a file that somebody keeps."""
+    if not token or sys.stderr.isatty():
+        say(f"dashboard: {link(root, address, token)}")
+    else:
+        say(f"dashboard: {address}  (pop web --url prints a link that opens it)")
+
+
+def link(root: Root, address: str, token: bool) -> str:
+    """A new link; with a token where one is asked for."""
     from pop.web.keys import Keys
 
-    if not is_loopback(host):
-        say(f"warning: {host} can be reached from other machines, and what is sent is not encrypted")
-    plain = address_of(*address)
-    if not token:
-        say(f"dashboard: {plain}  (without a link: [web] token = false)")
-    elif sys.stderr.isatty():
-        say(f"dashboard: {link(plain, Keys(root.machine_room).mint())}")
-    else:
-        say(f"dashboard: {plain}  (pop web --url prints a link that opens it)")
-
-
-def address_of(host: str, port: int) -> str:
-    """As a browser wants it."""
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{shown}:{port}/"
-
-
-def link(address: str, token: str | None) -> str:
-    return f"{address}?token={token}" if token else address
+    return f"{address}?token={Keys(root.machine_room).mint()}" if token else address
 
 
 def say(text: str) -> None:

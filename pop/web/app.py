@@ -30,7 +30,7 @@ from pop.web.figures import FigureBook
 from pop.web.guard import Guard, Policy
 from pop.web.keys import Keys
 from pop.web.live import Live
-from pop.web.render import HERE, page
+from pop.web.render import HERE, page, templates
 
 PAGES = (
     "board",
@@ -119,6 +119,8 @@ def create_app(root: Root, settings: Settings, *, host: str = "127.0.0.1", token
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        for name in templates().list_templates():
+            templates().get_template(name)  # compiled before the first reader comes
         yield
         site.close()
 

@@ -46,6 +46,7 @@ HEADERS = {
 }
 PUBLIC = ("/static/", "/favicon.ico")
 READING = ("GET", "HEAD", "OPTIONS")
+HEAD_BYTES = 32768
 BODY_BYTES = 2**20
 PIECE_S = 20.0  # for the next piece of a body
 SEND_S = 30.0  # until a reader took what was sent
@@ -93,7 +94,7 @@ class Refused(HTTPException):
     """A request that goes no further."""
 
     def __init__(self, status: int, code: str, message: str, hint: str | None = None) -> None:
-        super().__init__(status, message, {"connection": "close"} if status in (400, 408, 413) else None)
+        super().__init__(status, message, {"connection": "close"} if status in (400, 408, 413, 431) else None)
         self.code, self.message, self.hint = code, message, hint
 
 
@@ -134,6 +135,8 @@ class Guard:
             Refused: It may not.
         """
         policy = self._policy
+        if request.head_bytes() > HEAD_BYTES:
+            raise Refused(431, "too-large", "the head of this request is too long")
         hosts = request.all("host")
         if len(hosts) != 1 or not policy.knows_host(hosts[0]):
             hint = "open it as http://127.0.0.1 with its port, or as localhost"
@@ -226,6 +229,10 @@ class _Request:
     @property
     def is_api(self) -> bool:
         return self.path.startswith("/api/")
+
+    def head_bytes(self) -> int:
+        size = sum(len(name) + len(value) + 4 for name, value in self.scope["headers"])
+        return size + len(self.scope.get("raw_path") or b"") + len(self.query)
 
     def all(self, name: str) -> list[str]:
         return [value for key, value in self._headers if key == name]

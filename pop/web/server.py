@@ -21,6 +21,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pop.executors.process import die_with_parent
+from pop.queue import ignore_lease_breaks
 from pop.settings import Root, Settings, load_settings
 from pop.web.app import create_app
 
@@ -85,25 +86,6 @@ class Server(uvicorn.Server):
         app.state.site.live.close()
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Raises:
-        OSError: The port is taken, or the host is none of this machine's.
-    """
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    made = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-        made.listen(128)
-        made.setblocking(False)
-    except OSError:
-        made.close()
-        raise
-    return made
-
-
 def serve(
     root: Root, settings: Settings, listening: socket.socket, *, host: str, token: bool, idle_s: float = 0
 ) -> None:
@@ -158,6 +140,7 @@ def main() -> None:
     web = settings.web
     listening = socket.socket(fileno=given.fd)
     listening.setblocking(False)
+    ignore_lease_breaks()
     serve(root, settings, listening, host=web.host, token=web.token, idle_s=IDLE_S)
 
 
