@@ -21,7 +21,7 @@ from pop.web.render import page, rendered
 
 router = APIRouter()
 PATIENCE_S = 0.04  # a page is not kept waiting for what its events can tell
-FEW = 8
+FEW = 4
 TABS = (
     ("pending", "Pending"),
     ("active", "Active"),
@@ -29,7 +29,7 @@ TABS = (
     ("failed", "Failed"),
     ("complete", "Complete"),
 )
-PARTS = (("waiting", FEW), ("active", 12), ("failed", FEW), ("complete", 12))
+NEWEST = 20
 SINCE = {"1h": ("the last hour", 3600), "24h": ("the last day", 86400), "7d": ("the last week", 7 * 86400)}
 PEEK_BYTES = 2**20
 
@@ -98,6 +98,7 @@ class BoardSource:
         return {
             "wish": wish,
             "tabs": [(state, title, _count(counts, state)) for state, title in TABS],
+            "counts": {state: _count(counts, state) for state, _ in (*TABS, ("rejected", ""))},
             "figures": site.figures.newest,
             "behind": _behind(site),
             "trouble": site.index.trouble,
@@ -107,17 +108,19 @@ class BoardSource:
         }
 
     def _overview(self, counts: dict[str, int]) -> dict[str, Any]:
-        """The newest few of everything."""
-        parts = []
-        for state, few in PARTS:
-            found = self._site.index.query(Asked(state=state), size=few)
-            parts.append((state, dict(TABS)[state], _shown(self._site, found.rows), found.total))
+        """What is at work, then what finished, together as many rows as ever; and the newest few that ask for somebody."""
+        ask = self._site.index.query
+        active = ask(Asked(state="active"), size=NEWEST).rows
+        complete = ask(Asked(state="complete"), size=NEWEST).rows[: NEWEST - len(active)]
+        asides = [
+            (state, _shown(self._site, ask(Asked(state=state), size=FEW).rows)) for state in ("waiting", "failed")
+        ]
         return {
-            "parts": parts,
+            "newest": _shown(self._site, [*active, *complete]),
+            "asides": asides,
             "found": None,
             "seeds": self._seeds(0, FEW),
-            "refused": self._refused(3),
-            **_more(counts),
+            "refused": self._refused(2),
         }
 
     def _listed(self) -> dict[str, Any]:
@@ -128,12 +131,10 @@ class BoardSource:
             number = min(self._wish.page, pages)
             found = {"total": len(names), "page": number, "pages": pages, "rows": []}
             seeds = self._seeds((number - 1) * PAGE, PAGE)
-            return {"parts": [], "found": found, "seeds": seeds, "refused": self._refused(PAGE), "more": {}}
+            return {"found": found, "seeds": seeds, "refused": self._refused(PAGE)}
         result = self._site.index.query(self._wish.asked, self._wish.page)
         found = {"total": result.total, "page": result.page, "pages": result.pages}
-        return {
-            "parts": [], "found": {**found, "rows": _shown(self._site, result.rows)}, "seeds": [], "refused": [], "more": {}
-        }  # fmt: skip
+        return {"found": {**found, "rows": _shown(self._site, result.rows)}, "seeds": [], "refused": []}
 
     def _seeds(self, start: int, most: int) -> list[dict[str, Any]]:
         return [self._seed(name) for name in self._site.index.pending_names()[start : start + most]]
@@ -173,10 +174,6 @@ class BoardSource:
 
 def _count(counts: dict[str, int], state: str) -> int:
     return sum(counts.get(one, 0) for one in GROUPS.get(state, (state,)))
-
-
-def _more(counts: dict[str, int]) -> dict[str, Any]:
-    return {"more": {"pending": counts["pending"], "rejected": counts["rejected"]}}
 
 
 def _behind(site: Site) -> int | None:
