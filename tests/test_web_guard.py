@@ -109,6 +109,17 @@ def test_a_link_leads_to_no_other_host(root: Root) -> None:
             assert "<script>alert" not in answer.text
 
 
+def test_who_is_signed_in_needs_no_new_link(client: TestClient) -> None:
+    """An old link still leads on; and one in a chat, to which browsers add no strict cookie, is followed by our own page."""
+    answer = client.get("/?state=failed&token=over")
+    assert answer.status_code == 200 and "url=/?state=failed" in answer.text
+    client.cookies.clear()
+    headers = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    answer = client.get("/runs/x?attempt=2", headers=headers)
+    assert 'content="0;url=/runs/x?attempt=2"' in answer.text and "set-cookie" not in answer.headers
+    assert client.get("/runs/x?attempt=2", headers={**headers, "sec-fetch-site": "same-origin"}).status_code == 401
+
+
 def test_tokens_are_kept_as_hashes_alone(root: Root) -> None:
     """Who reads the file, a task say, can open nothing with it; and only its owner reads it."""
     keys = Keys(root.machine_room)

@@ -224,6 +224,6 @@ def test_a_root_that_takes_no_files_is_shown_all_the_same(root: Root, tmp_path_f
     root.machine_room.write_text("no folder")
     index = index_of(root)
     assert index.counts()["complete"] == 1
-    place = index._path
+    place = index._db.path
     index.close()
     assert not place.exists()

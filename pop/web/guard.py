@@ -170,11 +170,13 @@ class Guard:
 
     def _sign_in(self, request: _Request, token: str) -> Response:
         """The token leaves the address bar at once; a link that came from another site is followed by our own page."""
-        keys = self._policy.keys
-        if keys is not None and not keys.knows_token(token):
-            raise Refused(401, "wrong-token", "this link is over", "open a new one: pop web --url")
         rest = [pair for pair in parse_qsl(request.query, keep_blank_values=True) if pair[0] != "token"]
         target = request.path + ("?" + urlencode(rest) if rest else "")
+        keys, cookie = self._policy.keys, request.cookie(self._policy.cookie)
+        if keys is not None and cookie is not None and keys.knows_cookie(cookie):
+            return self._going_on(target, cookie)  # whatever has become of the link
+        if keys is not None and not keys.knows_token(token):
+            raise Refused(401, "wrong-token", "this link is over", "open a new one: pop web --url")
         return self._going_on(target, cookie_of(token))
 
     def _with_cookie(self, request: _Request) -> Response | None:
@@ -338,6 +340,10 @@ class _Sender:
 
 def _refusal(request: _Request, error: Refused) -> Response:
     about: dict[str, Any] = {"code": error.code, "message": error.message, "where": None, "hint": error.hint}
+    site, mode = request.one("sec-fetch-site"), request.one("sec-fetch-mode")
+    if error.code == "no-token" and site == "cross-site" and mode == "navigate" and request.method == "GET":
+        target = "/" + request.path.lstrip("/\\") + ("?" + request.query if request.query else "")
+        return HTMLResponse(rendered("signed_in.html", target=target))  # a strict cookie comes only with our own pages
     if request.is_api or "text/html" not in (request.one("accept") or ""):
         return JSONResponse({"error": about}, error.status_code, error.headers)
     return HTMLResponse(rendered("refused.html", status=error.status_code, **about), error.status_code, error.headers)
