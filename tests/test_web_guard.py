@@ -158,7 +158,13 @@ def test_switched_off_everybody_is_let_in_and_forms_still_prove_themselves(root:
     with web_client(root, token=False, signed_in=False) as client:
         answer = client.get("/")
         assert answer.status_code == 200 and "SameSite=Strict" in answer.headers["set-cookie"]
-        assert client.post("/nothing", data={"a": "b"}).status_code == 403
+        client.cookies.clear()  # as a browser does that comes from another site
+        for data in ({"a": "b"}, {"csrf": csrf_of("")}, {"csrf": "0" * 32}):
+            assert client.post("/nothing", data=data).status_code == 403
+            assert client.post("/nothing", data=data, headers=ORIGIN).status_code == 403
+            assert (
+                client.post("/nothing", data=data, headers={**ORIGIN, "x-csrf-token": csrf_of("")}).status_code == 403
+            )
         cookie = answer.headers["set-cookie"].partition("=")[2].partition(";")[0]
         assert csrf_of(cookie) in answer.text
         client.cookies.set(cookie_name(root), cookie)

@@ -322,15 +322,16 @@ def test_up_goes_on_where_the_port_is_taken(living: LivingRoot) -> None:
 
 
 def test_the_web_process_has_no_keys(living: LivingRoot, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It needs none: the gateway has them."""
+    """It needs none: the gateway has them. It outlives no daemon."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     child = up(living)
     link = link_of(child)
     httpx2.get(link, trust_env=False, timeout=60)
     number = web_pid(child.pid)
     assert number and b"sk-secret" not in Path(f"/proc/{number}/environ").read_bytes()
-    child.kill(signal.SIGTERM)
+    child.kill(signal.SIGKILL)
     child.expect(pexpect.EOF)
+    living.wait(lambda: not psutil.pid_exists(number), "its end with that of the daemon")
 
 
 def test_nobody_asking_ends_the_web_process(tmp_path: Path) -> None:

@@ -160,12 +160,12 @@ class Guard:
             return None  # no browser sends it by itself
         if policy.keys is not None and not (cookie and policy.keys.knows_cookie(cookie)):
             raise Refused(401, "no-token", "this browser is not signed in", "open the link that `pop web --url` prints")
-        if policy.keys is None and not cookie:
-            return self._with_cookie(request) if request.method == "GET" else None
-        request.scope["pop.cookie"] = cookie or ""
         if request.method not in READING:
             self._check_origin(request)
-            request.csrf = csrf_of(cookie or "")
+            request.csrf = csrf_of(cookie) if cookie else "none that a form could bring"
+        elif not cookie:
+            cookie = self._give_cookie(request)
+        request.scope["pop.cookie"] = cookie or ""
         return None
 
     def _sign_in(self, request: _Request, token: str) -> Response:
@@ -179,12 +179,11 @@ class Guard:
             raise Refused(401, "wrong-token", "this link is over", "open a new one: pop web --url")
         return self._going_on(target, cookie_of(token))
 
-    def _with_cookie(self, request: _Request) -> Response | None:
+    def _give_cookie(self, request: _Request) -> str:
         """Without tokens a browser still gets a cookie, for the forms it sends."""
         cookie = secrets.token_hex(32)
-        request.scope["pop.cookie"] = cookie
         request.scope["pop.set-cookie"] = self._cookie_line(cookie)
-        return None
+        return cookie
 
     def _going_on(self, target: str, cookie: str) -> Response:
         path = "/" + target.lstrip("/\\")  # never to another host

@@ -51,6 +51,7 @@ class _Channel:
     mark: str | None = None
     serial: int = 0
     over: bool = False
+    trouble: str = ""
     fragments: dict[str, tuple[str, int]] = field(default_factory=dict)
     marks: dict[str, int] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -146,7 +147,10 @@ class Live:
                 except RuntimeError:  # the thread is closed
                     return
                 except Exception as error:  # one page's trouble; it is asked again
-                    log.warning("live.failed", error=f"{type(error).__name__}: {error}")
+                    trouble = f"{type(error).__name__}: {error}"
+                    if trouble != channel.trouble:
+                        log.warning("live.failed", error=trouble)
+                    channel.trouble = trouble
             spent = time.monotonic() - began
             await asyncio.sleep(max(EVERY_S - spent, SHARE * spent))
 

@@ -12,11 +12,13 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import structlog
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -90,6 +92,7 @@ def serve(
     root: Root, settings: Settings, listening: socket.socket, *, host: str, token: bool, idle_s: float = 0
 ) -> None:
     """Serve until a signal, or until nobody asked for anything in `idle_s` (0: for ever)."""
+    structlog.configure(logger_factory=structlog.WriteLoggerFactory(file=sys.stderr))
     app = create_app(root, settings, host=host, token=token)
     config = uvicorn.Config(
         app,
