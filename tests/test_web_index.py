@@ -71,7 +71,10 @@ def test_pages_cover_everything_once(root: Root) -> None:
     index = index_of(root)
     pages = [index.query(page=number) for number in (1, 2, 3)]
     assert [len(page.rows) for page in pages] == [50, 50, 20]
-    assert len({row.run_id for page in pages for row in page.rows}) == 120
+    shown = [row.run_id for page in pages for row in page.rows]
+    assert shown == sorted(shown, reverse=True) and len(set(shown)) == 120
+    one_by_one = [index.query(page=number, size=1).rows[0].run_id for number in range(1, 121)]
+    assert one_by_one == shown
     assert index.query(page=99).page == index.query(page=99).pages == 3
     assert index.query(page=-1).page == 1
 
@@ -92,6 +95,15 @@ def test_a_change_is_another_mark_and_no_change_is_none(root: Root) -> None:
     assert index.refresh() != third
     index.close()
     assert RunIndex(root).refresh() == RunIndex(root).refresh()
+
+
+def test_a_run_that_was_renamed_is_another_one(root: Root) -> None:
+    """A person may move folders about; the index follows them."""
+    run_dir = put_status(root, 1)
+    index = index_of(root)
+    os.rename(run_dir, root.current / run_id(2))
+    index.refresh()
+    assert found(index) == [run_id(2)]
 
 
 def test_a_promoted_run_is_never_missing(root: Root) -> None:

@@ -230,10 +230,13 @@ class RunIndex:
         total = self._cache((count, *values), lambda: int(self._db.ask(count, values)[0][0]))
         pages = max(1, -(-total // size))
         page = min(max(1, page), pages)
-        order = "ORDER BY at DESC, run_id DESC"
-        chosen = f"SELECT run_id FROM runs {narrowed} {order} LIMIT ? OFFSET ?"  # from an index, where no words are asked for
-        query = f"SELECT {_SHOWN} FROM runs WHERE run_id IN ({chosen}) {order}"
-        rows = self._db.ask(query, [*values, size, (page - 1) * size])
+        start = (page - 1) * size
+        few = min(size, total - start)
+        backwards = start > total // 2  # the way from the end is shorter
+        order, offset = ("ASC", total - start - few) if backwards else ("DESC", start)
+        chosen = f"SELECT run_id FROM runs {narrowed} ORDER BY at {order}, run_id {order} LIMIT ? OFFSET ?"
+        query = f"SELECT {_SHOWN} FROM runs WHERE run_id IN ({chosen}) ORDER BY at DESC, run_id DESC"
+        rows = self._db.ask(query, [*values, few, offset]) if few > 0 else []
         return Found([Row(*row) for row in rows], total, page, pages)
 
     def pipelines(self) -> list[str]:

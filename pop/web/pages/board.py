@@ -84,13 +84,23 @@ class BoardSource:
     def __init__(self, site: Site, wish: Wish) -> None:
         self._site = site
         self._wish = wish
+        self._kept: dict[str, tuple[Any, str]] = {}  # of fragments: what they show, and how that reads
 
     def mark(self) -> str:
         return self._site.look_now()
 
     def fragments(self) -> dict[str, str]:
         about = self.context()
-        return {name: rendered(f"board_{name}.html", **about) for name in ("tabs", "figures", "notes", "runs")}
+        shown_by = {
+            "tabs": about["tabs"],
+            "figures": about["figures"],
+            "notes": (about["figures"], about["behind"], about["trouble"]),
+            "runs": object(),
+        }
+        for name, key in shown_by.items():
+            if name not in self._kept or self._kept[name][0] != key:
+                self._kept[name] = (key, rendered(f"board_{name}.html", **about))
+        return {name: self._kept[name][1] for name in shown_by}
 
     def context(self) -> dict[str, Any]:
         site, wish = self._site, self._wish
