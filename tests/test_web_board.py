@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import html
 import json
 import re
@@ -157,6 +158,19 @@ def test_spend_today_is_what_the_ledger_of_calls_says(client: TestClient, root: 
     assert "<b>$0.7500</b>" in text and "3 calls" in text and "the price of 1 calls is not known" in text
     append_calls(Disk(durable=False), root.calls, [call(4, 1.0)])
     assert "<b>$1.75</b>" in settled(client)
+
+
+def test_broken_files_beside_the_runs_stop_no_page(client: TestClient, root: Root) -> None:
+    """A machine room that somebody filled with nonsense, a folder of calls that is none, a daemon that is none."""
+    put_complete(root, 1)
+    for name in ("answers.db", "daemon.json", "lock", "promoting"):
+        (root.machine_room / name).write_bytes(b"\xff nonsense \x00")
+    root.calls.write_text("no folder")
+    assert tabs(settled(client))["Complete"] == "1" and client.get("/").status_code == 200
+    (root.machine_room / "lock").write_text("")
+    with open(root.machine_room / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "No daemon" not in settled(client) and client.get("/").status_code == 200
 
 
 def test_a_page_waits_for_nothing(tmp_path: Path) -> None:

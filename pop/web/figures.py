@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 
+import structlog
+
 from pop.events import rfc3339
 from pop.gatekeeper import socket_path
 from pop.models.calls import Sum, calls_in, usd
@@ -22,6 +24,8 @@ from pop.models.spent import spent_in, sum_of
 from pop.runindex import RunIndex
 from pop.settings import Root, Settings
 from pop.store import NotAFile, lock_holder
+
+log = structlog.get_logger()
 
 EVERY_S = 1.5
 HOURS = 24
@@ -81,9 +85,13 @@ class FigureBook:
 
     def look(self) -> None:
         """See what is new, where that was not just done. One thread at a time."""
-        if time.monotonic() - self._looked_at >= EVERY_S:
+        if time.monotonic() - self._looked_at < EVERY_S:
+            return
+        self._looked_at = time.monotonic()
+        try:
             self.newest = self._look()
-            self._looked_at = time.monotonic()
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            log.warning("figures.unread", error=f"{type(error).__name__}: {error}")  # the last ones stay
 
     def _look(self) -> Figures:
         now = datetime.now(UTC)
