@@ -44,6 +44,7 @@ from pop.store import Disk, DiskFailed, HeldRoot, RootHeld, hold_root
 from pop.tally import Tally
 from pop.waiting import WaitingRuns
 from pop.watch import Watch
+from pop.webkeeper import WebKeeper
 
 log = structlog.get_logger()
 
@@ -63,7 +64,9 @@ class Only:
 class Daemon:
     """One life of the supervisor on one root."""
 
-    def __init__(self, root: Root, settings: Settings, held: HeldRoot, *, only: Only | None = None) -> None:
+    def __init__(
+        self, root: Root, settings: Settings, held: HeldRoot, *, only: Only | None = None, web: bool = False
+    ) -> None:
         self.root = root
         self._held = held
         self.settings = settings
@@ -75,6 +78,7 @@ class Daemon:
         self.gateway = GatewayProcess(root, settings)
         self.executor = open_executor(root, settings)
         self.notifier = NotifierProcess(root, settings)
+        self.web = WebKeeper(root, settings) if web and only is None else None
         self.orchestrator = Orchestrator(
             root,
             settings,
@@ -115,6 +119,8 @@ class Daemon:
         self.gateway.start(asyncio.get_running_loop())
         await self.executor.start()
         self.notifier.start()
+        if self.web:
+            self.web.open(asyncio.get_running_loop())
         watch = None
         if self.settings.daemon.inotify and self.only is None:
             watch = Watch(self.root.pending, self._hint)
@@ -200,7 +206,8 @@ class Daemon:
         if self.only is None and not self._stopping and self.work.is_well:
             await self.intake.scan()
         self.orchestrator.board.look_at_trails()
-        reap_orphans(keep={self.gateway.pid, self.executor.pid, self.notifier.pid})
+        web = self.web.pid if self.web else None
+        reap_orphans(keep={self.gateway.pid, self.executor.pid, self.notifier.pid, web})
         return max(self.settings.daemon.scan_s, 20 * (time.monotonic() - began))
 
     # -- filling the places ------------------------------------------------------------------------------------
@@ -455,6 +462,8 @@ class Daemon:
         for task in self.orchestrator.background():
             task.cancel()
         self.work.close()
+        if self.web:
+            self.web.stop()
         await self.executor.stop()
         self.gateway.stop()
         self.notifier.stop()
@@ -472,14 +481,18 @@ class Daemon:
             "durability": self.settings.daemon.durability,
             "gateway": self.gateway.address,
             "notes": self.gateway.notes(),
+            "web": self.web.address if self.web else None,
             "watching": "inotify and scan" if self.settings.daemon.inotify else "scan",
         }
         self.disk.put(self.root.machine_room / "daemon.json", dump_json(about), durable=False)
         log.info("daemon.started", **about)
 
 
-def run_daemon(root: Root, *, only: Only | None = None, command: str = "pop up") -> None:
+def run_daemon(root: Root, *, only: Only | None = None, command: str = "pop up", web: bool = False) -> None:
     """Hold the root and serve it until a signal, or until `only` is done.
+
+    Args:
+        web: With the dashboard; never with `only`.
 
     Raises:
         RootError: The folder cannot be worked in, or another daemon holds it.
@@ -495,11 +508,11 @@ def run_daemon(root: Root, *, only: Only | None = None, command: str = "pop up")
         from pop.executors.process import end_orphans
 
         end_orphans(root.path)
-        asyncio.run(_serve(root, settings, held, only))
+        asyncio.run(_serve(root, settings, held, only, web))
 
 
-async def _serve(root: Root, settings: Settings, held: HeldRoot, only: Only | None) -> None:
-    await Daemon(root, settings, held, only=only).run()
+async def _serve(root: Root, settings: Settings, held: HeldRoot, only: Only | None, web: bool) -> None:
+    await Daemon(root, settings, held, only=only, web=web).run()
 
 
 def _raise_file_limit() -> None:

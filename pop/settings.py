@@ -5,6 +5,7 @@ The root's layout stands here too, so that every part agrees on the names of the
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
@@ -310,7 +311,7 @@ class GatewaySettings(_Table):
 NoticeKind = Literal["finished", "failed", "waiting", "budget"]
 
 
-def _address(text: str) -> str:
+def _webhook(text: str) -> str:
     if not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", text):
         raise ValueError("must begin with http:// or https://, and hold no user or password")
     return text
@@ -329,7 +330,7 @@ class NotifySettings(_Table):
 
     on: list[NoticeKind] = Field(default=["finished", "failed", "waiting", "budget"], min_length=1)
     command: list[str] | None = Field(default=None, min_length=1)
-    url: Annotated[str, AfterValidator(_address)] | None = None
+    url: Annotated[str, AfterValidator(_webhook)] | None = None
     secret_env: Variable | None = None
     pipelines: list[str] = Field(default_factory=list)
     env: list[Variable] = Field(default_factory=list)
@@ -343,6 +344,39 @@ class NotifySettings(_Table):
         if self.secret_env and not self.url:
             raise ValueError("`secret_env` signs what goes to a `url`")
         return self
+
+
+def _address(text: str) -> str:
+    if text != "localhost":
+        ipaddress.ip_address(text)
+    return text
+
+
+class WebSettings(_Table):
+    """The dashboard. Whoever can connect has to have a link once, unless `token` is false, which only loopback may be."""
+
+    host: Annotated[str, AfterValidator(_address)] = "127.0.0.1"
+    port: int = Field(default=7670, ge=0, le=65535)
+    token: bool = True
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return is_loopback(self.host)
+
+    @model_validator(mode="after")
+    def _demand_a_token(self) -> WebSettings:
+        if not self.token and not self.is_loopback:
+            raise ValueError("token = false is for loopback alone: other machines can reach this host")
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address (or ``localhost``) can be reached from this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _auto() -> dict[str, ModelSettings | str]:
@@ -361,6 +395,7 @@ class Settings(_Table):
     worker: WorkerSettings = Field(default_factory=WorkerSettings)
     daemon: DaemonSettings = Field(default_factory=DaemonSettings)
     notify: dict[str, NotifySettings] = Field(default_factory=dict)
+    web: WebSettings = Field(default_factory=WebSettings)
     _places: TomlPlaces = PrivateAttr(default_factory=lambda: TomlPlaces("pop.toml"))
 
     def place(self, *path: str) -> str:

@@ -117,6 +117,7 @@ ORDER = [
     "outbox",
     "notifier",
     "notifying",
+    "webkeeper",
     "diskwork",
     "tally",
     "recipes",

@@ -23,6 +23,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "[worker]": settings.WorkerSettings,
     "[daemon]": settings.DaemonSettings,
     "[notify.NAME]": settings.NotifySettings,
+    "[web]": settings.WebSettings,
 }
 
 

@@ -7,6 +7,7 @@ COMMANDS: dict[str, str] = {
     "schema": "Print the JSON Schema of a file, for editors.",
     "run": "Run one seed to its end and show how it goes.",
     "up": "Serve the queue until you stop it.",
+    "web": "Serve the dashboard.",
     "submit": "Put a seed into the queue.",
     "ls": "List what is pending, rejected, current and complete.",
     "show": "Explain one run: its steps, times, costs and errors.",

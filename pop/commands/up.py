@@ -12,6 +12,7 @@ from typing import Any, TextIO, cast
 import click
 
 from pop.commands._shared import chosen_root, with_root
+from pop.errors import PopError
 from pop.settings import Root
 
 
@@ -76,10 +77,20 @@ def _greet(root: Root) -> Any:
     def greet(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         if event.get("event") == "daemon.started":
             _say(f"POP serves {root.path}: drop seeds into pipeline-pending/")
+            _tell_dashboard(root, event)
             threading.Thread(target=_tell_mistakes, args=(root,), daemon=True).start()
         return event
 
     return greet
+
+
+def _tell_dashboard(root: Root, event: MutableMapping[str, Any]) -> None:
+    from pop.commands.web import greet
+    from pop.settings import load_settings
+
+    if event.get("web"):
+        with suppress(OSError, PopError):
+            greet(root, str(event["web"]), load_settings(root).web.token)
 
 
 class _Journal:
@@ -117,7 +128,7 @@ class _Journal:
 
 
 @click.command()
-@click.option("--no-web", is_flag=True, help="Without the dashboard (it comes with a later version).")
+@click.option("--no-web", is_flag=True, help="Without the dashboard.")
 @click.option("--only", metavar="NAME", hidden=True, help="Serve one seed of the queue and end.")
 @click.option("--only-run", metavar="RUN", hidden=True, help="Serve one run and end.")
 @click.option("--parent", type=int, hidden=True, help="End at once when this process, which started it, ends.")
@@ -137,7 +148,7 @@ def command(
     configure_logs(chosen, quiet, told=frozenset({"run.failed"}) if what else frozenset())  # `pop run` says it
     if quiet and what is None:  # there is no greeting to tell them after
         threading.Thread(target=_tell_mistakes, args=(chosen,), daemon=True).start()
-    run_daemon(chosen, only=what, command="pop run" if what else "pop up")
+    run_daemon(chosen, only=what, command="pop run" if what else "pop up", web=not no_web)
 
 
 def _tell_mistakes(root: Root) -> None:

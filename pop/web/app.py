@@ -1,0 +1,215 @@
+"""The application: pages and the API from a list, behind the guard."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import threading
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp
+
+from pop import __version__
+from pop.errors import ConfigError, PopError, UsageError
+from pop.runindex import RunIndex
+from pop.runs import Run
+from pop.settings import Root, SeedSettings, Settings
+from pop.web.figures import FigureBook
+from pop.web.guard import Guard, Policy
+from pop.web.keys import Keys
+from pop.web.live import Live
+from pop.web.render import HERE, page, templates
+
+PAGES = (
+    "board",
+)  # fmt: skip
+NAV = (("/", "Board"),)  # what a page adds, it adds here
+MB = 2**20
+LOOK_S = 0.5  # at most, for one look at what changed
+LOOK_AGAIN_S = 0.35
+FOREVER = "public, max-age=31536000, immutable"
+
+
+@dataclass
+class Site:
+    """What pages work with: ``request.app.state.site``."""
+
+    root: Root
+    settings: Settings
+    live: Live
+    index: RunIndex
+    figures: FigureBook
+    nav: tuple[tuple[str, str], ...] = NAV
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "look"))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _looking: Future[str] | None = None
+    _looked_at: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """What the root is called on a page."""
+        return self.root.path.name or str(self.root.path)
+
+    def look(self, patience_s: float) -> None:
+        """See what is new on the disk, if that takes no longer; else pages show what was known, and are told by events."""
+        if self._looking is None or self._looking.done():
+            if self._looking is not None and time.monotonic() - self._looked_at < LOOK_AGAIN_S:
+                return
+            self._looking = self._thread.submit(self.look_now)
+        with contextlib.suppress(TimeoutError):
+            self._looking.result(patience_s)
+
+    def look_now(self) -> str:
+        """The mark of index and figures, as they are now, or were half a look ago."""
+        with self._lock:
+            if time.monotonic() - self._looked_at >= LOOK_AGAIN_S:
+                self.index.refresh(LOOK_S)
+                self.figures.look()
+                self._looked_at = time.monotonic()
+        return self.mark()
+
+    def mark(self) -> str:
+        return f"{self.index.mark()}-{self.figures.newest.mark()}"
+
+    def close(self) -> None:
+        self.live.close()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self.index.close()
+
+    def run(self, run_id: str) -> Run:
+        """The run with exactly this id, in pipeline-current/ or pipeline-complete/.
+
+        Raises:
+            HTTPException: 404: there is none.
+        """
+        if re.fullmatch(r"\d{8}-\d{6}-[A-Za-z0-9._-]{1,120}", run_id):
+            for place, folder in (("current", self.root.current), ("complete", self.root.complete)):
+                path = folder / run_id
+                if path.is_dir() and not path.is_symlink():
+                    return Run(path, place)
+        raise HTTPException(404, f"no run {run_id[:120]!r}")
+
+
+def cookie_name(root: Root) -> str:
+    """Cookies of one host are shared by all its ports, and so by all roots served there."""
+    return "pop-" + hashlib.sha256(os.fsencode(root.path)).hexdigest()[:10]
+
+
+def create_app(root: Root, settings: Settings, *, host: str = "127.0.0.1", token: bool = True) -> FastAPI:
+    """The dashboard of a root.
+
+    Args:
+        host: Where it will listen: beyond loopback, further names are taken for this machine's.
+        token: Whether a browser must have come by a link.
+    """
+    index = RunIndex(root)
+    site = Site(root, settings, Live(), index, FigureBook(root, settings, index))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        for name in templates().list_templates():
+            templates().get_template(name)  # compiled before the first reader comes
+        yield
+        site.close()
+
+    keys = Keys(root.machine_room) if token else None
+    app = _App(
+        title="POP",
+        version=__version__,
+        description="Reads runs and gives orders, by the same files as the command line.",
+        openapi_url="/api/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.state.policy = policy_of(root, settings.seeds, keys, host)
+    app.state.site = site
+    app.mount("/static", _Static(directory=HERE / "static"))
+    app.get("/favicon.ico", include_in_schema=False)(_icon)
+    for name in PAGES:
+        app.include_router(import_module(f"pop.web.pages.{name}").router, include_in_schema=False)
+    _say_errors(app)
+    return app
+
+
+class _App(FastAPI):
+    """With the guard around everything, so that the page of a bug has its headers too."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return Guard(super().build_middleware_stack(), self.state.policy)
+
+
+def policy_of(root: Root, seeds: SeedSettings, keys: Keys | None, host: str) -> Policy:
+    """The guard's rules for a server on this host."""
+    beyond = host not in ("127.0.0.1", "::1", "localhost")
+    upload = int((seeds.max_files_mb + seeds.max_mb + 1) * MB)
+    return Policy(
+        keys,
+        cookie=cookie_name(root),
+        hosts=frozenset({host.lower(), os.uname().nodename.lower()}) if beyond else frozenset(),
+        any_address=beyond,
+        large={"/new": upload, "/api/seeds": upload},
+    )
+
+
+class _Static(StaticFiles):
+    """Files whose address changes with their content may be kept by browsers."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["cache-control"] = FOREVER
+        return response
+
+
+async def _icon() -> Response:
+    return FileResponse(HERE / "static" / "icon.svg", media_type="image/svg+xml", headers={"cache-control": FOREVER})
+
+
+def _say_errors(app: FastAPI) -> None:
+    """A user's mistakes read as on the command line; of a bug the page tells nothing."""
+
+    @app.exception_handler(PopError)
+    async def known(request: Request, error: PopError) -> Response:
+        status = 404 if error.code in ("unknown-run", "removed") else 400 if isinstance(error, UsageError) else 409
+        return told(request, 422 if isinstance(error, ConfigError) else status, error.to_json())
+
+    @app.exception_handler(StarletteHTTPException)
+    async def http(request: Request, error: StarletteHTTPException) -> Response:
+        codes = {404: "not-found", 405: "wrong-method"}
+        message = "there is nothing here" if error.detail == "Not Found" else str(error.detail)
+        code = getattr(error, "code", codes.get(error.status_code, "refused"))
+        about = {"code": code, "message": message, "hint": getattr(error, "hint", None)}
+        return told(request, error.status_code, about, headers=dict(error.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return told(request, 422, {"code": "invalid", "message": str(first["msg"]), "where": where})
+
+    @app.exception_handler(Exception)
+    async def bug(request: Request, error: Exception) -> Response:
+        hint = "its traceback is in .pop/log/web.err, or where pop web runs"
+        return told(request, 500, {"code": "bug", "message": "a bug in POP", "hint": hint})
+
+
+def told(request: Request, status: int, about: dict[str, Any], *, headers: dict[str, str] | None = None) -> Response:
+    """An error: as a page, or as JSON below /api and for programs."""
+    error = {"code": "refused", "message": "", "where": None, "hint": None, **about}
+    if request.url.path.startswith("/api/") or "text/html" not in request.headers.get("accept", ""):
+        return JSONResponse({"error": error}, status, headers)
+    answer = page(request, "error.html", status=status, **{"code_number": status, **error})
+    answer.headers.update(headers or {})
+    return answer

@@ -1,0 +1,194 @@
+"""What the board tells beside the runs: throughput, spend today, model limits in use, who serves the folder.
+
+All of it is read where it stands: the index, the gateway's sums with the ledger behind them, the gateway's own figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import sqlite3
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+from pop.events import rfc3339
+from pop.gatekeeper import socket_path
+from pop.models.calls import Sum, calls_in, usd
+from pop.models.questions import ask_gateway
+from pop.models.spent import spent_in, sum_of
+from pop.runindex import RunIndex
+from pop.settings import Root, Settings
+from pop.store import NotAFile, lock_holder
+
+log = structlog.get_logger()
+
+EVERY_S = 1.5
+HOURS = 24
+
+
+@dataclass(frozen=True)
+class Lane:
+    """What one model, or all models of one provider, may be asked, and is asked now."""
+
+    name: str
+    in_flight: int
+    waiting: int
+    window: int | None
+    requests: float
+    most_requests: float | None
+    tokens: float
+    most_tokens: float | None
+    paused_s: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """`hours` are finished runs by hour, the newest last; `usd_today` of the UTC day."""
+
+    hours: list[int] = field(default_factory=lambda: [0] * HOURS)
+    last_hour: int = 0
+    usd_today: float = 0.0
+    calls_today: int = 0
+    tokens_today: int = 0
+    unpriced_today: int = 0
+    day_usd: float | None = None
+    lanes: list[Lane] = field(default_factory=list)
+    open_circuits: list[str] = field(default_factory=list)
+    serving: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def last_day(self) -> int:
+        return sum(self.hours)
+
+    def mark(self) -> str:
+        """Another text when something here changed."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+
+
+class FigureBook:
+    """The newest figures of a root."""
+
+    def __init__(self, root: Root, settings: Settings, index: RunIndex) -> None:
+        self._root = root
+        self._settings = settings
+        self._index = index
+        self._looked_at = 0.0
+        self._day = _DaySum(root)
+        self._open: list[str] = []
+        self.newest = Figures()
+
+    def look(self) -> None:
+        """See what is new, where that was not just done. One thread at a time."""
+        if time.monotonic() - self._looked_at < EVERY_S:
+            return
+        self._looked_at = time.monotonic()
+        try:
+            self.newest = self._look()
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            log.warning("figures.unread", error=f"{type(error).__name__}: {error}")  # the last ones stay
+
+    def _look(self) -> Figures:
+        now = datetime.now(UTC)
+        hours = [now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=back) for back in range(HOURS)][::-1]
+        spent = self._day.sum(now.strftime("%Y-%m-%d"))
+        holder = lock_holder(self._root.machine_room)
+        lanes = self._lanes() if holder else []
+        return Figures(
+            hours=self._index.finished_since([rfc3339(hour.timestamp()) for hour in hours]),
+            last_hour=self._index.finished_since([rfc3339(now.timestamp() // 10 * 10 - 3600)])[0],
+            usd_today=usd(spent.nano_usd),
+            calls_today=spent.calls,
+            tokens_today=spent.input_tokens + spent.output_tokens,
+            unpriced_today=spent.unpriced,
+            day_usd=self._settings.budget.day_usd,
+            lanes=lanes,
+            open_circuits=self._open if holder else [],
+            serving=str(holder.get("command") or "a daemon") if holder else None,
+            notes=self._notes() if holder else [],
+        )
+
+    def _lanes(self) -> list[Lane]:
+        told = asyncio.run(ask_gateway(str(socket_path(self._root)), {"figures": True}, 0.5)) or {}
+        self._open = [str(name) for name, state in (told.get("circuits") or {}).items() if state != "closed"]
+        found = []
+        for name, lane in (told.get("lanes") or {}).items():
+            limits = lane["limits"]
+            if name.startswith("model replay:") and not (lane["in_flight"] or lane["waiting"]):
+                continue  # a replay that is over
+            found.append(
+                Lane(
+                    name=name.removeprefix("model ").removeprefix("provider "),
+                    in_flight=lane["in_flight"],
+                    waiting=lane["waiting"],
+                    window=lane["window"],
+                    requests=lane["requests_per_minute"],
+                    most_requests=limits["requests_per_minute"],
+                    tokens=lane["tokens_per_minute"],
+                    most_tokens=limits["tokens_per_minute"],
+                    paused_s=round(lane["paused_s"]),
+                )
+            )
+        return sorted(found, key=lambda lane: (-lane.in_flight - lane.waiting, lane.name))[:12]
+
+    def _notes(self) -> list[str]:
+        """Which model answers when a task asks for none: the embedded engine is told wherever it is in use."""
+        try:
+            notes = json.loads((self._root.machine_room / "daemon.json").read_bytes())["notes"]
+            return [str(note) for note in notes][:3]
+        except (OSError, ValueError, LookupError, TypeError):
+            return []
+
+
+class _DaySum:
+    """What one day cost: the gateway's sums as far as they go, and the ledger of calls behind that."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._day = ""
+        self._from = self._offset = 0
+        self._added = Sum()
+
+    def sum(self, day: str) -> Sum:
+        base, start = self._folded(day)
+        if (day, start) != (self._day, self._from) or not self._still_there(day):
+            self._day, self._from, self._offset, self._added = day, start, start, Sum()
+        with suppress(OSError, NotAFile):  # nothing was asked today
+            for at, line in calls_in(self._root.calls / f"{day}.jsonl", self._offset):
+                self._offset = at
+                if line is not None:
+                    self._added.add(line)
+        return _both(base, self._added)
+
+    def _still_there(self, day: str) -> bool:
+        try:
+            return (self._root.calls / f"{day}.jsonl").stat().st_size >= self._offset
+        except OSError:
+            return self._offset == 0
+
+    def _folded(self, day: str) -> tuple[Sum, int]:
+        """What answers.db has added up, and to which byte of the day's file."""
+        path = self._root.machine_room / "answers.db"
+        if not path.exists():
+            return Sum(), 0
+        try:
+            connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=0.5)
+            try:
+                connection.execute("BEGIN")  # both from one state of the file
+                row = connection.execute("SELECT bytes FROM ledger WHERE file = ?", (f"{day}.jsonl",)).fetchone()
+                sums = connection.execute(spent_in(("day", day)), (day,)).fetchone()
+                return sum_of(sums), int(row[0]) if row else 0
+            finally:
+                connection.close()
+        except sqlite3.Error:
+            return Sum(), 0
+
+
+def _both(one: Sum, other: Sum) -> Sum:
+    names = ("calls", "input_tokens", "output_tokens", "nano_usd", "unpriced", "estimated")
+    return Sum(**{name: getattr(one, name) + getattr(other, name) for name in names})

@@ -1,0 +1,1 @@
+"""The pages: one module each, with a `router`; `pop.web.app.PAGES` lists them."""
