@@ -90,6 +90,7 @@ class CallLook:
     note: str
     tries: list[str]
     warnings: list[str]
+    text: str
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> CallLook:
@@ -117,6 +118,7 @@ class CallLook:
             whole("input_tokens"), whole("cached_input_tokens"), whole("output_tokens"), row.get("estimated") is True,
             real("ms") or 0.0, real("cost_usd"), row.get("cached") is True, text("finish_reason"), text("error_class"),
             text("note"), tries, [str(one) for one in listed("warnings")],
+            text("text"),
         )  # fmt: skip
 
 
@@ -154,9 +156,11 @@ class StepLook:
     more_artifacts: int = 0
     gate: GateLook | None = None
 
-    def stage_files(self, *names: str) -> Iterator[StageLook]:
-        """The stages of these names that kept a file."""
-        return (stage for stage in self.stages if stage.name in names and stage.file)
+    @property
+    def told_by_stages(self) -> bool:
+        """Whether the stages' files hold the answers: not of a task that asks by itself, or asks often."""
+        kept = sum(1 for stage in self.stages if stage.name in ("infer", "refine") and stage.file)
+        return kept >= len(self.calls) + self.more_calls
 
 
 def instances_of(run: Run) -> set[str]:

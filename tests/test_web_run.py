@@ -124,6 +124,27 @@ def test_refinements_laps_problems_and_logs(root: Root, client: TestClient) -> N
     assert "not yet" in page and "4.5" in page
 
 
+def test_answers_of_a_task_that_asks_by_itself_stand_with_its_calls(root: Root, client: TestClient) -> None:
+    """No stage keeps them; tries, what came from the store, and unknown prices are told."""
+    run = begin_run(root, ["a"])
+    run.step("a")
+    tried = run.path / "tasks" / "a" / "attempts" / "1"
+    call = json.loads((tried / "calls.jsonl").read_text())
+    more = {
+        **call,
+        "text": "the second answer",
+        "cost_usd": None,
+        "tries": [{"model": "large", "error_class": "unavailable"}],
+    }
+    (tried / "calls.jsonl").write_text(
+        "".join(json.dumps(one) + "\n" for one in (call, more, {**call, "cached": True}))
+    )
+    run.end("run.complete")
+    html = client.get(f"/runs/{ID}/steps/a").text
+    assert all(words in html for words in ("the second answer", "large: unavailable", "from the store", "unknown"))
+    assert "1 unpriced" in client.get(f"/runs/{ID}").text
+
+
 def test_texts_inside_of_json_are_compared_line_by_line() -> None:
     """A long text that is one line of JSON would differ as a whole."""
     data = json.dumps({"text": "One.\nTwo \\n no line.\nThree.", "long": "This is a sentence. " * 20}).encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from io import FileIO
 from typing import Any
 from urllib.parse import quote
 
@@ -304,14 +305,12 @@ def raw_file(request: Request, run_id: str, path: str, download: bool = False) -
         fd = os.open(contained(run.path, path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (NotAFile, OSError, ValueError):
         raise HTTPException(404, f"no file {path[:120]!r} in this run") from None
-    try:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            raise HTTPException(404, f"{path[:120]!r} is no file")
-        head = os.pread(fd, 8192, 0)
-    except BaseException:
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
         os.close(fd)
-        raise
+        raise HTTPException(404, f"{path[:120]!r} is no file")
+    file = os.fdopen(fd, "rb", buffering=0)  # closed with its last reader, also one that never came
+    head = os.pread(fd, 8192, 0)
     name = path.rpartition("/")[2]
     binary = kind_of(name, head) == "binary"
     kind = image_type(head) or ("application/octet-stream" if binary else "text/plain; charset=utf-8")
@@ -321,15 +320,12 @@ def raw_file(request: Request, run_id: str, path: str, download: bool = False) -
         "content-disposition": f"{how}; filename*=UTF-8''{quote(name, safe='')}",
         "content-length": str(info.st_size),
     }
-    return StreamingResponse(_pieces(fd, info.st_size), media_type=kind, headers=headers)
+    return StreamingResponse(_pieces(file, info.st_size), media_type=kind, headers=headers)
 
 
-def _pieces(fd: int, size: int) -> Iterator[bytes]:
+def _pieces(file: FileIO, size: int) -> Iterator[bytes]:
     """So many bytes, even when the file grows meanwhile; a file that shrank ends early."""
-    try:
-        place = 0
-        while place < size and (piece := os.pread(fd, min(CHUNK, size - place), place)):
-            place += len(piece)
+    with file:
+        while size > 0 and (piece := file.read(min(CHUNK, size))):
+            size -= len(piece)
             yield piece
-    finally:
-        os.close(fd)
