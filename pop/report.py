@@ -15,13 +15,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pop import safehtml
+from pop.diaries import ModelSum, beginning
 from pop.display import dollars, next_move, usage_line
 from pop.drawing import draw
 from pop.errors import PopError
 from pop.events import rfc3339
 from pop.gantt import duration, gantt
 from pop.records import Usage
-from pop.runlook import ModelSum, RunLook, StepRow, beginning, rows_of, usage_of
+from pop.runlook import RunLook, StepRow, rows_of, usage_of
 from pop.runs import Run
 from pop.settings import Root
 from pop.stale import place_of

@@ -6,16 +6,13 @@ What cannot be read is left out, and `RunLook.troubles` says so: a page about a 
 from __future__ import annotations
 
 import os
-import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import orjson
-
 from pop import events
+from pop.diaries import Diaries, ModelSum, beginning, json_lines, real, whole
 from pop.errors import PopError
 from pop.gantt import duration
 from pop.history import RunHistory
@@ -24,134 +21,10 @@ from pop.rerun import pipeline_of
 from pop.runs import Run
 from pop.stale import place_of
 from pop.steps import Each, Pipeline, Repeat, step_of
-from pop.timeline import Diary, Timeline, diary_of, timeline
+from pop.timeline import Diary, Timeline, timeline
 
 MAX_JOURNAL = 64 * 2**20
-MAX_DIARY = 4 * 2**20  # of trail.jsonl, and of calls.jsonl
 MAX_DIARIES = 256 * 2**20  # of all attempts together
-KEPT = 8_000  # attempts whose diaries are remembered, a few kB each
-
-
-@dataclass
-class ModelSum:
-    """What the calls to one model came to, as the workers wrote it down."""
-
-    calls: int = 0
-    cached: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost_usd: float = 0.0
-    unpriced: int = 0
-    failed: int = 0
-    ms: float = 0.0
-
-    def plus(self, other: ModelSum) -> None:
-        self.calls += other.calls
-        self.cached += other.cached
-        self.input_tokens += other.input_tokens
-        self.output_tokens += other.output_tokens
-        self.cost_usd += other.cost_usd
-        self.unpriced += other.unpriced
-        self.failed += other.failed
-        self.ms += other.ms
-
-
-@dataclass(frozen=True)
-class Wrote:
-    """What one attempt wrote down, as far as the run's page needs it."""
-
-    diary: Diary = field(default_factory=Diary)
-    models: Mapping[str, ModelSum] = field(default_factory=dict)
-    size: int = 0
-
-
-class Diaries:
-    """Attempts' diaries, remembered while their files stay as they are."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, tuple[tuple[int, ...], Wrote]] = {}
-
-    def of(self, attempt: str, *, over: bool = False) -> Wrote:
-        """Of the attempt's folder; one that is `over` is not looked at again."""
-        known = self._kept.get(attempt)
-        names = (f"{attempt}/trail.jsonl", f"{attempt}/calls.jsonl")
-        signature = () if over else tuple(part for name in names for part in _signature(name))
-        if known and known[0] == signature:
-            return known[1]
-        trail, calls = (beginning(name, MAX_DIARY)[0] for name in names)
-        rows = list(json_lines(calls))
-        wrote = Wrote(diary_of(json_lines(trail), rows), sums_of(rows), len(trail) + len(calls))
-        if len(self._kept) >= KEPT:
-            self._kept.pop(next(iter(self._kept)), None)
-        self._kept[attempt] = (signature, wrote)
-        return wrote
-
-
-def _signature(path: str) -> tuple[int, int]:
-    try:
-        info = os.lstat(path)
-    except OSError:
-        return (0, -1)
-    return (info.st_mtime_ns, info.st_size)
-
-
-def beginning(path: Path | str, most: int, *, end: bool = False) -> tuple[bytes, int]:
-    """At most so many bytes from the beginning of a regular file, or from its end, and its size; ``(b"", -1)`` where
-    there is none."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return b"", -1
-    try:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            return b"", -1
-        return os.pread(fd, min(most, info.st_size + 4096), max(0, info.st_size - most) if end else 0), info.st_size
-    except OSError:
-        return b"", -1
-    finally:
-        os.close(fd)
-
-
-def json_lines(data: bytes) -> Iterator[dict[str, Any]]:
-    """The objects of a .jsonl file; what is none, or torn, is passed over."""
-    for line in data.split(b"\n"):
-        if line:
-            try:
-                row = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                continue
-            if isinstance(row, dict):
-                yield row
-
-
-def sums_of(calls: list[dict[str, Any]]) -> dict[str, ModelSum]:
-    """By the model that answered: ``fast (qwen3:8b)``."""
-    sums: dict[str, ModelSum] = {}
-    for call in calls:
-        provider_model = call.get("provider_model")
-        name = f"{call.get('model')} ({provider_model})" if provider_model else str(call.get("model"))
-        one = sums.setdefault(name, ModelSum())
-        if call.get("error_class"):
-            one.failed += 1
-        elif call.get("cached"):
-            one.cached += 1
-        else:
-            one.calls += 1
-            one.input_tokens += _whole(call.get("input_tokens"))
-            one.output_tokens += _whole(call.get("output_tokens"))
-            one.ms += _real(call.get("ms"))
-            one.unpriced += call.get("cost_usd") is None
-            one.cost_usd += _real(call.get("cost_usd"))
-    return sums
-
-
-def _whole(value: object) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
-
-
-def _real(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and value > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -376,7 +249,7 @@ def _read_diaries(look: RunLook, diaries: Diaries) -> dict[tuple[str, int], Diar
     for event in look.journal:
         if event.get("event") != events.STEP_STARTED or (instance := _name(event.get("instance"))) is None:
             continue
-        attempt = _whole(event.get("attempt"))
+        attempt = whole(event.get("attempt"))
         if (instance, attempt) in found:
             continue
         if left <= 0:
@@ -410,7 +283,7 @@ def _laps(journal: list[dict[str, Any]]) -> Iterator[Lap]:
             score = event.get("score")
             lap = Lap(
                 str(event.get("key")),
-                _whole(event.get("lap")),
+                whole(event.get("lap")),
                 str(event.get("verdict") or "?"),
                 str(event.get("reason") or ""),
                 float(score) if isinstance(score, int | float) else None,
@@ -428,7 +301,7 @@ def _notes(look: RunLook) -> dict[str, str]:
     for event in look.journal:
         if event.get("event") == events.EACH_EXPANDED:
             block = place_of(str(event.get("key")))[0]
-            counts[block] = counts.get(block, 0) + _whole(event.get("count"))
+            counts[block] = counts.get(block, 0) + whole(event.get("count"))
     laps: dict[str, int] = {}
     for lap in look.laps:
         block = place_of(lap.key)[0]
@@ -502,11 +375,11 @@ def row_of(name: str, task: Mapping[str, Any]) -> StepRow:
         state,
         1,
         int(state == "done"),
-        _whole(task.get("attempt")),
-        _whole(task.get("refinements")),
-        _real(task.get("seconds")),
+        whole(task.get("attempt")),
+        whole(task.get("refinements")),
+        real(task.get("seconds")),
         usage_of(task) if task.get("usage") else NOTHING,
         str(task.get("stage") or ""),
         told or str(task.get("reason") or ""),
-        (_real(pair[0]), _real(pair[1])) if pair else None,
+        (real(pair[0]), real(pair[1])) if pair else None,
     )

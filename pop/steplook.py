@@ -15,8 +15,9 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
+from pop.diaries import beginning, json_lines
 from pop.records import BadJson, read_json
-from pop.runlook import Decision, Trouble, beginning, json_lines
+from pop.runlook import Decision, Trouble
 from pop.runs import Run
 from pop.safehtml import Kind, kind_of
 from pop.store import NotAFile, contained

@@ -161,6 +161,7 @@ ORDER = [
     "gantt",
     "drawing",
     "safehtml",
+    "diaries",
     "runlook",
     "steplook",
     "report",

@@ -12,9 +12,10 @@ from urllib.parse import quote
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
 
+from pop.diaries import Diaries, json_lines
 from pop.display import again_line, next_move, open_gates, paused_by, usage_line
 from pop.report import FILTERS, graph_of, look_of, report, timeline_of
-from pop.runlook import Diaries, json_lines, look_at, row_of, rows_of, status_for
+from pop.runlook import look_at, row_of, rows_of, status_for
 from pop.runs import Run
 from pop.safehtml import image_type, kind_of, plain
 from pop.stale import place_of
