@@ -30,11 +30,11 @@ def mermaid(pipeline: Pipeline, states: Mapping[str, str] | None = None) -> str:
         states: State by instance, as in tasks-status.json; the instances of a step are summed up in one node.
     """
     ids = {name: f"s{number}" for number, name in enumerate(pipeline.blocks)}
-    by_step = _by_step(states or {})
-    lines = ["flowchart TD", *_nodes(pipeline.root, ids, by_step, depth=1)]
+    counts = by_step(states or {})
+    lines = ["flowchart TD", *_nodes(pipeline.root, ids, counts, depth=1)]
     lines += [f"{_INDENT}{ids[before]} --> {ids[after]}" for before, after in edges(pipeline)]
     lines += [f"{_INDENT}{ids[last]} -.->|again| {ids[first]}" for last, first in ways_back(pipeline)]
-    lines += _classes(pipeline, ids, by_step)
+    lines += _classes(pipeline, ids, counts)
     return "\n".join(lines) + "\n"
 
 
@@ -107,17 +107,18 @@ def _escaped(text: str) -> str:
     return "".join(one if one.isalnum() or one in " _-.,…" else f"#{ord(one)};" for one in text)
 
 
-def _by_step(states: Mapping[str, str]) -> dict[str, Counter[str]]:
-    by_step: dict[str, Counter[str]] = {}
+def by_step(states: Mapping[str, str]) -> dict[str, Counter[str]]:
+    """How the instances of each step stand."""
+    found: dict[str, Counter[str]] = {}
     for instance, state in states.items():
         begun, _, gate = instance.partition("+")  # the gate of an order that cannot be followed
         if not gate or state == "waiting":
-            by_step.setdefault(step_of(begun), Counter())[state] += 1
-    return by_step
+            found.setdefault(step_of(begun), Counter())[state] += 1
+    return found
 
 
 def _classes(pipeline: Pipeline, ids: Mapping[str, str], states: Mapping[str, Counter[str]]) -> list[str]:
-    shown = {name: _summed_up(states[name]) for name in pipeline.blocks if name in states}
+    shown = {name: summed_up(states[name]) for name in pipeline.blocks if name in states}
     used = [state for state in _COLOURS if state in shown.values()]
     lines = [f"{_INDENT}classDef {state} {_COLOURS[state]}" for state in used]
     for state in used:
@@ -126,6 +127,7 @@ def _classes(pipeline: Pipeline, ids: Mapping[str, str], states: Mapping[str, Co
     return lines
 
 
-def _summed_up(states: Counter[str]) -> str:
+def summed_up(states: Counter[str]) -> str:
+    """One state for a step: the one a person should see first."""
     worst = next((state for state in _WORST_FIRST if states[state]), None)
     return worst or ("done" if states["done"] else "skipped")

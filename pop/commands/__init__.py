@@ -15,7 +15,7 @@ COMMANDS: dict[str, str] = {
     "logs": "Print what the steps of a run logged and printed.",
     "tail": "Follow the ledger of finished runs.",
     "cost": "Add up what model calls cost.",
-    "graph": "Print a pipeline, or a run, as a Mermaid graph.",
+    "graph": "Print a pipeline, or a run, as a Mermaid graph or a picture.",
     "cancel": "End a run.",
     "plan": "Show what a seed or a run would reuse, run and cost, before anything is spent.",
     "diff": "Compare two runs step by step.",

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import click
 
 from pop.commands._shared import as_json, chosen_root, pipeline_file, print_json, with_root
 from pop.errors import UsageError, did_you_mean
+from pop.steps import Pipeline
 
 
 @click.command()
 @click.argument("what", required=False, metavar="[PIPELINE|RUN]")
+@click.option("--svg", is_flag=True, help="As a picture: SVG.")
 @as_json
 @with_root
-def command(what: str | None, as_json: bool, root: str | None) -> None:
-    """Print a pipeline as a Mermaid graph; of a RUN, with the states of its steps."""
-    from pop.graph import mermaid
+def command(what: str | None, svg: bool, as_json: bool, root: str | None) -> None:
+    """Print a pipeline as a Mermaid graph, or as an SVG; of a RUN, with the states of its steps."""
     from pop.pipeline import load_pipeline
     from pop.runs import find_run
 
+    if svg and as_json:
+        raise UsageError("--svg and --json do not go together", hint="--svg prints the picture itself")
     chosen = chosen_root(root)
     if what is None or what in chosen.pipeline_names():
         path = pipeline_file(chosen, what)
         where = os.path.relpath(path, chosen.path)
-        _tell(
-            what or "default", mermaid(load_pipeline(path.read_bytes(), where=where, name=what or "default")), as_json
-        )
+        pipeline = load_pipeline(path.read_bytes(), where=where, name=what or "default")
+        _tell(what or "default", pipeline, None, svg, as_json)
         return
     try:
         run = find_run(chosen, what)
@@ -40,11 +43,16 @@ def command(what: str | None, as_json: bool, root: str | None) -> None:
     where = os.path.relpath(own, chosen.path)
     pipeline = load_pipeline(own.read_bytes(), where=where, name=str(status.get("pipeline")))
     states = {name: task["state"] for name, task in status["tasks"].items()}
-    _tell(run.run_id, mermaid(pipeline, states), as_json)
+    _tell(run.run_id, pipeline, states, svg, as_json)
 
 
-def _tell(name: str, graph: str, as_json: bool) -> None:
-    if as_json:
-        print_json({"name": name, "mermaid": graph})
+def _tell(name: str, pipeline: Pipeline, states: Mapping[str, str] | None, svg: bool, as_json: bool) -> None:
+    from pop.drawing import draw
+    from pop.graph import mermaid
+
+    if svg:
+        click.echo(draw(pipeline, states, alone=True, label=f"{name}: {len(pipeline.steps)} steps"), nl=False)
+    elif as_json:
+        print_json({"name": name, "mermaid": mermaid(pipeline, states)})
     else:
-        click.echo(graph)
+        click.echo(mermaid(pipeline, states))
