@@ -15,9 +15,9 @@ from pop.errors import safe
 
 STYLE = Path(__file__).parent / "web" / "static" / "pictures.css"
 EM = 0.602  # the width of a character of the pictures' font, by its size
-MARKS = {
-    "done": "✓", "running": "▸", "waiting": "?", "failed": "✗", "skipped": "–", "stale": "~", "cancelled": "×",
-    "pending": "·",
+MARKS = {  # as the dashboard has them
+    "done": "✓", "running": "▸", "waiting": "◆", "failed": "✕", "skipped": "↷", "stale": "↻", "cancelled": "⊘",
+    "pending": "○",
 }  # fmt: skip
 PAINT = {  # fill and stroke by state, and by kind of time
     "done": ("#e3f4e6", "#2f7d43"),

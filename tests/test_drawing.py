@@ -70,7 +70,7 @@ def test_instances_are_summed_up_and_coloured() -> None:
     """One that failed counts more than a hundred that are done; colour is never all there is."""
     states = {**{f"part.{n}": "done" for n in range(100)}, "part.100": "failed"}
     drawn = draw(pipeline({"each": "seed.parts", "do": "part"}, "end"), states, notes={"end": "1.2 s"})
-    assert 'class="node task s-failed"' in drawn and "100 of 101 done" in drawn and "✗" in drawn
+    assert 'class="node task s-failed"' in drawn and "100 of 101 done" in drawn and "✕" in drawn
     assert 'class="node task s-pending"' in drawn and "1.2 s" in drawn
     assert "s-pending" not in draw(pipeline("a"))
 
