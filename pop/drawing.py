@@ -296,7 +296,7 @@ class _Canvas:
         middle = box.x + box.width / 2
         self.nodes.append(
             f'<rect class="gap" fill="#fff" x="{number(middle - wide / 2)}" y="{number(bottom - 8)}" '
-            f'width="{number(wide)}" height="16"/><text class="small" fill="#4b535c" font-size="{TEXT_SIZE:g}" '
+            f'width="{number(wide)}" height="16"/><text class="minor" fill="#4b535c" font-size="{TEXT_SIZE:g}" '
             f'text-anchor="middle" x="{number(middle)}" y="{number(bottom + 4)}">{words}</text>'
         )
 
@@ -338,7 +338,7 @@ class _Canvas:
         return (
             f'<g class="{kind}"><title>{escaped(title)}</title>{pile}<rect class="frame" fill="#fff" stroke="#c5cbd3" '
             f'x="{number(x)}" y="{number(y)}" rx="10" width="{number(w)}" height="{number(h)}"/>'
-            f'<text class="small" fill="#4b535c" font-size="{TEXT_SIZE:g}" x="{number(x + PAD)}" y="{number(y + 17)}">'
+            f'<text class="minor" fill="#4b535c" font-size="{TEXT_SIZE:g}" x="{number(x + PAD)}" y="{number(y + 17)}">'
             f"{escaped(clipped(title, w - 2 * PAD, TEXT_SIZE))}</text></g>"
         )
 
@@ -378,7 +378,7 @@ class _Canvas:
         ]
         for line, text in enumerate(box.lines):
             texts.append(
-                f'<text class="small" fill="#4b535c" font-size="{TEXT_SIZE:g}" x="{number(left)}" '
+                f'<text class="minor" fill="#4b535c" font-size="{TEXT_SIZE:g}" x="{number(left)}" '
                 f'y="{number(y + 38 + 15 * line)}">{escaped(clipped(text, room, TEXT_SIZE))}</text>'
             )
         bar = self._bar(counts, left, y + h - 9, room) if counts and counts.total() > 1 else ""

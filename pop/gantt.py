@@ -82,6 +82,7 @@ def gantt(
     link: Link | None = None,
     width: float = WIDTH,
     most: int = MOST_ROWS,
+    lanes: int = MOST_STEPS,
     alone: bool = False,
 ) -> str:
     """The picture.
@@ -90,17 +91,18 @@ def gantt(
         states: State by instance, as in tasks-status.json.
         link: Where a click on an instance, or a step, leads.
         most: Instances that get a row of their own; of more, the rows are by step.
+        lanes: Rows that are drawn.
     """
-    lanes = lanes_of(line, states or {}, most)
+    all_lanes = lanes_of(line, states or {}, most)
     scale = _Scale(line, LABEL, width - RIGHT)
-    shown, left_out = lanes[:MOST_STEPS], len(lanes) - MOST_STEPS
+    shown, left_out = all_lanes[:lanes], len(all_lanes) - lanes
     height = TOP + ROW * max(len(shown), 1) + (ROW if left_out > 0 else 0) + 34
     body = [_ticks(scale, height - 30), *_rests(line.rests, scale, height - 30)]
     for place, lane in enumerate(shown):
         body.append(_lane(lane, TOP + ROW * place, scale, link, width))
     if left_out > 0:
         text = f"{left_out:,} more steps are not drawn"
-        body.append(_text(text, 8, TOP + ROW * len(shown) + 14, "small"))
+        body.append(_text(text, 8, TOP + ROW * len(shown) + 14, "minor"))
     body.append(_legend(height - 10, "shorter than it was" if scale.shortened else ""))
     label = f"timeline, {duration(line.end - line.begin)}, {len(line.rows)} steps"
     return document("".join(body), width, height, kind="timeline", label=label, alone=alone)
@@ -159,7 +161,7 @@ def _lane(lane: Lane, y: float, scale: _Scale, link: Link | None, width: float) 
         f'<text font-size="{SIZE:g}" fill="#1b1f24" x="8" y="{number(y + 14)}"><tspan class="mark">{mark}</tspan> '
         f"{escaped(clipped(name, LABEL - 36, SIZE))}</text>",
         *_bars(lane, y, scale),
-        f'<text class="small" fill="#4b535c" font-size="{SIZE:g}" text-anchor="end" x="{number(width - 6)}" '
+        f'<text class="minor" fill="#4b535c" font-size="{SIZE:g}" text-anchor="end" x="{number(width - 6)}" '
         f'y="{number(y + 14)}">{duration(total)}</text>',
     ]
     target = link(lane.name) if link else None
@@ -249,11 +251,11 @@ def _ticks(scale: _Scale, bottom: float) -> str:
                 continue
             marks.append(f'<path class="rule" stroke="#e3e6ea" d="M{number(x)} {TOP - 4:g}V{number(bottom)}"/>')
             words = duration(at - scale.begin) if at > scale.begin else time.strftime("%H:%M:%S", time.gmtime(at))
-            marks.append(_text(words, x, 14, "small", anchor="middle"))
+            marks.append(_text(words, x, 14, "minor", anchor="middle"))
             free = x + 56
         if part.at_rest and part.right - part.left > 40:
             middle = (part.left + part.right) / 2
-            marks.append(_text(f"⋯ {duration(part.end - part.begin)} ⋯", middle, 14, "small", anchor="middle"))
+            marks.append(_text(f"⋯ {duration(part.end - part.begin)} ⋯", middle, 14, "minor", anchor="middle"))
             free = middle + 56
     return "".join(marks)
 
@@ -271,7 +273,7 @@ def _legend(y: float, rests: str) -> str:
         parts.append(
             f'<rect class="t-{kind}" fill="{COLOURS[kind]}" x="{number(x)}" y="{number(y - 9)}" width="11" height="11"/>'
         )
-        parts.append(_text(words, x + 16, y, "small"))
+        parts.append(_text(words, x + 16, y, "minor"))
         x += 16 + len(words) * SIZE * 0.602 + 20
     return "".join(parts)
 

@@ -19,6 +19,7 @@ COMMANDS: dict[str, str] = {
     "cancel": "End a run.",
     "plan": "Show what a seed or a run would reuse, run and cost, before anything is spent.",
     "diff": "Compare two runs step by step.",
+    "report": "Write a run as one HTML file, or as a short text.",
     "pause": "Let a run rest until it is resumed.",
     "resume": "Let a paused run go on.",
     "rerun": "Run a run again from one of its steps.",

@@ -1,0 +1,457 @@
+"""All of a run that one page shows, read from its folder: journal, pipeline, times, costs. It only reads, within limits.
+
+What cannot be read is left out, and `RunLook.troubles` says so: a page about a broken run is what a person needs most.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from pop import events
+from pop.errors import PopError
+from pop.gantt import duration
+from pop.history import RunHistory
+from pop.records import Usage
+from pop.rerun import pipeline_of
+from pop.runs import Run
+from pop.stale import place_of
+from pop.steps import Each, Pipeline, Repeat
+from pop.timeline import Diary, Timeline, diary_of, timeline
+
+MAX_JOURNAL = 64 * 2**20
+MAX_DIARY = 4 * 2**20  # of trail.jsonl, and of calls.jsonl
+MAX_DIARIES = 256 * 2**20  # of all attempts together
+KEPT = 50_000  # attempts whose diaries are remembered
+
+
+@dataclass
+class ModelSum:
+    """What the calls to one model came to, as the workers wrote it down."""
+
+    calls: int = 0
+    cached: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float = 0.0
+    unpriced: int = 0
+    failed: int = 0
+    ms: float = 0.0
+
+    def plus(self, other: ModelSum) -> None:
+        for name in vars(self):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+@dataclass(frozen=True)
+class Wrote:
+    """What one attempt wrote down, as far as the run's page needs it."""
+
+    diary: Diary = field(default_factory=Diary)
+    models: Mapping[str, ModelSum] = field(default_factory=dict)
+    size: int = 0
+
+
+class Diaries:
+    """Attempts' diaries, remembered while their files stay as they are."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[tuple[int, ...], Wrote]] = {}
+
+    def of(self, attempt: str) -> Wrote:
+        """Of the attempt's folder."""
+        names = (f"{attempt}/trail.jsonl", f"{attempt}/calls.jsonl")
+        signature = tuple(part for name in names for part in _signature(name))
+        known = self._kept.get(attempt)
+        if known and known[0] == signature:
+            return known[1]
+        trail, calls = (beginning(name, MAX_DIARY)[0] for name in names)
+        rows = list(json_lines(calls))
+        wrote = Wrote(diary_of(json_lines(trail), rows), sums_of(rows), len(trail) + len(calls))
+        if len(self._kept) >= KEPT:
+            self._kept.pop(next(iter(self._kept)), None)
+        self._kept[attempt] = (signature, wrote)
+        return wrote
+
+
+def _signature(path: str) -> tuple[int, int]:
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return (0, -1)
+    return (info.st_mtime_ns, info.st_size)
+
+
+def beginning(path: Path | str, most: int, *, end: bool = False) -> tuple[bytes, int]:
+    """At most so many bytes from the beginning of a regular file, or from its end, and its size; ``(b"", -1)`` where
+    there is none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return b"", -1
+    try:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            return b"", -1
+        return os.pread(fd, most, max(0, info.st_size - most) if end else 0), info.st_size
+    except OSError:
+        return b"", -1
+    finally:
+        os.close(fd)
+
+
+def json_lines(data: bytes) -> Iterator[dict[str, Any]]:
+    """The objects of a .jsonl file; what is none, or torn, is passed over."""
+    for line in data.split(b"\n"):
+        if line:
+            try:
+                row = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                continue
+            if isinstance(row, dict):
+                yield row
+
+
+def sums_of(calls: list[dict[str, Any]]) -> dict[str, ModelSum]:
+    """By the model that answered: ``fast (qwen3:8b)``."""
+    sums: dict[str, ModelSum] = {}
+    for call in calls:
+        provider_model = call.get("provider_model")
+        name = f"{call.get('model')} ({provider_model})" if provider_model else str(call.get("model"))
+        one = sums.setdefault(name, ModelSum())
+        if call.get("error_class"):
+            one.failed += 1
+        elif call.get("cached"):
+            one.cached += 1
+        else:
+            one.calls += 1
+            one.input_tokens += _whole(call.get("input_tokens"))
+            one.output_tokens += _whole(call.get("output_tokens"))
+            one.ms += _real(call.get("ms"))
+            one.unpriced += call.get("cost_usd") is None
+            one.cost_usd += _real(call.get("cost_usd"))
+    return sums
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _real(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and value > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Lap:
+    """How one lap of a loop was judged."""
+
+    key: str
+    lap: int
+    verdict: str
+    reason: str
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """An error as a person reads it; what is not told is empty."""
+
+    error_class: str
+    message: str
+    where: str = ""
+    hint: str = ""
+    stage: str = ""
+    instance: str = ""
+    problems: tuple[str, ...] = ()
+    traceback: str = ""
+
+    @classmethod
+    def of(cls, value: object) -> Trouble | None:
+        """From a status, an event or an error.json."""
+        if not isinstance(value, dict):
+            return None
+        words = {
+            key: str(value.get(key) or "") for key in ("message", "where", "hint", "stage", "instance", "traceback")
+        }
+        problems = value.get("problems")
+        told = tuple(str(one) for one in problems[:100]) if isinstance(problems, list) else ()
+        return cls(str(value.get("error_class") or "error"), **words, problems=told)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """An answer to a gate."""
+
+    instance: str
+    decision: str
+    by: str
+    how: str
+    at: str
+    text: str
+    edits: int
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any]) -> Decision:
+        """From gate.decided, or a gate's output."""
+        edited = value.get("edited")
+        words = {key: str(value.get(key) or "") for key in ("instance", "decision", "by", "how", "at", "text")}
+        return cls(**words, edits=len(edited) if isinstance(edited, list) else 0)
+
+
+@dataclass
+class RunLook:
+    """A run as a page shows it; `states` is by instance; `notes` are words for the boxes of the graph."""
+
+    run: Run
+    status: dict[str, Any]
+    journal: list[dict[str, Any]] = field(default_factory=list)
+    pipeline: Pipeline | None = None
+    line: Timeline = field(default_factory=lambda: Timeline(0.0, 0.0))
+    models: dict[str, ModelSum] = field(default_factory=dict)
+    laps: list[Lap] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
+    troubles: list[str] = field(default_factory=list)
+
+    @property
+    def tasks(self) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = self.status.get("tasks") or {}
+        return found
+
+    @property
+    def states(self) -> dict[str, str]:
+        return {name: str(task.get("state")) for name, task in self.tasks.items()}
+
+    @property
+    def error(self) -> Trouble | None:
+        return Trouble.of(self.status.get("error"))
+
+    @property
+    def origin(self) -> dict[str, Any] | None:
+        """Of a fork: ``{"run", "from"}``."""
+        fork = self.journal[0].get("forked_from") if self.journal else None
+        return fork if isinstance(fork, dict) and fork.get("run") else None
+
+    @property
+    def replayed(self) -> list[str]:
+        """The models that only repeated recorded answers."""
+        return [name for name in self.models if name.startswith("replay:")]
+
+    @property
+    def reruns(self) -> list[dict[str, Any]]:
+        return [event for event in self.journal if event.get("event") == events.RUN_RERUN]
+
+    def by_step(self) -> dict[str, Usage]:
+        """What each step cost, by the ledger."""
+        found: dict[str, Usage] = {}
+        for name, task in self.tasks.items():
+            used = usage_of(task)
+            if used.calls or used.cached_calls:
+                step = place_of(name)[0]
+                found[step] = found.get(step, Usage()).plus(used)
+        return found
+
+    def counts(self) -> dict[str, int]:
+        """How many instances are in each state."""
+        found: dict[str, int] = {}
+        for state in self.states.values():
+            found[state] = found.get(state, 0) + 1
+        return found
+
+
+def usage_of(value: Mapping[str, Any]) -> Usage:
+    """Its `usage`; none where that cannot be read."""
+    try:
+        return Usage.model_validate(value.get("usage") or {})
+    except ValueError:
+        return Usage()
+
+
+def look_at(run: Run, *, now: float | None = None, diaries: Diaries | None = None) -> RunLook:
+    """Read a run.
+
+    Args:
+        now: Until when what still goes on is drawn; the present.
+        diaries: Remembers what was read before.
+    """
+    look = RunLook(run, run.status())
+    data, size = beginning(run.path / "events.jsonl", MAX_JOURNAL)
+    look.journal = list(json_lines(data))
+    if size > len(data):
+        look.troubles.append(f"only the first {len(data):,} of {size:,} bytes of events.jsonl were read")
+    history = _history(look)
+    try:
+        look.pipeline = pipeline_of(run.path, history)
+    except (PopError, OSError, LookupError, TypeError, ValueError) as error:
+        look.troubles.append(f"its pipeline cannot be drawn: {error}")
+    read = _read_diaries(look, diaries or Diaries())
+    moment = time.time() if now is None else now
+    over = look.status.get("state") in ("complete", "failed", "cancelled")
+    look.line = timeline(
+        look.journal, read, pipeline=look.pipeline, now=_last(look.journal, moment) if over else moment
+    )
+    look.laps = list(_laps(look.journal))
+    look.decisions = [Decision.of(event) for event in look.journal if event.get("event") == events.GATE_DECIDED]
+    look.notes = _notes(look)
+    return look
+
+
+def _last(journal: list[dict[str, Any]], fallback: float) -> float:
+    try:
+        return events.unix_s(str(journal[-1]["at"]))
+    except (LookupError, ValueError):
+        return fallback
+
+
+def _history(look: RunLook) -> RunHistory:
+    history = RunHistory()
+    try:
+        for event in look.journal:
+            if "event" in event:
+                history.apply(event)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        look.troubles.append(f"its journal cannot be followed: {type(error).__name__}: {error}")
+    return history
+
+
+def _read_diaries(look: RunLook, diaries: Diaries) -> dict[tuple[str, int], Diary]:
+    """The diaries of all attempts that began, and with them what the models cost."""
+    found: dict[tuple[str, int], Diary] = {}
+    left, missed = MAX_DIARIES, 0
+    base = os.fspath(look.run.path)
+    for event in look.journal:
+        if event.get("event") != events.STEP_STARTED or (instance := _name(event.get("instance"))) is None:
+            continue
+        attempt = _whole(event.get("attempt"))
+        if (instance, attempt) in found:
+            continue
+        if left <= 0:
+            missed += 1
+            continue
+        wrote = diaries.of(f"{base}/tasks/{instance}/attempts/{attempt}")
+        left -= wrote.size
+        found[instance, attempt] = wrote.diary
+        for name, part in wrote.models.items():
+            look.models.setdefault(name, ModelSum()).plus(part)
+    if missed:
+        look.troubles.append(f"the diaries of {missed:,} attempts were not read: too much for one page")
+    return found
+
+
+def _name(value: object) -> str | None:
+    """An instance's name that leaves no folder."""
+    return (
+        value
+        if isinstance(value, str) and "/" not in value and "\x00" not in value and value not in (".", "..")
+        else None
+    )
+
+
+def _laps(journal: list[dict[str, Any]]) -> Iterator[Lap]:
+    """Each lap's newest verdict, in order."""
+    found: dict[tuple[str, int], Lap] = {}
+    for event in journal:
+        if event.get("event") == events.LAP_ENDED:
+            score = event.get("score")
+            lap = Lap(
+                str(event.get("key")),
+                _whole(event.get("lap")),
+                str(event.get("verdict") or "?"),
+                str(event.get("reason") or ""),
+                float(score) if isinstance(score, int | float) else None,
+            )
+            found[lap.key, lap.lap] = lap
+    yield from found.values()
+
+
+def _notes(look: RunLook) -> dict[str, str]:
+    """Words for the boxes of the graph: items, laps, and how long a step took that has one instance."""
+    notes: dict[str, str] = {}
+    if look.pipeline is None:
+        return notes
+    counts: dict[str, int] = {}
+    for event in look.journal:
+        if event.get("event") == events.EACH_EXPANDED:
+            block = place_of(str(event.get("key")))[0]
+            counts[block] = counts.get(block, 0) + _whole(event.get("count"))
+    laps: dict[str, int] = {}
+    for lap in look.laps:
+        block = place_of(lap.key)[0]
+        laps[block] = max(laps.get(block, 0), lap.lap)
+    for name, block_ in look.pipeline.blocks.items():
+        if isinstance(block_, Each) and name in counts:
+            notes[name] = f"{counts[name]:,} item{'s' * (counts[name] != 1)}"
+        elif isinstance(block_, Repeat) and name in laps:
+            notes[name] = f"{laps[name]} lap{'s' * (laps[name] != 1)}"
+    for row in look.line.rows:
+        if row.instance == row.step and row.step in look.pipeline.tasks:
+            spent = sum(span.seconds for one in row.attempts for span in one.spans if span.kind != "queue")
+            notes[row.step] = duration(spent)
+    return notes
+
+
+@dataclass
+class StepRow:
+    """One line of a table of steps: an instance, or all instances of a step."""
+
+    name: str
+    state: str
+    instances: int = 1
+    done: int = 0
+    attempts: int = 0
+    refinements: int = 0
+    seconds: float = 0.0
+    usage: Usage = field(default_factory=Usage)
+    stage: str = ""
+    said: str = ""  # why it was skipped, or what went wrong
+    progress: tuple[float, float] | None = None
+
+
+def rows_of(tasks: Mapping[str, Mapping[str, Any]], most: int) -> list[StepRow]:
+    """A row per instance in the order of the status; per step where these would be more than `most`."""
+    if len(tasks) <= most:
+        return [row_of(name, task) for name, task in tasks.items()]
+    rows: dict[str, StepRow] = {}
+    states: dict[str, set[str]] = {}
+    for name, task in tasks.items():
+        step, one = place_of(name)[0], row_of(name, task)
+        states.setdefault(step, set()).add(one.state)
+        row = rows.setdefault(step, StepRow(step, "", 0))
+        row.instances += 1
+        for part in ("done", "attempts", "refinements", "seconds"):
+            setattr(row, part, getattr(row, part) + getattr(one, part))
+        row.usage = row.usage.plus(one.usage)
+        row.said = row.said or one.said
+    for step, row in rows.items():
+        row.state = next((state for state in _FIRST_SEEN if state in states[step]), "pending")
+    return list(rows.values())
+
+
+_FIRST_SEEN = ("failed", "running", "waiting", "cancelled", "stale", "pending", "done", "skipped")
+
+
+def row_of(name: str, task: Mapping[str, Any]) -> StepRow:
+    """One instance as a row."""
+    error, progress, state = task.get("error"), task.get("progress"), str(task.get("state"))
+    told = f"{error.get('error_class')}: {error.get('message')}" if isinstance(error, dict) and state != "done" else ""
+    pair = progress if isinstance(progress, list) and len(progress) == 2 else None
+    return StepRow(
+        name,
+        state,
+        1,
+        int(state == "done"),
+        _whole(task.get("attempt")),
+        _whole(task.get("refinements")),
+        _real(task.get("seconds")),
+        usage_of(task),
+        str(task.get("stage") or ""),
+        told or str(task.get("reason") or ""),
+        (_real(pair[0]), _real(pair[1])) if pair else None,
+    )
