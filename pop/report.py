@@ -33,7 +33,8 @@ from pop.timeline import moment
 MAX_BYTES = 1_950_000
 MAX_PICTURE = 400_000  # of the graph, and of the timeline
 MAX_IMAGE = 120_000  # bytes of a picture that stands in the report itself
-MAX_ROWS = 300
+MAX_ROWS = 1_000
+IN_VAIN = 10  # steps in a row that did not fit: the rest is not tried
 TEXTS = (16_000, 3_000, 600)  # characters of one text: as many as fit
 
 HERE = STYLE.parent.parent
@@ -147,20 +148,23 @@ class _Report:
 
     def __init__(self, root: Root, look: RunLook, now: float, share: float) -> None:
         self.root, self.look, self.now, self.share = root, look, now, share
-        self.rows = rows_of(look.tasks, MAX_ROWS)
+        self.rows = rows_of(look.tasks, 300)
         self.cut: list[str] = list(look.troubles)
-        self.known = {row.name for row in self.rows} | {place_of(row.name)[0] for row in self.rows}
+        self.anchors: dict[str, str] = {}
+        for row in self.rows[:MAX_ROWS]:
+            self.anchors.setdefault(place_of(row.name)[0], row.name)
+        self.anchors |= {row.name: row.name for row in self.rows[:MAX_ROWS]}
         self.parts = _templates().get_template("run_parts.html").module
 
     def html(self) -> str:
         look = self.look
         graph, line = self._pictures()
-        most = int(MAX_ROWS * self.share) + 20
-        if len(self.rows) > most:
-            self.cut.append(f"{len(self.rows) - most:,} lines of the table of steps (pop show {look.run.run_id})")
-        frame = self._frame(graph, line, self.rows[:most], ["x" * 2000], [])
+        if len(self.rows) > MAX_ROWS:
+            self.cut.append(f"{len(self.rows) - MAX_ROWS:,} lines of the table of steps (pop show {look.run.run_id})")
+        rows = self.rows[:MAX_ROWS]
+        frame = self._frame(graph, line, rows, ["x" * 2000], [])
         details = self._details(MAX_BYTES - len(frame.encode("utf-8", "replace")))
-        return self._frame(graph, line, self.rows[:most], self.cut, details)
+        return self._frame(graph, line, rows, self.cut, details)
 
     def _pictures(self) -> tuple[Markup | None, Markup | None]:
         room = int(MAX_PICTURE * self.share)
@@ -173,9 +177,8 @@ class _Report:
 
     def _url(self, name: str) -> str | None:
         """To the line of the table."""
-        if not any(name == row.name for row in self.rows[:MAX_ROWS]):
-            name = next((row.name for row in self.rows if place_of(row.name)[0] == name), place_of(name)[0])
-        return f"#row-{name}" if name in self.known else None
+        found = self.anchors.get(name) or self.anchors.get(place_of(name)[0])
+        return f"#row-{found}" if found else None
 
     def _frame(
         self, graph: Markup | None, line: Markup | None, rows: list[StepRow], cut: list[str], details: list[Detail]
@@ -208,10 +211,12 @@ class _Report:
         """The steps' own parts, as many as fit: what went wrong first, then one of each step, then the others."""
         room = int((room - 40_000) * self.share)
         here, made, missing, shortened = instances_of(self.look.run), dict[str, Markup](), list[str](), list[str]()
-        names = [name for name in _in_order(self.look) if name in here]
+        names, in_vain = [name for name in _in_order(self.look) if name in here], 0
         for count, name in enumerate(names):
-            fair = max(3 * room // (2 * min(len(names) - count, 150)), 6_000)
-            found, most = self._fitting(name, min(fair, room)) if room > 4_000 else (None, 0)
+            fair = max(3 * room // (2 * min(len(names) - count, 60)), 12_000)
+            full = room < 4_000 or in_vain >= IN_VAIN
+            found, most = (None, 0) if full else self._fitting(name, min(fair, room))
+            in_vain = 0 if found is not None else in_vain + 1
             if found is None:
                 missing.append(name)
                 continue

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
 MAX_TEXT = 200_000  # characters of one text
-MAX_MARKDOWN = 100_000
+MAX_MARKDOWN = 60_000
 MAX_NODES = 2_000  # values of one JSON tree
 MAX_LEAF = 4_000  # characters of one string in it
 MAX_DEPTH = 30  # levels of it; deeper ones are one line of text
@@ -110,9 +110,13 @@ def _image(_renderer: Any, tokens: Any, index: int, _options: Any, _env: Any) ->
 # -- JSON ----------------------------------------------------------------------------------------------------------
 
 
-def json_tree(value: Any, most: int = MAX_NODES) -> Markup:
-    """A JSON value as a tree; parts beyond `most` values are left out, and it says how many."""
-    pieces, left = list[str](), [most]
+def json_tree(value: Any, most: int = MAX_NODES, leaf: int = MAX_LEAF) -> Markup:
+    """A JSON value as a tree; parts beyond `most` values are left out, and it says how many.
+
+    Args:
+        leaf: Characters of one string in it.
+    """
+    pieces, left = list[str](), [most, leaf]
     _node(pieces, value, None, 0, left)
     note = left_out(-left[0], "values") if left[0] < 0 else ""
     return Markup('<div class="tree">{}</div>{}').format(Markup("".join(pieces)), note)
@@ -125,7 +129,7 @@ def _node(pieces: list[str], value: Any, key: str | None, depth: int, left: list
         return
     label = f'<span class="key">{escape(plain(key, 200))}</span>: ' if key is not None else ""
     if not isinstance(value, (dict, list)) or not value or depth >= MAX_DEPTH:
-        pieces.append(f'<div class="leaf">{label}{_leaf(value)}</div>')
+        pieces.append(f'<div class="leaf">{label}{_leaf(value, left[1])}</div>')
         return
     count, (a, b) = len(value), "{}" if isinstance(value, dict) else "[]"
     what = "keys" if isinstance(value, dict) else "items"
@@ -160,17 +164,20 @@ def _glance(value: Any) -> str:
     return "" if isinstance(first, (dict, list)) else json.dumps(first, ensure_ascii=False)[:80]
 
 
-def _leaf(value: Any) -> Markup:
+def _leaf(value: Any, most: int) -> str:
+    if value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 1e18):
+        kind = "null" if value is None else "bool" if isinstance(value, bool) else "num"
+        return f'<span class="{kind}">{json.dumps(value)}</span>'
     if isinstance(value, str):
-        more = left_out(len(value) - MAX_LEAF, "characters")
-        return Markup('<span class="str">{}</span>{}').format(plain(value, MAX_LEAF), more)
+        return Markup('<span class="str">{}</span>{}').format(
+            plain(value, most), left_out(len(value) - most, "characters")
+        )
     if isinstance(value, (dict, list)):
         words = json.dumps(value, ensure_ascii=False)
         return Markup('<span class="faint">{}</span>{}').format(
             plain(words, 500), left_out(len(words) - 500, "characters")
         )
-    kind = "null" if value is None else "bool" if isinstance(value, bool) else "num"
-    return Markup('<span class="{}">{}</span>').format(kind, plain(json.dumps(value), 400))
+    return Markup('<span class="num">{}</span>').format(plain(value, 400))
 
 
 # -- differences ---------------------------------------------------------------------------------------------------
@@ -263,7 +270,7 @@ def preview(name: str, data: bytes, size: int | None = None, most: int = MAX_TEX
         except BadJson:
             return text(words, most)
         if not isinstance(value, str):
-            return json_tree(value, max(20, min(MAX_NODES, most // 60)))
+            return json_tree(value, max(20, min(MAX_NODES, most // 60)), min(MAX_LEAF, most))
         words, kind = value, "markdown"
     shown = {"markdown": lambda: markdown(words, min(most, MAX_MARKDOWN)), "diff": lambda: diff_text(words[:most])}
     return shown.get(kind, lambda: text(words, most))() + note

@@ -111,9 +111,9 @@ def test_a_thousand_steps_are_drawn_in_less_than_a_second() -> None:
                     {"parallel": [{"name": f"b{n}", "task": "t", "needs": [f"a{n}"]} for n in range(500)]})  # fmt: skip
     for of in (chain, wide):
         _ = of.waits
-        began = time.perf_counter()
+        began = time.process_time()
         drawn = draw(of, {name: "done" for name in of.steps})
-        assert time.perf_counter() - began < 1.0 and len(drawn) < 500_000
+        assert time.process_time() - began < 1.0 and len(drawn) < 500_000
 
 
 def test_numbers_are_short_and_escapes_are_whole() -> None:

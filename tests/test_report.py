@@ -219,9 +219,9 @@ def test_a_run_of_two_thousand_steps_with_much_text_stays_small(root: Root) -> N
     run.step(
         "write.1999", error={"error_class": "bug", "message": "the one that failed"}, prompt="the prompt that failed"
     )
-    began = time.perf_counter()
+    began = time.process_time()
     html = made(root, run.end("run.failed", error={"error_class": "bug", "message": "x", "instance": "write.1999"}))
-    assert time.perf_counter() - began < 60
+    assert time.process_time() - began < 60
     assert len(html.encode()) > 1_000_000 and "the prompt that failed" in html
     text = Page(html).text
     assert (

@@ -106,10 +106,10 @@ def test_an_image_is_told_and_not_fetched() -> None:
 )  # fmt: skip
 def test_huge_and_twisted_documents_take_no_more_than_seconds(words: str) -> None:
     """And say what they left out."""
-    began = time.perf_counter()
+    began = time.process_time()
     html = markdown(words)
-    assert time.perf_counter() - began < 5
-    assert len(words) <= 100_000 or "more characters" in html
+    assert time.process_time() - began < 5
+    assert len(words) <= 60_000 or "more characters" in html
 
 
 def test_a_tree_opens_its_first_levels_and_says_what_it_leaves_out() -> None:
