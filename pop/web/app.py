@@ -34,6 +34,7 @@ from pop.web.render import HERE, page, templates
 
 PAGES = (
     "board",
+    "run",
 )  # fmt: skip
 NAV = (("/", "Board"),)  # what a page adds, it adds here
 MB = 2**20
