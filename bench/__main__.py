@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from bench import gateway, web
+from bench import gateway, web, web_run
 from tests.fake_openai import FakeOpenAI
 from tests.living import LivingRoot, living_root
 
@@ -190,7 +190,7 @@ def crowd(living: LivingRoot) -> None:
 
 BENCHES: dict[str, Callable[[], list[Row]]] = {
     "latency": latency, "burst": burst, "waiting": waiting, "idle": idle, "disk": disk, "crowded": crowded,
-    "gateway": gateway.figures, "web": web.figures,
+    "gateway": gateway.figures, "web": web.figures, "web_run": web_run.figures,
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from pop.svg import MARKS, clipped, document, escaped, number
 from pop.timeline import KINDS, Attempt, Kind, Row, Span, Timeline
@@ -196,13 +197,12 @@ def _many(lane: Lane, y: float, scale: _Scale) -> list[str]:
     """How many instances did what at a time: columns whose height is their number."""
     left, right = scale.parts[0].left, scale.parts[-1].right
     bins = int((right - left) / BIN) + 1
-    counts: dict[Kind, list[float]] = {kind: [0.0] * bins for kind in KINDS}
+    steps: dict[Kind, list[float]] = {kind: [0.0] * (bins + 2) for kind in KINDS}
     for _, attempt in lane.attempts:
         for span in attempt.spans:
             a, b = (scale.x(span.begin) - left) / BIN, (scale.x(span.end) - left) / BIN
-            first, last = int(a), min(int(b), bins - 1)
-            for place in range(first, last + 1):
-                counts[span.kind][place] += max(min(b, place + 1) - max(a, place), 0.02)
+            _add(steps[span.kind], a, max(b, a + 0.02))
+    counts: dict[Kind, list[float]] = {kind: _summed(rise)[:bins] for kind, rise in steps.items()}
     busy = [sum(counts[kind][place] for kind in _FROM_BELOW) for place in range(bins)]
     most, below, parts = max(busy), [0.0] * bins, []
     waited = [place for place, count in enumerate(counts["queue"]) if count]
@@ -221,6 +221,20 @@ def _many(lane: Lane, y: float, scale: _Scale) -> list[str]:
         if path:
             parts.append(f'<path class="t-{kind}" fill="{COLOURS[kind]}" d="{path}"/>')
     return parts
+
+
+def _add(rise: list[float], a: float, b: float) -> None:
+    """One from `a` to `b`, as differences between columns."""
+    for at, one in ((a, 1.0), (b, -1.0)):
+        column = min(int(at), len(rise) - 2)
+        part = column + 1 - min(at, column + 1)
+        rise[column] += one * part
+        rise[column + 1] += one * (1 - part)
+
+
+def _summed(rise: list[float]) -> list[float]:
+    """Each column's number; what is left of rounding is nothing."""
+    return [value if value > 1e-6 else 0.0 for value in accumulate(rise)]
 
 
 _FROM_BELOW: tuple[Kind, ...] = ("model", "own", "permit", "person")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,13 @@ from pop.records import Usage
 from pop.rerun import pipeline_of
 from pop.runs import Run
 from pop.stale import place_of
-from pop.steps import Each, Pipeline, Repeat
+from pop.steps import Each, Pipeline, Repeat, step_of
 from pop.timeline import Diary, Timeline, diary_of, timeline
 
 MAX_JOURNAL = 64 * 2**20
 MAX_DIARY = 4 * 2**20  # of trail.jsonl, and of calls.jsonl
 MAX_DIARIES = 256 * 2**20  # of all attempts together
-KEPT = 50_000  # attempts whose diaries are remembered
+KEPT = 8_000  # attempts whose diaries are remembered, a few kB each
 
 
 @dataclass
@@ -46,8 +46,14 @@ class ModelSum:
     ms: float = 0.0
 
     def plus(self, other: ModelSum) -> None:
-        for name in vars(self):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.calls += other.calls
+        self.cached += other.cached
+        self.input_tokens += other.input_tokens
+        self.output_tokens += other.output_tokens
+        self.cost_usd += other.cost_usd
+        self.unpriced += other.unpriced
+        self.failed += other.failed
+        self.ms += other.ms
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,11 @@ class Diaries:
     def __init__(self) -> None:
         self._kept: dict[str, tuple[tuple[int, ...], Wrote]] = {}
 
-    def of(self, attempt: str) -> Wrote:
-        """Of the attempt's folder."""
-        names = (f"{attempt}/trail.jsonl", f"{attempt}/calls.jsonl")
-        signature = tuple(part for name in names for part in _signature(name))
+    def of(self, attempt: str, *, over: bool = False) -> Wrote:
+        """Of the attempt's folder; one that is `over` is not looked at again."""
         known = self._kept.get(attempt)
+        names = (f"{attempt}/trail.jsonl", f"{attempt}/calls.jsonl")
+        signature = () if over else tuple(part for name in names for part in _signature(name))
         if known and known[0] == signature:
             return known[1]
         trail, calls = (beginning(name, MAX_DIARY)[0] for name in names)
@@ -100,7 +106,7 @@ def beginning(path: Path | str, most: int, *, end: bool = False) -> tuple[bytes,
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             return b"", -1
-        return os.pread(fd, most, max(0, info.st_size - most) if end else 0), info.st_size
+        return os.pread(fd, min(most, info.st_size + 4096), max(0, info.st_size - most) if end else 0), info.st_size
     except OSError:
         return b"", -1
     finally:
@@ -250,13 +256,11 @@ class RunLook:
 
     def by_step(self) -> dict[str, Usage]:
         """What each step cost, by the ledger."""
-        found: dict[str, Usage] = {}
+        parts: dict[str, list[object]] = {}
         for name, task in self.tasks.items():
-            used = usage_of(task)
-            if used.calls or used.cached_calls:
-                step = place_of(name)[0]
-                found[step] = found.get(step, Usage()).plus(used)
-        return found
+            parts.setdefault(step_name(name), []).append(task.get("usage"))
+        found = {step: added(usages) for step, usages in parts.items()}
+        return {step: used for step, used in found.items() if used.calls or used.cached_calls}
 
     def counts(self) -> dict[str, int]:
         """How many instances are in each state."""
@@ -264,6 +268,24 @@ class RunLook:
         for state in self.states.values():
             found[state] = found.get(state, 0) + 1
         return found
+
+
+def step_name(instance: str) -> str:
+    """The step of an instance, also of its control gate."""
+    return step_of(instance.removesuffix("+control"))
+
+
+def added(usages: Iterable[object]) -> Usage:
+    """The sum of many usages as a status tells them."""
+    sums: dict[str, float] = dict.fromkeys(Usage.model_fields, 0)
+    for usage in usages:
+        for name, value in usage.items() if isinstance(usage, dict) else ():
+            if name in sums and isinstance(value, int | float):
+                sums[name] += value
+    try:
+        return Usage.model_validate({**sums, "cost_usd": round(sums["cost_usd"], 9)})
+    except ValueError:
+        return Usage()
 
 
 def usage_of(value: Mapping[str, Any]) -> Usage:
@@ -274,6 +296,23 @@ def usage_of(value: Mapping[str, Any]) -> Usage:
         return Usage()
 
 
+def status_for(run: Run) -> dict[str, Any]:
+    """Its status with every key a page uses, of the right kind: people have editors, and an unreadable run tells little."""
+    status = run.status()
+    notes, progress = status.get("notes"), status.get("progress")
+    texts = {key: status[key] if isinstance(status.get(key), str) else None for key in _TEXTS}
+    known = {
+        "name": texts["name"] or run.run_id,
+        "notes": [str(note) for note in notes] if isinstance(notes, list) else [],
+        "progress": float(progress) if isinstance(progress, int | float) else 0.0,
+        "usage": usage_of(status).model_dump(),
+    }
+    return {**status, **texts, **known}
+
+
+_TEXTS = ("name", "pipeline", "created_at", "started_at", "finished_at")
+
+
 def look_at(run: Run, *, now: float | None = None, diaries: Diaries | None = None) -> RunLook:
     """Read a run.
 
@@ -281,7 +320,7 @@ def look_at(run: Run, *, now: float | None = None, diaries: Diaries | None = Non
         now: Until when what still goes on is drawn; the present.
         diaries: Remembers what was read before.
     """
-    look = RunLook(run, run.status())
+    look = RunLook(run, status_for(run))
     data, size = beginning(run.path / "events.jsonl", MAX_JOURNAL)
     look.journal = list(json_lines(data))
     if size > len(data):
@@ -311,11 +350,12 @@ def _last(journal: list[dict[str, Any]], fallback: float) -> float:
 
 
 def _history(look: RunLook) -> RunHistory:
+    """As much of the history as tells which pipeline the run follows now: its newest document, and the steps tasks added."""
     history = RunHistory()
     try:
         for event in look.journal:
-            if "event" in event:
-                history.apply(event)
+            if event.get("event") in (events.RUN_CREATED, events.RUN_RERUN) or event.get("control"):
+                history.apply({key: value for key, value in event.items() if key != "usage"})
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         look.troubles.append(f"its journal cannot be followed: {type(error).__name__}: {error}")
     return history
@@ -323,6 +363,11 @@ def _history(look: RunLook) -> RunHistory:
 
 def _read_diaries(look: RunLook, diaries: Diaries) -> dict[tuple[str, int], Diary]:
     """The diaries of all attempts that began, and with them what the models cost."""
+    over = {
+        (event.get("instance"), event.get("attempt"))
+        for event in look.journal
+        if event.get("event") in (events.STEP_DONE, events.STEP_ATTEMPT_FAILED)
+    }
     found: dict[tuple[str, int], Diary] = {}
     left, missed = MAX_DIARIES, 0
     base = os.fspath(look.run.path)
@@ -335,7 +380,8 @@ def _read_diaries(look: RunLook, diaries: Diaries) -> dict[tuple[str, int], Diar
         if left <= 0:
             missed += 1
             continue
-        wrote = diaries.of(f"{base}/tasks/{instance}/attempts/{attempt}")
+        folder = f"{base}/tasks/{instance}/attempts/{attempt}"
+        wrote = diaries.of(folder, over=(instance, attempt) in over)
         left -= wrote.size
         found[instance, attempt] = wrote.diary
         for name, part in wrote.models.items():
@@ -397,6 +443,9 @@ def _notes(look: RunLook) -> dict[str, str]:
     return notes
 
 
+NOTHING = Usage()
+
+
 @dataclass
 class StepRow:
     """One line of a table of steps: an instance, or all instances of a step."""
@@ -420,16 +469,20 @@ def rows_of(tasks: Mapping[str, Mapping[str, Any]], most: int) -> list[StepRow]:
         return [row_of(name, task) for name, task in tasks.items()]
     rows: dict[str, StepRow] = {}
     states: dict[str, set[str]] = {}
+    usages: dict[str, list[object]] = {}
     for name, task in tasks.items():
-        step, one = place_of(name)[0], row_of(name, task)
+        step, one = step_name(name), row_of(name, {**task, "usage": None})
         states.setdefault(step, set()).add(one.state)
+        usages.setdefault(step, []).append(task.get("usage"))
         row = rows.setdefault(step, StepRow(step, "", 0))
         row.instances += 1
-        for part in ("done", "attempts", "refinements", "seconds"):
-            setattr(row, part, getattr(row, part) + getattr(one, part))
-        row.usage = row.usage.plus(one.usage)
+        row.done += one.done
+        row.attempts += one.attempts
+        row.refinements += one.refinements
+        row.seconds += one.seconds
         row.said = row.said or one.said
     for step, row in rows.items():
+        row.usage = added(usages[step])
         row.state = next((state for state in _FIRST_SEEN if state in states[step]), "pending")
     return list(rows.values())
 
@@ -450,7 +503,7 @@ def row_of(name: str, task: Mapping[str, Any]) -> StepRow:
         _whole(task.get("attempt")),
         _whole(task.get("refinements")),
         _real(task.get("seconds")),
-        usage_of(task),
+        usage_of(task) if task.get("usage") else NOTHING,
         str(task.get("stage") or ""),
         told or str(task.get("reason") or ""),
         (_real(pair[0]), _real(pair[1])) if pair else None,

@@ -190,6 +190,8 @@ def _seconds(value: object) -> float:
 
 def spans_of(diary: Diary, begin: float, end: float) -> tuple[Span, ...]:
     """An attempt's time, whole and without overlap, in order."""
+    if not diary.asked:
+        return (Span("own", begin, end),) if end > begin else ()
     model = _union((max(a, begin), min(b, end)) for a, b in diary.answered)
     asking = _union((max(a, begin), min(b if b is not None else end, end)) for a, b in diary.asked)
     found, place = list[Span](), begin

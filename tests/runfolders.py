@@ -49,7 +49,7 @@ class MadeRun:
         tried = folder / "attempts" / str(attempt)
         tried.mkdir(parents=True)
         begun = self.now
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"event": "stage.end", "stage": "prompt", "seconds": 0.001, "file": "03-prompt.md"},
             {"event": "stage.begin", "stage": "infer"},
             {"event": "call.begin", "stage": "infer", "text": "default"},
@@ -59,7 +59,7 @@ class MadeRun:
         ]
         lines = []
         for row in rows:
-            begun += float(str(row.pop("after", 0.001)))
+            begun += float(row.pop("after", 0.001))
             lines.append(json.dumps({"at": rfc3339(begun), "round": 0, **row}))
         (tried / "trail.jsonl").write_text("\n".join(lines) + "\n")
         (tried / "03-prompt.md").write_text(prompt)

@@ -13,7 +13,7 @@ from fastapi.responses import HTMLResponse, Response, StreamingResponse
 
 from pop.display import again_line, next_move, open_gates, paused_by, usage_line
 from pop.report import FILTERS, graph_of, look_of, report, timeline_of
-from pop.runlook import Diaries, json_lines, look_at, row_of, rows_of
+from pop.runlook import Diaries, json_lines, look_at, row_of, rows_of, status_for
 from pop.runs import Run
 from pop.safehtml import image_type, kind_of, plain
 from pop.stale import place_of
@@ -222,7 +222,7 @@ class StepSource:
         return step_mark(self._run, self._instance)
 
     def fragments(self) -> dict[str, str]:
-        context = step_context(self._run, self._run.status(), self._instance, self._attempt)
+        context = step_context(self._run, status_for(self._run), self._instance, self._attempt)
         return {key: rendered(name, **context) for key, name in STEP_PARTS.items()}
 
 
@@ -242,7 +242,7 @@ def step_mark(run: Run, instance: str) -> str:
 def step_page(request: Request, run_id: str, instance: str, attempt: int | None = None, show: int = 1) -> HTMLResponse:
     """An instance, or the instances of a step."""
     run = request.app.state.site.run(run_id)
-    status = run.status()
+    status = status_for(run)
     names = list(status.get("tasks") or {})
     here = instances_of(run)
     family = [name for name in names if place_of(name)[0] == instance and name != instance]
