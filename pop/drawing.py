@@ -185,7 +185,8 @@ class _Canvas:
 
     def _framed(self, block: Block, held: _Box, title: str) -> _Box:
         loop, pile = isinstance(block, Repeat), PILE if isinstance(block, Each) else 0.0
-        width = max(held.width + (2 * LOOP if loop else 0), min(width_of(title, TEXT_SIZE) + 8, 420.0)) + 2 * PAD
+        least = 190.0 if loop else 0.0  # the words on the way back
+        width = max(held.width + (2 * LOOP if loop else 0), least, min(width_of(title, TEXT_SIZE) + 8, 420.0)) + 2 * PAD
         height = TITLE + held.height + PAD + (BACK if loop else 0)
         shift = (width - held.width) / 2
         if held.block is block:  # its own lines or lanes
@@ -283,7 +284,13 @@ class _Canvas:
     def _way_back(self, box: _Box, repeat: Repeat) -> None:
         body = box.inner[0][2]
         last = body.inner[-1][2] if body.rows else body
-        left, right, bottom = body.x - LOOP, body.x + body.width + LOOP, box.y + box.height - BACK / 2 - 1
+        words = f"again, at most {repeat.at_most} laps"
+        wide, middle = width_of(words, TEXT_SIZE) + 12, box.x + box.width / 2
+        left, right = (
+            min(body.x - LOOP, middle - wide / 2 - 10),
+            max(body.x + body.width + LOOP, middle + wide / 2 + 10),
+        )
+        bottom = box.y + box.height - BACK / 2 - 1
         y0, y1, r = last.y + last.leave, body.y + body.enter, 8.0
         self.flow.append(
             f"M{_at(last.x + last.width, y0)}H{number(right - r)}Q{_at(right, y0)} {_at(right, y0 + r)}V{number(bottom - r)}"
@@ -291,9 +298,6 @@ class _Canvas:
             f"V{number(y1 + r)}Q{_at(left, y1)} {_at(left + r, y1)}H{number(body.x - 4)}"
         )
         self._head(body.x, y1)
-        words = f"again, at most {repeat.at_most} laps"
-        wide = width_of(words, TEXT_SIZE) + 12
-        middle = box.x + box.width / 2
         self.nodes.append(
             f'<rect class="gap" fill="#fff" x="{number(middle - wide / 2)}" y="{number(bottom - 8)}" '
             f'width="{number(wide)}" height="16"/><text class="minor" fill="#4b535c" font-size="{TEXT_SIZE:g}" '

@@ -198,7 +198,7 @@ def difference(name: str, before: object, after: object) -> Markup:
 
 def diff_text(value: str) -> Markup:
     """A unified diff, line by line, with a class for what was added and taken away."""
-    lines = plain(value, MAX_DIFF_CHARS).split("\n")
+    lines = plain(value, MAX_DIFF_CHARS).rstrip("\n").split("\n")
     shown = Markup("").join(_diff_line(line) for line in lines)
     return Markup('<pre class="text diff">{}</pre>{}').format(
         shown, left_out(len(value) - MAX_DIFF_CHARS, "characters")

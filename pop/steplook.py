@@ -5,15 +5,15 @@ Like `runlook` it only reads, within limits, and follows no link.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
-
-import orjson
 
 from pop.records import BadJson, read_json
 from pop.runlook import Decision, Trouble, beginning, json_lines
@@ -200,6 +200,9 @@ def _read_attempt(run: Run, look: StepLook, base: str) -> None:
     trail = list(islice(json_lines(beginning(run.path / base / "trail.jsonl", 4 * MAX_FILE)[0]), 20_000))
     ended = [line for line in trail if line.get("event") == "stage.end"]
     look.stages = [_stage(run, base, line) for line in ended[:MAX_STAGES]]
+    newest = next((line for line in reversed(trail) if line.get("event") in ("stage.begin", "stage.end")), None)
+    if newest and newest.get("event") == "stage.begin":  # it goes on
+        look.stages.append(_stage(run, base, {**newest, "file": None}))
     calls = list(json_lines(beginning(run.path / base / "calls.jsonl", 16 * MAX_FILE)[0]))
     look.calls = [CallLook.of(row) for row in calls[:MAX_CALLS]]
     look.more_calls = max(0, len(calls) - MAX_CALLS)
@@ -242,14 +245,29 @@ def _refined(stages: list[StageLook]) -> Iterator[Refined]:
 
 
 def readable(shown: Shown) -> str:
-    """A file's text as a person compares it: JSON indented, a JSON text as it is."""
+    """A file's text as a person compares it: JSON indented, the texts in it line by line, or sentence by sentence."""
     if not shown.name.endswith(".json") or len(shown.data) < shown.size:
         return shown.words
     try:
         value = read_json(shown.data)
     except BadJson:
         return shown.words
-    return value if isinstance(value, str) else orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+    if isinstance(value, str):
+        return value
+    return "\n".join(map(_in_lines, json.dumps(value, indent=2, ensure_ascii=False).split("\n")))
+
+
+LONG_LINE = 160
+
+
+def _in_lines(line: str) -> str:
+    """A line of JSON whose text has line feeds, or is long, as several."""
+    inset = " " * (len(line) - len(line.lstrip()) + 2)
+    line = re.sub(r"(?<!\\)((?:\\\\)*)\\n(?=.)", rf"\1\\n\n{inset}", line)
+    return _SENTENCE.sub(f"\n{inset}", line) if len(line) > LONG_LINE else line
+
+
+_SENTENCE = re.compile(r"(?<=[.!?]) (?=[A-Z])")
 
 
 def _gate(run: Run, base: str) -> GateLook:

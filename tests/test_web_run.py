@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 from pop.runs import Run
 from pop.settings import Root
+from pop.steplook import Shown, readable
 from pop.web.pages.run import RunSource, StepSource
 from tests.runfolders import MadeRun, begin_run
 from tests.test_report import PNG
@@ -120,6 +121,14 @@ def test_refinements_laps_problems_and_logs(root: Root, client: TestClient) -> N
     assert 'class="warning"' in html and "\x1b" not in html
     page = " ".join(Seen(client.get(f"/runs/{ID}").text).words.split())
     assert "not yet" in page and "4.5" in page
+
+
+def test_texts_inside_of_json_are_compared_line_by_line() -> None:
+    """A long text that is one line of JSON would differ as a whole."""
+    data = json.dumps({"text": "One.\nTwo \\n no line.\nThree.", "long": "This is a sentence. " * 20}).encode()
+    lines = readable(Shown("05-parse.json", "x", data, len(data))).split("\n")
+    assert '  "text": "One.\\n' in lines and "    Three." in lines[3] and len(lines) > 20
+    assert lines[2] == "    Two \\\\n no line.\\n"
 
 
 def test_a_gate_shows_what_was_asked(root: Root, client: TestClient) -> None:
@@ -275,6 +284,10 @@ def test_a_log_is_followed(root: Root, client: TestClient) -> None:
             log.write(json.dumps({"at": "2026-11-21T17:00:00.000Z", "level": "info", "text": f"line {number}"}) + "\n")
         marks.append(source.mark())
         assert f"line {number}" in source.fragments()["step-log"]
+    (tried / "trail.jsonl").write_text(
+        '{"at": "2026-11-21T17:00:00.000Z", "event": "stage.begin", "stage": "infer", "round": 0}\n'
+    )
+    assert "infer" in source.fragments()["step-body"]
     (tried / "stdout.txt").write_text("printed")
     assert "printed" in source.fragments()["step-log"]
     assert len({*marks, source.mark()}) == 5

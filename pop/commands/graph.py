@@ -38,6 +38,13 @@ def command(what: str | None, svg: bool, as_json: bool, root: str | None) -> Non
             raise
         hint = did_you_mean(what, chosen.pipeline_names())
         raise UsageError(f"no pipeline and no run {what!r}", hint=hint) from None
+    if svg:
+        from pop.runlook import look_at
+
+        look = look_at(run)
+        if look.pipeline is not None:
+            _tell(run.run_id, look.pipeline, look.states, svg, as_json, look.notes)
+            return
     status = run.status()
     own = run.path / "pipeline.json"
     where = os.path.relpath(own, chosen.path)
@@ -46,12 +53,21 @@ def command(what: str | None, svg: bool, as_json: bool, root: str | None) -> Non
     _tell(run.run_id, pipeline, states, svg, as_json)
 
 
-def _tell(name: str, pipeline: Pipeline, states: Mapping[str, str] | None, svg: bool, as_json: bool) -> None:
+def _tell(
+    name: str,
+    pipeline: Pipeline,
+    states: Mapping[str, str] | None,
+    svg: bool,
+    as_json: bool,
+    notes: Mapping[str, str] | None = None,
+) -> None:
     from pop.drawing import draw
     from pop.graph import mermaid
 
     if svg:
-        click.echo(draw(pipeline, states, alone=True, label=f"{name}: {len(pipeline.steps)} steps"), nl=False)
+        click.echo(
+            draw(pipeline, states, notes=notes, alone=True, label=f"{name}: {len(pipeline.steps)} steps"), nl=False
+        )
     elif as_json:
         print_json({"name": name, "mermaid": mermaid(pipeline, states)})
     else:
