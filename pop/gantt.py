@@ -167,7 +167,9 @@ def _lane(lane: Lane, y: float, scale: _Scale, link: Link | None, width: float) 
     ]
     target = link(lane.name) if link else None
     inside = "".join(parts)
-    inside = f'<a href="{escaped(target, 2000)}">{inside}</a>' if target else inside
+    inside = (
+        f'<a href="{escaped(target, 2000)}" tabindex="-1">{inside}</a>' if target else inside
+    )  # the table has it too
     return f'<g class="lane s-{lane.state}">{inside}</g>'
 
 

@@ -339,6 +339,8 @@ def look_at(run: Run, *, now: float | None = None, diaries: Diaries | None = Non
     look.laps = list(_laps(look.journal))
     look.decisions = [Decision.of(event) for event in look.journal if event.get("event") == events.GATE_DECIDED]
     look.notes = _notes(look)
+    if run.here() != run:  # it was promoted while we looked
+        return look_at(run.here(), now=now, diaries=diaries)
     return look
 
 

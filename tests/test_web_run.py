@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from pop.web.pages.run import RunSource, StepSource
 from tests.runfolders import MadeRun, begin_run
 from tests.test_report import PNG
 from tests.test_safehtml import HOSTILE, Seen
-from tests.webbing import web_client
+from tests.webbing import events_of, web_client, web_server
 
 ID = "20261121-165320-made-ab12"
 
@@ -294,6 +295,25 @@ def test_a_log_is_followed(root: Root, client: TestClient) -> None:
     assert f'data-live="/live/run/{ID}/steps/a"' in client.get(f"/runs/{ID}/steps/a").text
     assert client.get(f"/live/run/{ID}/steps/nothing").status_code == 404
     assert client.get("/live/run/20261121-165320-nobody-ab12").status_code == 404
+
+
+def test_a_browser_is_told_what_changed_and_where_to_go_on(root: Root) -> None:
+    """The log's new line comes by itself; a reader that comes back with the last id gets only what it has not seen."""
+    run = begin_run(root, ["a"], place="current")
+    run.tell("step.started", instance="a", step="a", attempt=1, generation=1)
+    tried = run.path / "tasks" / "a" / "attempts" / "1"
+    tried.mkdir(parents=True)
+    run.end()
+    line = json.dumps({"at": "2026-11-21T17:00:00.000Z", "level": "info", "text": "so far so good"}) + "\n"
+    with web_server(root) as server, server.client() as client:
+        path = f"/live/run/{ID}/steps/a"
+        Timer(2.0, lambda: (tried / "log.jsonl").write_text(line)).start()
+        first, second = events_of(client, path, most=2, seconds=30)
+        assert "step-head" in first["data"] and "so far so good" not in first["data"]
+        assert "so far so good" in second["data"] and "step-head" not in second["data"]
+        Timer(1.0, lambda: (tried / "log.jsonl").write_text(line + line.replace("good", "bad"))).start()
+        [third] = events_of(client, path, most=1, seconds=30, headers={"last-event-id": second["id"]})
+        assert "so far so bad" in third["data"] and third["id"] != second["id"]
 
 
 def test_a_run_of_two_thousand_steps_is_one_light_page(root: Root, client: TestClient) -> None:

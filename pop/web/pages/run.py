@@ -67,6 +67,7 @@ def mark_of(run: Run) -> str:
 def context_of(site: Any, run: Run) -> dict[str, Any]:
     """What the parts of the page need of a run."""
     look = look_at(run, diaries=_DIARIES)
+    run = look.run
     status, url = look.status, step_address(run)
     state = str(status.get("state"))
     tasks = look.tasks
@@ -128,7 +129,7 @@ def run_page(request: Request, run_id: str) -> HTMLResponse:
     site = request.app.state.site
     run = site.run(run_id)
     mark = mark_of(run)
-    return page(request, "run.html", mark=mark, parts=list(PARTS.values()), **context_of(site, run))
+    return page(request, "run.html", mark=mark, **context_of(site, run))
 
 
 @router.get("/live/run/{run_id}")
@@ -179,7 +180,6 @@ def step_context(run: Run, status: dict[str, Any], instance: str, attempt: int |
         "stdout": plain(step.stdout[-20_000:], 20_000),
         "most": TEXT,
         "lap_before": _lap_before(run, instance),
-        "wide": len(step.calls) > 0,
     }
 
 
@@ -241,7 +241,7 @@ def step_mark(run: Run, instance: str) -> str:
 @router.get("/runs/{run_id}/steps/{instance}")
 def step_page(request: Request, run_id: str, instance: str, attempt: int | None = None, show: int = 1) -> HTMLResponse:
     """An instance, or the instances of a step."""
-    run = request.app.state.site.run(run_id)
+    run = request.app.state.site.run(run_id).here()
     status = status_for(run)
     names = list(status.get("tasks") or {})
     here = instances_of(run)
@@ -259,7 +259,6 @@ def step_page(request: Request, run_id: str, instance: str, attempt: int | None 
         live=f"/live/run/{run_id}/steps/{quote(instance, safe='@.,~')}" + (f"?attempt={attempt}" if attempt else ""),
         before=names[place - 1] if place > 0 else None,
         after=names[place + 1] if 0 <= place < len(names) - 1 else None,
-        parts=list(STEP_PARTS.values()),
         **step_context(run, status, instance, attempt),
     )
 
