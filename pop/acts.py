@@ -24,6 +24,7 @@ from pop.drops import put_seed
 from pop.errors import PopError, UsageError
 from pop.history import read_history
 from pop.orders import write_order
+from pop.outlook import Outlook, of_run
 from pop.pipeline_values import budget
 from pop.queue import parse_seed
 from pop.records import dump_json, read_json
@@ -35,6 +36,10 @@ from pop.store import Disk
 
 class DoesNotFit(UsageError):
     """An order that makes no sense for a run in its state; passed over where the run was not named."""
+
+
+class Unreadable(UsageError):
+    """Somebody damaged the files of a run."""
 
 
 @dataclass(frozen=True)
@@ -233,13 +238,13 @@ def check_rerun(root: Root, run: Run, wish: Wish) -> Checked:
         history = read_history(run.path)
         pipeline = pipeline_of(run.path, history)
     except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"{run.run_id} cannot be read: {error}", hint=f"pop show {run.run_id}") from None
+        raise Unreadable(f"{run.run_id} cannot be read: {error}", hint=f"pop show {run.run_id}") from None
     check_roles(root, [role for role in wish.models if role != "*"], pipeline.name)
     if wish.fork or run.place == "complete":
         stale = stale_of(pipeline, history, wish.from_)
         return Checked(stale.instances, *_fork_seed(run, history.created, wish, bool(stale.again)))
     if history.state not in AT_REST:
-        raise UsageError(
+        raise DoesNotFit(
             f"{run.run_id} is {history.state}: it is at work", hint=f"pop pause {run.run_id} first, or --fork"
         )
     event, _ = rerun_event(root, run.path, pipeline, history, _order_of(wish))
@@ -275,6 +280,18 @@ def _fork_seed(run: Run, created: Mapping[str, Any], wish: Wish, asks: bool) -> 
         seed.setdefault("reuse", True)
     stem = Path(str(created.get("seed_file") or "seed")).stem
     return {**seed, "fork": fork}, f"{os.fsencode(stem)[:160].decode(errors='ignore') or 'seed'}-fork.json"
+
+
+def outlook(root: Root, run: Run, from_: Iterable[str]) -> Outlook:
+    """What a rerun would do, and may cost.
+
+    Raises:
+        PopError: A step is unknown or never ran, or the run's own files are broken.
+    """
+    try:
+        return of_run(root, run, from_)
+    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise Unreadable(f"{run.run_id} cannot be read: {error}", hint=f"pop show {run.run_id}") from None
 
 
 def rerun(root: Root, run: Run, wish: Wish) -> Rerun:

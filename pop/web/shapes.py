@@ -76,6 +76,55 @@ class Pending(Shape):
     priority: int
 
 
+class Counts(Shape):
+    """How many runs are in each state, and what is pending and rejected."""
+
+    counts: dict[str, int]
+
+
+class Lane(Shape):
+    """What one model, or all models of one provider, may be asked, and is asked now; per minute."""
+
+    name: str
+    in_flight: int
+    waiting: int
+    window: int | None
+    requests: float
+    most_requests: float | None
+    tokens: float
+    most_tokens: float | None
+    paused_s: float
+
+
+class Now(Shape):
+    """`hours`: finished runs by hour, the newest last; `usd_today` of the UTC day; `day_usd` is its budget."""
+
+    hours: list[int]
+    last_hour: int
+    usd_today: float
+    calls_today: int
+    tokens_today: int
+    unpriced_today: int
+    day_usd: float | None
+    lanes: list[Lane]
+    open_circuits: list[str]
+    serving: str | None
+    notes: list[str]
+
+
+class Board(Shape):
+    """Where the root stands. `behind_bytes` of the ledger are not counted yet: the index is being made."""
+
+    root: str
+    daemon: Daemon | None
+    default: str
+    counts: dict[str, int]
+    now: Now
+    waiting: list[RunRow]
+    active: list[RunRow]
+    behind_bytes: int
+
+
 class PendingList(Shape):
     """The first of them; `count` is of all."""
 
@@ -115,11 +164,11 @@ class Model(Shape):
 
 
 class Models(Shape):
-    """`using`: what each is doing now, as the daemon's gateway tells; null without a daemon."""
+    """`lanes`: what each is doing now, as the daemon's gateway tells."""
 
     default: str
     models: list[Model]
-    using: dict[str, Any] | None
+    lanes: list[Lane]
 
 
 class CostRow(Figures):
@@ -136,12 +185,13 @@ class Costs(Shape):
 
 
 class LedgerPage(Shape):
-    """Lines of runs.jsonl from `offset` (bytes) on; `next_offset` is where to go on."""
+    """Lines of runs.jsonl from `offset` (bytes) on; `next_offset` is where to go on; `passed_over` lines are none."""
 
     offset: int
     next_offset: int
     size: int
     records: list[RunRecord]
+    passed_over: int
 
 
 # -- pipelines -----------------------------------------------------------------------------------------------------------
@@ -223,23 +273,33 @@ class Check(Shape):
 
 
 class RunRow(Shape):
+    """`at`: when it finished or came to rest, and while it runs when it was made. `doing`: what it does or waits for."""
+
     run_id: str
-    name: str
-    pipeline: str | None
     state: str
+    at: str
+    name: str
+    pipeline: str
     created_at: str | None
+    started_at: str | None
     finished_at: str | None
     seconds: float | None
     progress: float
-    waiting_for: str | None
+    doing: str | None
     error: str | None
-    cost_usd: float | None
-    path: str
+    steps: int
+    calls: int
+    tokens: int
+    cost_usd: float
+    models: str
 
 
 class RunPage(Shape):
+    """The newest first; `page` is from 1 on, and the last one stands for those beyond it."""
+
     total: int
     page: int
+    pages: int
     size: int
     runs: list[RunRow]
 
