@@ -13,7 +13,7 @@ from typing import Annotated, Any, BinaryIO, Literal, cast
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
+from starlette.exceptions import HTTPException
 
 from pop import acts
 from pop.answering import answer_gate, open_gate_of
@@ -101,12 +101,16 @@ async def sent(request: Request, name: str) -> AsyncIterator[list[Upload]]:
     limits = load_settings(request.app.state.site.root).seeds
     if kind == "multipart/form-data":
         try:
-            async with request.form(max_files=limits.max_files + 1, max_fields=20) as form:
-                files = [value for key, value in form.multi_items() if key == "file" and isinstance(value, UploadFile)]
-                yield [Upload(file.filename or "", file.file) for file in files if file.filename]
-        except MultiPartException as error:
+            form = await request.form(max_files=limits.max_files + 1, max_fields=20)
+        except HTTPException as error:
             await _read_away(request)
-            raise SeedRejected(f"the parts of the request cannot be read: {error.message}") from None
+            code = "seed-too-large" if "Too many" in str(error.detail) else None
+            raise SeedRejected(f"the parts of the request: {error.detail}", code=code) from None
+        try:
+            files = [value for key, value in form.multi_items() if key == "file" and isinstance(value, UploadFile)]
+            yield [Upload(file.filename or "", file.file) for file in files if file.filename]
+        finally:
+            await form.close()
         return
     suffix = {"application/zip": ".zip", "application/x-zip-compressed": ".zip"}.get(kind, ".json")
     most = int((limits.max_files_mb if suffix == ".zip" else limits.max_mb) * 2**20)
