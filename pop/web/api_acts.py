@@ -14,6 +14,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive
 
 from pop import acts
 from pop.answering import answer_gate, open_gate_of
@@ -100,10 +101,11 @@ async def sent(request: Request, name: str) -> AsyncIterator[list[Upload]]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     limits = load_settings(request.app.state.site.root).seeds
     if kind == "multipart/form-data":
+        body = _Body(request.receive)
         try:
-            form = await request.form(max_files=limits.max_files + 1, max_fields=20)
+            form = await Request(request.scope, body).form(max_files=limits.max_files + 1, max_fields=20)
         except HTTPException as error:
-            await _read_away(request)
+            await body.read_away()
             code = "seed-too-large" if "Too many" in str(error.detail) else None
             raise SeedRejected(f"the parts of the request: {error.detail}", code=code) from None
         try:
@@ -127,12 +129,22 @@ async def sent(request: Request, name: str) -> AsyncIterator[list[Upload]]:
         yield [Upload(f"{name}{suffix}", cast(BinaryIO, file))]
 
 
-async def _read_away(request: Request) -> None:
-    """The rest of a request: who sends it would never read our answer. The guard knows how much that may be."""
-    more = True
-    while more:
-        message = await request.receive()
-        more = message["type"] == "http.request" and message.get("more_body", False)
+class _Body:
+    """A request's body, which can be read to its end after somebody gave up on it."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._over = False
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._over = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+    async def read_away(self) -> None:
+        """The rest: who sends it would never read our answer. The guard knows how much that may be."""
+        while not self._over:
+            await self()
 
 
 @router.post(
