@@ -38,8 +38,11 @@ from pop.web.render import HERE, page, templates
 PAGES = (
     "board",
     "run",
+    "new",
+    "gates",
+    "act",
 )  # fmt: skip
-NAV = (("/", "Board"),)  # what a page adds, it adds here
+NAV = (("/", "Board"), ("/gates", "Waiting"), ("/new", "New seed"))  # what a page adds, it adds here
 MB = 2**20
 LOOK_S = 0.5  # at most, for one look at what changed
 LOOK_AGAIN_S = 0.35
