@@ -171,6 +171,18 @@ def test_a_step_tells_all_that_its_folder_holds(api: httpx2.Client, states: Stat
     assert got(api.get(f"/runs/{states.runs['waiting']}/steps/draft"))["artifacts"] == ["note.md"]
 
 
+def test_the_timeline_tells_where_the_time_went(api: httpx2.Client, states: States) -> None:
+    """Of every run, by attempt."""
+    for state in STATES:
+        line = got(api.get(f"/runs/{states.runs[state]}/timeline"))
+        assert line["end"] >= line["begin"] and (state == "unreadable" or line["rows"])
+    (row,) = [
+        row for row in got(api.get(f"/runs/{states.runs['complete']}/timeline"))["rows"] if row["instance"] == "ask"
+    ]
+    assert row["attempts"][0]["outcome"] == "done" and sum(row["seconds"].values()) > 0
+    assert {"prompt", "infer"} <= {stage["name"] for stage in row["attempts"][0]["stages"]}
+
+
 def test_costs_ledger_models_and_pipelines(api: httpx2.Client, states: States) -> None:
     """As the commands tell them."""
     costs = got(api.get("/costs", params={"by": "step"}))

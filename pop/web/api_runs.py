@@ -16,9 +16,11 @@ from pop.display import paused_by
 from pop.gates import opened, problem_of
 from pop.outlook import Outlook
 from pop.records import CallRecord, ErrorRecord, Status, TaskStatus, TrailLine
+from pop.runlook import look_at
 from pop.runs import Run
 from pop.stale import place_of
 from pop.store import NotAFile, open_regular
+from pop.timeline import Attempt
 from pop.web import shapes
 from pop.web.reading import (
     MOST_ROWS,
@@ -91,6 +93,31 @@ def events(run: ARun, offset: Offset = 0, limit: Annotated[int, Query(ge=1, le=M
     """The journal from an offset on. A run that is promoted keeps its journal, and so the offsets."""
     rows, after, size = lines(run.path / "events.jsonl", offset, limit)
     return shapes.Events(offset=min(offset, size), next_offset=after, size=size, events=rows)
+
+
+@router.get("/runs/{run_id}/timeline")
+def timeline(run: ARun) -> shapes.TimelineShape:
+    """When each attempt waited, asked a model and worked."""
+    line = look_at(run).line
+    rows = [shapes.TimelineRow(
+        instance=row.instance, step=row.step, seconds={**row.seconds()}, attempts=[_attempt(one) for one in row.attempts],
+    ) for row in line.rows]  # fmt: skip
+    rests = [shapes.SpanShape(**span._asdict()) for span in line.rests]
+    return shapes.TimelineShape(
+        begin=line.begin, end=line.end, rows=rows, rests=rests, seconds={**line.seconds()}, cut=line.cut
+    )
+
+
+def _attempt(one: Attempt) -> shapes.AttemptSpan:
+    return shapes.AttemptSpan(
+        number=one.number,
+        ready=one.ready,
+        begin=one.begin,
+        end=one.end,
+        outcome=one.outcome,
+        spans=[shapes.SpanShape(**span._asdict()) for span in one.spans],
+        stages=[shapes.StageShape(**stage._asdict()) for stage in one.stages],
+    )
 
 
 # -- steps and attempts ----------------------------------------------------------------------------------------------
