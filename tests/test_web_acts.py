@@ -17,6 +17,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from pop.gates import answer_of
+from pop.store import lock_holder
 from tests.webbing import HOST, web_client
 from tests.webstates import HOSTILE, States, every_state
 
@@ -269,3 +270,26 @@ def test_pages_hold_nothing_that_the_policy_forbids(client: TestClient, states: 
     assert not re.search(r"<script(?![^>]* src=)|<style|\sstyle=|\son[a-z]+=", html)
     for control in re.findall(r'<(?:input|select|textarea) [^>]*id="([^"]+)"', html):
         assert f'for="{control}"' in html, control
+
+
+def test_from_a_form_to_a_finished_run(make_living: Any) -> None:
+    """A daemon takes the seed, the gate is answered with an edit, and what comes after works on it."""
+    living = make_living("root", pipeline={"tasks": ["draft", {"approve": "sign-off"}, "end"]}, tasks={
+        "draft.py": "def infer(prompt, ctx):\n    return ctx.seed['text']\n",
+        "end.py": "def infer(prompt, ctx):\n    return {'end': ctx.inputs['draft']}\n",
+    })  # fmt: skip
+    living.up()
+    living.wait(lambda: lock_holder(living.root.machine_room), "the daemon")
+    with web_client(living.root) as client:
+        client.headers["origin"] = HOST
+        done = send(client, "/new?by=paste", "/new", text='{"text": "low"}', do="drop")
+        assert "No daemon serves" not in done.text and written(done) == "pipeline-pending/seed.json"
+        run_id = living.wait(lambda: living.status()["state"] == "waiting" and living.current()[0].name, "the gate")
+        address = f"/runs/{run_id}/gates/sign-off"
+        assert (
+            f'href="{address}"' in client.get("/gates").text
+            and f'href="{address}"' in client.get(f"/runs/{run_id}").text
+        )
+        written(send(client, address, address, **{"edit:tasks/sign-off/show/draft.md": "high", "do": "approve"}))
+        (record,) = living.wait_complete(1)
+        assert living.output(record, "end") == {"end": "high"}

@@ -237,7 +237,9 @@ def _previewed(site: Site, run: Run, wish: acts.Wish) -> dict[str, Any]:
 def _rerun(site: Site, run: Run, wish: acts.Wish) -> Done:
     done = acts.rerun(site.root, run, wish)
     file = relative(site.root, done.file)
-    again = f"{len(done.stale)} instance{'s' if len(done.stale) != 1 else ''} run again: {', '.join(done.stale[:12])}"
+    again = (
+        f"{len(done.stale)} instance{' runs' if len(done.stale) == 1 else 's run'} again: {', '.join(done.stale[:12])}"
+    )
     links = (("To the run", f"/runs/{run.run_id}"), ("To the board", "/"))
     if done.fork:
         return Done("A new run is made of it: its seed is in the queue", file, again, links)
