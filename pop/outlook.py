@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pop import events
 from pop.control import block_of
-from pop.errors import PopError
+from pop.errors import ConfigError, PopError, did_you_mean
 from pop.estimates import NOTHING, Estimate, Past, finished_runs, past_of, usage_by_step
 from pop.forks import find_parent
 from pop.history import RunHistory, read_history
@@ -74,7 +74,11 @@ def of_seed(root: Root, seed: Seed) -> Outlook:
         return Outlook(outlook.rows, notes=[f"it is a fork of {parent.name}", *outlook.notes])
     name = seed.pipeline or "default"
     path = root.pipeline_path(name)
-    document = path.read_bytes()
+    try:
+        document = path.read_bytes()
+    except OSError:
+        hint = did_you_mean(name, root.pipeline_names())
+        raise ConfigError(f"no pipeline {name!r}", hint=hint, code="unknown-pipeline") from None
     pipeline = load_pipeline(document, where=path.name, name=name, known_tasks=list_tasks(root.tasks))
     past = past_of(root, name)
     before = _asked_before(root, seed, pipeline, document) if seed.reuse else None

@@ -26,6 +26,7 @@ import re
 import signal
 import stat
 import struct
+import threading
 import time
 import zipfile
 import zlib
@@ -93,8 +94,11 @@ def is_candidate(name: str) -> bool:
 
 
 def ignore_lease_breaks() -> None:
-    """Somebody opening a file while its lease is asked for sends SIGIO, which would end the process."""
-    if hasattr(signal, "SIGIO"):
+    """Somebody opening a file while its lease is asked for sends SIGIO, which would end the process.
+
+    Only the main thread can say so; what works in others begins with it.
+    """
+    if hasattr(signal, "SIGIO") and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGIO, signal.SIG_IGN)
 
 

@@ -341,7 +341,7 @@ class RootCheck:
         read = self.pipelines.get(seed.pipeline or "default")
         if read is None or read.pipeline is None:
             return
-        sure = set(_unconditional(read.pipeline))
+        sure = set(unconditional(read.pipeline))
         for name in sure & read.pipeline.tasks.keys():
             for problem in check_task_against_seed(self.root.tasks, read.pipeline.tasks[name].task, seed.data):
                 yield ConfigError(
@@ -387,7 +387,7 @@ def _each_of(error: ConfigError) -> list[PopError]:
     return list(error.problems) if isinstance(error, ConfigErrors) else [error]
 
 
-def _unconditional(pipeline: Pipeline) -> Iterator[str]:
+def unconditional(pipeline: Pipeline) -> Iterator[str]:
     """The blocks with no `when` on or around them that do not wait for a lap's verdict: a good first lap skips those."""
     held_back = frozenset().union(*pipeline.held_back.values())
     sure: set[str] = set()

@@ -34,7 +34,14 @@ from pop.tasks import (
     read_index,
     schema_of,
 )
-from pop.templatecheck import Template, check_inputs, check_template, check_without_value, missing_from_seed
+from pop.templatecheck import (
+    Template,
+    check_inputs,
+    check_template,
+    check_without_value,
+    missing_from_seed,
+    read_of_seed,
+)
 
 NAMES = (
     "seed", "inputs", "item", "lap", "laps", "config", "material", "run_id", "step", "attempt", "problems_before",
@@ -170,6 +177,35 @@ def check_task_against_seed(folder: Path, name: str, seed: Any) -> list[ConfigEr
         return []
     templates = filter(None, (prompt.template, prompt.system))
     return [problem for template in templates for problem in missing_from_seed(template, seed)]
+
+
+def seed_keys(folder: Path, name: str) -> dict[str, bool]:
+    """The seed's keys that a task reads, as far as its text tells; true for those that its prompt reads in any case."""
+    try:
+        files = find_task(folder, name)
+        path = files.path(".py")
+        tree = ast.parse(path.read_bytes()) if path else ast.Module([], [])
+        templates = list(_templates(files))
+    except (ConfigError, SyntaxError, ValueError, OSError):
+        return {}
+    found = dict.fromkeys(_keys_in_python(tree), False)
+    own_prompt = "prompt" in bound_names(tree)
+    for template in templates:
+        for key, certain in read_of_seed(template).items():
+            found[key] = found.get(key, False) or (certain and not own_prompt and template.path.suffixes == [".md"])
+    return found
+
+
+def _keys_in_python(tree: ast.Module) -> Iterator[str]:
+    """``seed["key"]`` and ``seed.get("key")``, of `ctx.seed` or of a name that is called so."""
+    for node in ast.walk(tree):
+        match node:
+            case (
+                ast.Subscript(value=owner, slice=ast.Constant(value=str() as key))
+                | ast.Call(func=ast.Attribute(value=owner, attr="get"), args=[ast.Constant(value=str() as key), *_])
+            ):
+                if getattr(owner, "id", getattr(owner, "attr", "")) == "seed":
+                    yield key
 
 
 # -- Python and schemas ------------------------------------------------------------------------------------------------

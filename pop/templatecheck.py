@@ -181,6 +181,24 @@ def missing_from_seed(template: Template, seed: Any) -> list[ConfigError]:
     return list(found.values())
 
 
+def read_of_seed(template: Template) -> dict[str, bool]:
+    """The seed's keys that a template reads, e.g. ``text`` for ``seed.text``, and whether it does in any case."""
+    try:
+        tree = template.tree()
+    except TemplateSyntaxError:
+        return {}
+    certain = set(_keys_below(_certainly_read(tree)))
+    return {key: key in certain for key in _keys_below(tree.find_all((nodes.Getattr, nodes.Getitem)))}
+
+
+def _keys_below(found: Iterable[nodes.Node]) -> Iterator[str]:
+    for node in found:
+        match owner_of(node):
+            case nodes.Name(name="seed", ctx="load"):
+                key = key_of(node)
+                yield from (key,) if key is not None else ()
+
+
 def _certainly_read(node: nodes.Node) -> Iterator[nodes.Node]:
     """The nodes that are worked out whatever the data says: no branches, nothing that asks `is defined`."""
     for child in node.iter_child_nodes():

@@ -282,3 +282,12 @@ def test_what_a_step_added_is_said_to_depend_on_it(root: Root) -> None:
     (run_dir / "events.jsonl").write_bytes(b"".join(dump_json(row, pretty=False) for row in rows))
     what, why = steps(plan(root, run_dir.name, "--from", "plan"))["more"]
     assert what == "run" and why.startswith("plan added it, and runs again")
+
+
+def test_a_seed_for_a_pipeline_that_is_not_there(root: Root) -> None:
+    """The nearest one is named."""
+    (root.path / "pipelines").mkdir()
+    (root.path / "pipelines" / "tides.json").write_text('{"tasks": ["plan"]}')
+    (root.path / "a.json").write_text('{"data": {}, "pipeline": "tide"}')
+    result = pop("plan", root.path / "a.json", root=root.path)
+    assert result.returncode == 3 and "no pipeline 'tide'" in result.stderr and "'tides'" in result.stderr

@@ -665,7 +665,7 @@ def test_the_helper_hands_no_key_on(served: Served, monkeypatch: pytest.MonkeyPa
 
 def test_a_recorded_run_elsewhere_is_named_by_its_path(served: Served, tmp_path: Path) -> None:
     """And one of this root by its id."""
-    from pop.commands._shared import recorded_run
+    from pop.changes import recorded_run
 
     root = Root(served.path)
     away = finished(tmp_path / "other")

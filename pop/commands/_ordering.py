@@ -1,18 +1,18 @@
-"""Orders to one run, several, or all: which runs are meant, and what is written for them."""
+"""Orders to one run, several, or all: which runs are meant, and what is said about them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import click
 
+from pop.acts import DoesNotFit, Plan, carry_out
 from pop.commands._shared import F, print_json
 from pop.errors import UsageError, did_you_mean
 from pop.runs import Run, current_runs, find_run
 from pop.settings import Root
+from pop.store import lock_holder
 
 
 def with_runs(function: F) -> F:
@@ -28,20 +28,6 @@ class Chosen:
 
     runs: list[Run]
     named: bool
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What an order comes to for one run: `verb` None when there is nothing to order, and why."""
-
-    run: Run
-    verb: str | None
-    note: str | None = None
-    withdraws: tuple[str, ...] = ()
-
-
-class DoesNotFit(UsageError):
-    """An order that makes no sense for a run in its state; passed over where the run was not named."""
 
 
 def choose(
@@ -80,9 +66,6 @@ def give(
     Args:
         later: What is said when no daemon is running: when the order takes effect.
     """
-    from pop.orders import write_order
-    from pop.store import Disk, lock_holder
-
     plans = []
     for run in chosen.runs:
         try:
@@ -90,35 +73,20 @@ def give(
         except DoesNotFit:
             if chosen.named:
                 raise
-    rows: list[dict[str, Any]] = []
-    for one in plans:
-        for verb in one.withdraws:
-            withdraw(one.run, verb)
-        path = write_order(Disk(), one.run.path, one.verb, reason) if one.verb else None
-        rows.append({"run_id": one.run.run_id, "order": str(path) if path else None, "note": one.note})
+    done = [carry_out(one, reason) for one in plans]
     if as_json:
+        rows = [
+            {"run_id": one.run.run_id, "order": str(one.file) if one.file else None, "note": one.note} for one in done
+        ]
         print_json(rows[0] if chosen.named and len(rows) == 1 else {"runs": rows})
         return
-    for row in rows:
-        if row["note"]:
-            click.echo(row["note"], err=True)
-        if row["order"]:
-            click.echo(row["order"])
-    given = sum(1 for row in rows if row["order"])
+    for one in done:
+        if one.note:
+            click.echo(one.note, err=True)
+        if one.file:
+            click.echo(one.file)
+    given = sum(1 for one in done if one.file)
     if not chosen.named:
         click.echo(f"{given} order(s), {len(chosen.runs) - given} run(s) left as they are", err=True)
     if given and lock_holder(root.machine_room) is None:
         click.echo(f"no daemon is running here: {later}", err=True)
-
-
-def waits(run: Run, verb: str) -> bool:
-    """Whether an order was given and not carried out yet."""
-    return (run.path / "orders" / f"{verb}.json").exists() or (run.path / "orders" / verb).exists()
-
-
-def withdraw(run: Run, verb: str) -> None:
-    """Take an order back: else it would be carried out after the newer one."""
-    for name in (f"{verb}.json", verb):
-        path: Path = run.path / "orders" / name
-        if path.is_file():
-            path.unlink(missing_ok=True)

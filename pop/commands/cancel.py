@@ -7,7 +7,8 @@ from functools import partial
 
 import click
 
-from pop.commands._ordering import DoesNotFit, Plan, choose, give, in_current, waits, with_runs
+from pop.acts import DoesNotFit, plan_cancel
+from pop.commands._ordering import choose, give, in_current, with_runs
 from pop.commands._shared import as_json, chosen_root, with_root
 from pop.errors import UsageError
 from pop.runs import Run
@@ -36,23 +37,11 @@ def command(
             raise UsageError("--all cancels every run that has not ended", hint="pop cancel --all --yes")
         click.confirm(f"cancel {count} run(s)?", abort=True, err=True)
     later = "the order takes effect with the next pop up"
-    give(chosen_here, chosen, partial(_plan, named=chosen.named), reason=reason, as_json=as_json, later=later)
+    give(chosen_here, chosen, partial(plan_cancel, named=chosen.named), reason=reason, as_json=as_json, later=later)
 
 
 def _fits(run: Run) -> bool:
     try:
-        return _plan(run, named=False).verb is not None
+        return plan_cancel(run, named=False).verb is not None
     except DoesNotFit:
         return False
-
-
-def _plan(run: Run, *, named: bool) -> Plan:
-    state = run.status().get("state")
-    if run.place == "complete":
-        raise DoesNotFit(f"{run.run_id} is complete; there is nothing to end")
-    if not named and state in ("failed", "cancelled"):
-        raise DoesNotFit(f"{run.run_id} is {state}")
-    newer = tuple(verb for verb in ("retry", "resume", "rerun") if waits(run, verb))
-    if state == "cancelled" and not newer:
-        return Plan(run, None, f"{run.run_id} is cancelled already: pop show {run.run_id} tells why")
-    return Plan(run, "cancel", withdraws=newer)

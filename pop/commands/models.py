@@ -14,7 +14,7 @@ from pop.errors import EXIT_CONFIG, EXIT_OK, EXIT_RUN_FAILED, PopError, UsageErr
 from pop.settings import Root, Settings
 
 if TYPE_CHECKING:
-    from pop.models.catalogue import Catalogue, ModelEntry
+    pass
 
 TEST_SCHEMA = {
     "type": "object",
@@ -24,7 +24,6 @@ TEST_SCHEMA = {
 }
 TEST_PROMPT = 'This is test %s of the connection.\n\nok: true\n\nAnswer with {"ok": true}.'
 TEST_TOKENS = 300  # room for a little reasoning
-LIMITS = ("concurrency", "requests_per_minute", "tokens_per_minute")
 FORMS = {"strict": "yes, strict", "schema": "yes", "object+schema": "yes, with json_object", "object": "JSON only"}
 ASKED = {"strict": "strictly", "schema": "by json_schema", "object+schema": "by json_object", "object": "as JSON"}
 ENDINGS = {
@@ -48,6 +47,7 @@ def command(names: tuple[str, ...], test: bool, as_json: bool, root: str | None)
     With --test each is asked one tiny question, through the gateway of the daemon where one serves this folder.
     """
     from pop.models.catalogue import Catalogue
+    from pop.models.described import model_row
     from pop.settings import load_settings
 
     chosen = chosen_root(root)
@@ -57,7 +57,7 @@ def command(names: tuple[str, ...], test: bool, as_json: bool, root: str | None)
     for name in names:
         if name not in catalogue:
             raise UsageError(f"no model {name!r}", hint=did_you_mean(name, catalogue.names), code="unknown-model")
-    rows = [_row(catalogue, name, environ, chosen, settings) for name in names or catalogue.names]
+    rows = [model_row(catalogue, name, environ, chosen, settings) for name in names or catalogue.names]
     if wrong_file:
         if test:
             raise wrong_file  # no gateway starts with it
@@ -84,46 +84,6 @@ def _keys(settings: Settings) -> tuple[Mapping[str, str], PopError | None]:
         return Keys(os.environ, find_keys_file(settings)).environ, None
     except PopError as error:
         return os.environ, error
-
-
-def _row(catalogue: Catalogue, name: str, environ: Mapping[str, str], root: Root, settings: Settings) -> dict[str, Any]:
-    """All there is to say about a name; one whose entry is wrong, or leads on, has no model of its own."""
-    from pop.models.providers.command import PROGRAM_HINT, command_problem
-
-    row: dict[str, Any] = {"name": name, "meaning": catalogue.meaning(name), "error": None, "identity": None}
-    try:
-        route = catalogue.route(name)
-    except PopError as error:
-        return {**row, "error": {"message": error.message, "where": error.where, "hint": error.hint}}
-    row["route"] = [[entry.name for entry in rung] for rung in route.rungs]
-    if row["meaning"]:
-        return row
-    (entry,) = route.entries
-    row |= {"identity": entry.shared_identity, **_about(entry, environ)}
-    if problem := command_problem(entry, environ, root.path):
-        where = settings.place("models", name, "command")
-        row |= {"identity": None, "error": {"message": problem, "where": where, "hint": PROGRAM_HINT}}
-    return row
-
-
-def _about(entry: ModelEntry, environ: Mapping[str, str]) -> dict[str, Any]:
-    from pop.models.catalogue import without_password
-    from pop.models.prices import price_of
-
-    price = price_of(entry)
-    key = None
-    if entry.key_env:
-        key = {"variable": entry.key_env, "set": bool(environ.get(entry.key_env))}
-    return {
-        "provider": entry.provider,
-        "model": entry.model,
-        "at": " ".join(entry.command) or without_password(entry.base_url or "") or None,
-        "key": key,
-        **{name: getattr(entry, name) for name in LIMITS},
-        "shared": {name: getattr(entry.shared, name) for name in ("name", *LIMITS)},
-        "price": price.model_dump(exclude_none=True) if price else None,
-        "structured": entry.structured,
-    }
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
@@ -163,6 +123,8 @@ def _key(row: dict[str, Any]) -> Iterator[str]:
 
 
 def _limits(table: dict[str, Any]) -> Iterator[str]:
+    from pop.models.described import LIMITS
+
     for name, unit in zip(LIMITS, ("at once", "requests/min", "tokens/min"), strict=True):
         if table[name]:
             yield f"{table[name]:,.0f} {unit}"

@@ -9,8 +9,10 @@ from typing import Any
 
 import click
 
+from pop.acts import Wish, rerun
 from pop.commands._shared import as_json, chosen_root, print_json, with_root
 from pop.display import dollars
+from pop.drops import put_seed, submit
 from pop.errors import SeedRejected, UsageError, safe
 from pop.estimates import Estimate
 from pop.outlook import Outlook, of_run, of_seed
@@ -82,18 +84,10 @@ def _there(run: Run | None) -> Run:
 def _apply(root: Root, what: str, run: Run | None, outlook: Outlook, data: bytes) -> str | None:
     """Exactly what was shown."""
     if run is None:
-        from pop.commands.submit import put_seed, submit
-
         return str(submit(root, what) if what != "-" else put_seed(root, data, "stdin.json"))
     if not outlook.from_:
         return None
-    from pop.commands._ordering import Chosen
-    from pop.commands.rerun import Wish, order_all
-
-    (row,) = order_all(
-        root, Chosen([run], named=True), Wish(outlook.from_, {}, {}, fork=False, reason="pop plan --apply")
-    )
-    return str(row["order"] or row["seed"])
+    return str(rerun(root, run, Wish(outlook.from_, reason="pop plan --apply")).file)
 
 
 HEADINGS = ("step", "", "calls", "tokens", "USD", "why")

@@ -14,16 +14,8 @@ from typing import Any
 
 import click
 
-from pop.commands._shared import (
-    Changes,
-    as_json,
-    changes_of,
-    chosen_root,
-    print_json,
-    refuse_without_models,
-    with_models,
-    with_root,
-)
+from pop.changes import Changes, changes_of, refuse_without_models
+from pop.commands._shared import as_json, chosen_root, print_json, with_models, with_root
 from pop.errors import (
     EXIT_BUDGET,
     EXIT_CONFIG,
@@ -82,7 +74,7 @@ def _submit(root: Root, seed: str | None, changes: Changes, *, keys: bool) -> st
     Args:
         keys: Whether keys that are missing here count, since the daemon will be our own.
     """
-    from pop.commands.submit import seed_of, submit_alone
+    from pop.drops import seed_of, submit_alone
 
     if seed is not None and changes.recorded is not None:
         return submit_alone(root, seed, changes).name

@@ -22,21 +22,21 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp
 
 from pop import __version__
-from pop.errors import ConfigError, PopError, UsageError
+from pop.errors import PopError
+from pop.queue import ignore_lease_breaks
 from pop.runindex import RunIndex
 from pop.runs import Run
 from pop.settings import Root, SeedSettings, Settings
+from pop.store import root_trouble
+from pop.web.errors import about, status_of
 from pop.web.figures import FigureBook
 from pop.web.guard import Guard, Policy
 from pop.web.keys import Keys
 from pop.web.live import Live
 from pop.web.render import HERE, page, templates
 
-PAGES = (
-    "board",
-    "run",
-)  # fmt: skip
-NAV = (("/", "Board"),)  # what a page adds, it adds here
+PAGES = ("board", "run", "new", "gates", "act")
+NAV = (("/", "Board"), ("/gates", "Waiting"), ("/new", "New seed"))  # what a page adds, it adds here
 MB = 2**20
 LOOK_S = 0.5  # at most, for one look at what changed
 LOOK_AGAIN_S = 0.35
@@ -115,6 +115,7 @@ def create_app(root: Root, settings: Settings, *, host: str = "127.0.0.1", token
         host: Where it will listen: beyond loopback, further names are taken for this machine's.
         token: Whether a browser must have come by a link.
     """
+    ignore_lease_breaks()
     index = RunIndex(root)
     site = Site(root, settings, Live(), index, FigureBook(root, settings, index))
 
@@ -141,6 +142,7 @@ def create_app(root: Root, settings: Settings, *, host: str = "127.0.0.1", token
     app.get("/favicon.ico", include_in_schema=False)(_icon)
     for name in PAGES:
         app.include_router(import_module(f"pop.web.pages.{name}").router, include_in_schema=False)
+    app.include_router(import_module("pop.web.api").router)
     _say_errors(app)
     return app
 
@@ -183,32 +185,40 @@ def _say_errors(app: FastAPI) -> None:
 
     @app.exception_handler(PopError)
     async def known(request: Request, error: PopError) -> Response:
-        status = 404 if error.code in ("unknown-run", "removed") else 400 if isinstance(error, UsageError) else 409
-        return told(request, 422 if isinstance(error, ConfigError) else status, error.to_json())
+        return told(request, status_of(error), about(error))
+
+    @app.exception_handler(OSError)
+    async def disk(request: Request, error: OSError) -> Response:
+        known = root_trouble(error)
+        if known is None:
+            raise error
+        return told(request, 503, about(known))
 
     @app.exception_handler(StarletteHTTPException)
     async def http(request: Request, error: StarletteHTTPException) -> Response:
         codes = {404: "not-found", 405: "wrong-method"}
         message = "there is nothing here" if error.detail == "Not Found" else str(error.detail)
         code = getattr(error, "code", codes.get(error.status_code, "refused"))
-        about = {"code": code, "message": message, "hint": getattr(error, "hint", None)}
-        return told(request, error.status_code, about, headers=dict(error.headers or {}))
+        found = {"class": "http", "code": code, "message": message, "hint": getattr(error, "hint", None)}
+        return told(request, error.status_code, found, headers=dict(error.headers or {}))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return told(request, 422, {"code": "invalid", "message": str(first["msg"]), "where": where})
+        return told(
+            request, 422, {"class": "invalid-request", "code": "invalid", "message": str(first["msg"]), "where": where}
+        )
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> Response:
         hint = "its traceback is in .pop/log/web.err, or where pop web runs"
-        return told(request, 500, {"code": "bug", "message": "a bug in POP", "hint": hint})
+        return told(request, 500, {"class": "bug", "code": "bug", "message": "a bug in POP", "hint": hint})
 
 
-def told(request: Request, status: int, about: dict[str, Any], *, headers: dict[str, str] | None = None) -> Response:
+def told(request: Request, status: int, found: dict[str, Any], *, headers: dict[str, str] | None = None) -> Response:
     """An error: as a page, or as JSON below /api and for programs."""
-    error = {"code": "refused", "message": "", "where": None, "hint": None, **about}
+    error = {"class": "refused", "code": "refused", "message": "", "where": None, "hint": None, **found}
     if request.url.path.startswith("/api/") or "text/html" not in request.headers.get("accept", ""):
         return JSONResponse({"error": error}, status, headers)
     answer = page(request, "error.html", status=status, **{"code_number": status, **error})

@@ -338,7 +338,8 @@ class _Sender:
 
 
 def _refusal(request: _Request, error: Refused) -> Response:
-    about: dict[str, Any] = {"code": error.code, "message": error.message, "where": None, "hint": error.hint}
+    about: dict[str, Any] = {"class": "refused", "code": error.code, "message": error.message}
+    about |= {"where": None, "hint": error.hint}
     site, mode = request.one("sec-fetch-site"), request.one("sec-fetch-mode")
     if error.code == "no-token" and site == "cross-site" and mode == "navigate" and request.method == "GET":
         target = "/" + request.path.lstrip("/\\") + ("?" + request.query if request.query else "")

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pop.commands._shared import Changes, as_json, changes_of, chosen_root, print_json, refuse_without_models, with_root
+from pop.changes import Changes, changes_of, refuse_without_models
+from pop.commands._shared import as_json, chosen_root, print_json, with_root
 from pop.errors import (
     EXIT_BUDGET,
     EXIT_INTERRUPTED,
@@ -99,7 +100,7 @@ def _begin(
 
 
 def _submit(root: Root, seed: Path, changes: Changes, *, keys: bool) -> str:
-    from pop.commands.submit import submit_alone
+    from pop.drops import submit_alone
 
     return submit_alone(root, str(seed), changes or None, look=partial(refuse_without_models, root, keys=keys)).name
 

@@ -26,7 +26,8 @@ from pathlib import Path
 
 import click
 
-from pop.commands._shared import Changes, as_json, changes_of, print_json, refuse_without_models, with_root
+from pop.changes import Changes, changes_of, refuse_without_models
+from pop.commands._shared import as_json, print_json, with_root
 from pop.commands.iterate._result import ENDED, RESTS, Result, shown, tell
 from pop.commands.iterate._serving import Server, answered
 from pop.errors import (
@@ -219,7 +220,7 @@ class _Work:
 
     def _order(self, run: Run, verb: str) -> None:
         """Give an order to a run at rest; where no daemon would carry it out, it is carried out here."""
-        from pop.commands._ordering import withdraw
+        from pop.acts import withdraw
         from pop.commands.run import _is_served
         from pop.orders import Order, Orders, write_order
         from pop.store import Disk, hold_root
@@ -257,7 +258,7 @@ class _Work:
                 self.result.said.append(f"the targets are read from {base}")
 
     def _submit(self, name: str, changes: Changes, wanted: list[str], *, keys: bool) -> str:
-        from pop.commands.submit import submit
+        from pop.drops import submit
 
         look = partial(refuse_without_models, self.root, keys=keys)
         with tempfile.TemporaryDirectory(prefix="pop-iterate-") as around:
