@@ -1,0 +1,213 @@
+"""Compare, costs and pipelines in the dashboard: exact, bounded, and safe with whatever files hold."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from pop.models.calls import CallLine, append_calls
+from pop.settings import Root
+from pop.store import Disk
+from pop.web.pages import costs as costs_page
+from tests.webbing import make_root, run_id, web_client
+
+EVIL = '<script>alert("x")</script>'
+TODAY = datetime.now(UTC).date()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    return make_root(tmp_path)
+
+
+@pytest.fixture
+def client(root: Root) -> Iterator[TestClient]:
+    with web_client(root) as made:
+        yield made
+
+
+def words_of(page: str) -> str:
+    """What a person reads, on one line."""
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).replace("\u202f", "").split())
+
+
+def is_safe(page: str) -> None:
+    """Nothing a file holds became markup, and nothing in the page needs what the policy forbids."""
+    assert EVIL not in page
+    assert not re.search(r"<script(?! src=)|\sstyle=|\son\w+=|<style|javascript:", page)
+
+
+# -- costs ---------------------------------------------------------------------------------------------------------
+
+
+def spend(root: Root, number: int, *, days_ago: int = 0, **about: Any) -> None:
+    """One line of the ledger of calls."""
+    at = f"{TODAY - timedelta(days=days_ago)}T00:00:00.000Z"
+    given = {"pipeline": "brief", "step": "draft", "model": "fast", "input_tokens": 100, "output_tokens": 10}
+    line = CallLine(id=f"c{number}", at=at, run_id=run_id(number), **{**given, "cost_usd": 0.5, **about})
+    append_calls(Disk(durable=False), root.calls, [line])
+
+
+def rows_of(page: str) -> dict[str, list[str]]:
+    """The cells of each row of the first table of numbers, by its head."""
+    table = page[page.index('<table class="list numbers">') : page.index("</tfoot>")]
+    found = [
+        [words_of(cell) for cell in re.findall(r"<t[hd][ >].*?</t[hd]>", row, re.S)] for row in table.split("<tr>")
+    ]
+    return {row[0]: row[1:] for row in found if row}
+
+
+@pytest.mark.parametrize(
+    ("by", "expected"),
+    [
+        ("day", {str(TODAY): "$1.00", str(TODAY - timedelta(days=2)): "$0.2500"}),
+        ("pipeline", {"brief": "$1.00", "other": "$0.2500"}),
+        ("step", {"brief/draft": "$0.5000", "brief/check": "$0.5000", "other/draft": "$0.2500"}),
+        ("model", {"fast": "$0.7500", "slow": "$0.5000"}),
+        ("run", {run_id(1): "$0.5000", run_id(2): "$0.5000", run_id(3): "$0.2500"}),
+    ],
+)
+def test_costs_are_added_up_by_what_is_asked(client: TestClient, root: Root, by: str, expected: dict[str, str]) -> None:
+    """Every request that is billed stands in one row, and the sum of all rows below them."""
+    spend(root, 1)
+    spend(root, 2, step="check", model="slow")
+    spend(root, 3, days_ago=2, pipeline="other", cost_usd=0.25)
+    spend(root, 4, billed=False)
+    rows = rows_of(client.get(f"/costs?by={by}").text)
+    assert {name: cells[0] for name, cells in rows.items() if name in expected} == expected
+    assert rows["together"][:2] == ["$1.25", "3"]
+
+
+def test_costs_of_a_time_are_those_of_its_days(client: TestClient, root: Root) -> None:
+    """Both days of a period count; the time is in the address, also in that of every link on the page."""
+    for days in (0, 1, 6, 7, 40):
+        spend(root, days, days_ago=days)
+    for period, calls in (("today", "1"), ("7d", "3"), ("30d", "4"), ("all", "5")):
+        assert rows_of(client.get(f"/costs?period={period}&by=model").text)["together"][1] == calls
+    first, last = TODAY - timedelta(days=7), TODAY - timedelta(days=1)
+    page = client.get(f"/costs?since={first}&until={last}&by=model").text
+    assert rows_of(page)["together"][1] == "3"
+    assert f'value="{first}"' in page
+    assert "period=7d" in page
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "told"),
+    [
+        ("since=yesterday", 400, "'yesterday' is no day"),
+        ("since=2026-11-02&until=2026-11-01", 400, "is after until"),
+        ("period=9w", 400, "no period '9w'"),
+        ("by=colour", 422, "query.by"),
+    ],
+)
+def test_a_time_that_is_none_is_refused(client: TestClient, asked: str, status: int, told: str) -> None:
+    """What is wrong with an address is said, with what may stand there."""
+    answer = client.get(f"/costs?{asked}")
+    assert answer.status_code == status
+    assert told in words_of(answer.text)
+
+
+def test_what_is_unpriced_or_estimated_is_said(client: TestClient, root: Root) -> None:
+    """A sum that leaves something out never looks like one that does not."""
+    spend(root, 1, cost_usd=None, model="local")
+    spend(root, 2, estimated=True)
+    (root.calls / f"{TODAY}.jsonl").open("a").write("no line\n")
+    words = words_of(client.get("/costs").text)
+    assert "1 call has no price, and is in no sum of money here: local." in words
+    assert "1 call: nobody counted the tokens for us" in words
+    assert "1 line of the ledger could not be read and is left out." in words
+    assert "1 unpriced, 1 est." in words
+    words = words_of(client.get("/costs?by=model").text)
+    assert "local unpriced" in words and "fast $0.5000" in words and "together $0.5000 +? 2" in words
+
+
+def test_the_chart_has_every_day_and_says_what_it_shows(client: TestClient, root: Root) -> None:
+    """A day on which nothing was asked is a gap; a picture has a name and a table with the numbers."""
+    spend(root, 1, days_ago=6)
+    spend(root, 2, cost_usd=1.0)
+    page = client.get("/costs?period=7d").text
+    svg = page[page.index('<svg class="chart"') : page.index("</svg>", page.index('<svg class="chart"'))]
+    assert [float(height) for height in re.findall(r'class="bar"[^>]*height="([\d.]+)"', svg)] == [75.0, 150.0]
+    assert 'role="img"' in svg and f"from {TODAY - timedelta(days=6)} to {TODAY}; the most is $1.00" in svg
+    assert "other" not in words_of(svg)
+
+
+def test_many_bars_end_in_one_for_the_others(client: TestClient, root: Root) -> None:
+    """What does not fit into the picture is still in it; the table goes further."""
+    for number in range(30):
+        spend(root, number, model=f"m{number:02d}", cost_usd=1.0)
+    page = client.get("/costs?by=model").text
+    svg = page[page.index('<svg class="chart"') : page.index("</div>", page.index('<svg class="chart"'))]
+    assert "10 others" in svg and "$10.00" in svg
+    assert svg.count('class="bar"') == 20
+    assert "m29" in rows_of(page)
+
+
+def test_costs_of_a_file_that_grows_or_is_replaced(client: TestClient, root: Root) -> None:
+    """What was added is taken in, and nothing is counted twice; a file that is another one is read anew."""
+    spend(root, 1)
+    assert rows_of(client.get("/costs").text)["together"][1] == "1"
+    spend(root, 2)
+    assert rows_of(client.get("/costs").text)["together"][1] == "2"
+    (root.calls / f"{TODAY}.jsonl").unlink()
+    spend(root, 3)
+    assert rows_of(client.get("/costs").text)["together"][1] == "1"
+
+
+def test_the_book_of_costs_is_bounded(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Days that do not fit into memory are read again, with the same sums."""
+    monkeypatch.setattr(costs_page, "KEPT_ROWS", 4)
+    for days in range(8):
+        spend(root, days, days_ago=days)
+    book = costs_page.CostBook(root)
+    for _ in range(2):
+        assert costs_page.add_up(book, "", "", "run").total.calls == 8
+        assert sum(len(day) for day in book._days.values()) <= 4
+
+
+def test_budgets_of_today_and_how_much_is_used(tmp_path: Path) -> None:
+    """Of the day and of each pipeline, hard and soft, from pop.toml and from a pipeline's file."""
+    root = make_root(
+        tmp_path, "[budget]\nday_usd = 2.0\npipeline_calls = 1\nrun_usd = 0.1\n[budget.warn]\nday_usd = 0.25\n"
+    )
+    (tmp_path / "pipeline.json").write_text('{"name": "b", "tasks": ["one"], "budget": {"pipeline_usd": 1.0}}')
+    spend(root, 1, pipeline="default")
+    spend(root, 2, days_ago=1)
+    with web_client(root) as client:
+        words = words_of(client.get("/costs").text)
+    assert "the day $0.5000 $2.00 25 % pop.toml" in words
+    assert "the day $0.5000 $0.2500 beyond it pop.toml, warning" in words
+    assert "default 1 calls 1 used up pop.toml" in words
+    assert "default $0.5000 $1.00 50 % pipeline.json" in words
+    assert "Each run: at most $0.1000." in words
+
+
+def test_costs_say_where_there_is_nothing(client: TestClient) -> None:
+    """An empty ledger is no error."""
+    words = words_of(client.get("/costs").text)
+    assert "No model was called in this time" in words
+    assert "There is none for a day or a pipeline" in words
+
+
+def test_costs_escape_what_the_ledger_holds(client: TestClient, root: Root) -> None:
+    """Names of models, steps and pipelines come from files."""
+    spend(root, 1, model=EVIL, step=EVIL, pipeline=EVIL, cost_usd=None)
+    for by in ("pipeline", "step", "model"):
+        page = client.get(f"/costs?by={by}&measure=calls").text
+        is_safe(page)
+        assert html.escape(EVIL, quote=False)[:20] in page
+
+
+def test_the_pages_stand_in_the_head(client: TestClient) -> None:
+    """Each is reached from each, and marked where one is."""
+    for path in ("/costs",):
+        page = client.get(path).text
+        assert f'<a href="{path}" aria-current="page">' in page
+        is_safe(page)
