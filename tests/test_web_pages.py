@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -13,10 +14,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from pop.models.calls import CallLine, append_calls
+from pop.runs import Run
 from pop.settings import Root
 from pop.store import Disk
+from pop.web.pages import compare as compare_page
 from pop.web.pages import costs as costs_page
-from tests.webbing import make_root, run_id, web_client
+from tests.runfolders import begin_run
+from tests.webbing import make_root, put_status, record, run_id, web_client, write_ledger
 
 EVIL = '<script>alert("x")</script>'
 TODAY = datetime.now(UTC).date()
@@ -205,9 +209,149 @@ def test_costs_escape_what_the_ledger_holds(client: TestClient, root: Root) -> N
         assert html.escape(EVIL, quote=False)[:20] in page
 
 
+# -- compare -------------------------------------------------------------------------------------------------------
+
+
+def two_runs(root: Root) -> tuple[str, str]:
+    """Runs of two steps: one is the same, one differs in prompt and output; the second run has a third."""
+    ids = ("20261121-100000-first-aaaa", "20261121-110000-second-bbbb")
+    for number, one in enumerate(ids):
+        run = begin_run(root, ["same", "other"], run_id=one, name=f"run {number}")
+        (run.path / "seed.json").write_text(f'{{"topic": "{number}", "kept": 1}}')
+        run.step("same", {"b": 1, "a": 2})
+        run.step("other", f"{EVIL} text {number}", prompt=f"Write {EVIL} {number}.")
+        if number:
+            run.step("third", "more")
+        run.end("run.complete")
+    write_ledger(root, *(record(1, run_id=one, name=one[16:-5], pipeline="made") for one in ids))
+    return ids
+
+
+def test_two_runs_side_by_side(client: TestClient, root: Root) -> None:
+    """States, outputs, prompts, costs; and of what differs both versions, as a difference."""
+    a, b = two_runs(root)
+    page = client.get(f"/compare?a={a}&b={b}").text
+    words = words_of(page)
+    assert "same ✓ done" not in words and re.search(r"same done same same 1 1100", words)
+    assert re.search(r"other done different different", words)
+    assert re.search(r"third not in A done only in b only in b", words)
+    assert "seed.json different" in words
+    assert '<span class="del">-Write &lt;script&gt;' in page
+    assert '<span class="ins">+Write &lt;script&gt;' in page
+    is_safe(page)
+
+
+def test_only_what_differs(client: TestClient, root: Root) -> None:
+    """The others are counted, not listed."""
+    a, b = two_runs(root)
+    page = client.get(f"/compare?a={a}&b={b}&only=different").text
+    assert "step=same" not in page
+    assert "1 the same" in words_of(page)
+    assert "Nothing differs: the 2 instances" in words_of(client.get(f"/compare?a={a}&b={a}&only=different").text)
+
+
+def test_one_step_as_a_whole(client: TestClient, root: Root) -> None:
+    """Output and prompt of both beside each other, also where they are the same; a step of neither run is none."""
+    a, b = two_runs(root)
+    page = client.get(f"/compare?a={a}&b={b}&step=same").text
+    assert page.count('<pre class="text">') == 4
+    assert f"/runs/{b}/steps/same" in page
+    is_safe(client.get(f"/compare?a={a}&b={b}&step=other").text)
+    assert client.get(f"/compare?a={a}&b={b}&step=nope").status_code == 404
+
+
+def test_runs_are_found_by_words(client: TestClient, root: Root) -> None:
+    """A side that names no run shows what fits; each is one click, and keeps the other side."""
+    a, b = two_runs(root)
+    page = client.get(f"/compare?a={a}&b=second").text
+    assert f'href="/compare?a={a}&amp;b={b}"' in page
+    assert "Choose B" in words_of(page) and "Choose A" not in words_of(page)
+    page = client.get("/compare").text
+    assert f'href="/compare?a={a}"' in page and f'href="/compare?b={b}"' in page
+    assert "No run fits these words" in words_of(client.get(f"/compare?a={a}&b=nothing-like-it").text)
+
+
+@pytest.mark.parametrize(
+    "words", ["../../etc", EVIL, "20261121-100000-..%2F..%2Fx", "a\x00b", "\ud800".encode("utf-8", "replace").decode()]
+)
+def test_a_side_is_never_a_path(client: TestClient, words: str) -> None:
+    """What names no run is words to search by, whatever it looks like."""
+    answer = client.get("/compare", params={"a": words})
+    assert answer.status_code == 200
+    is_safe(answer.text)
+
+
+def test_a_run_whose_files_are_broken_can_be_compared(client: TestClient, root: Root) -> None:
+    """People have editors: what is no task in a status is left out, what is no file is none."""
+    a, _ = two_runs(root)
+    tasks = {"same": {"state": "done", "seconds": "long", "usage": 3}, "odd": {"state": "running"}}
+    odd = put_status(root, 7, tasks=tasks, usage={"calls": "many"}, started_at="never")
+    (odd / "tasks").mkdir()
+    (odd / "tasks" / "same").write_text("no folder")
+    page = client.get(f"/compare?a={a}&b={odd.name}")
+    assert page.status_code == 200
+    assert "only in a" in words_of(page.text)
+    assert "is at work: this is how it stands now" in words_of(page.text)
+    put_status(root, 8, tasks=[1, 2])
+    answer = client.get(f"/compare?a={a}&b={run_id(8)}")
+    assert answer.status_code == 200
+    assert "unreadable" in words_of(answer.text)
+
+
+def test_files_that_are_none_are_not_followed(client: TestClient, root: Root) -> None:
+    """A link, a pipe or a folder where a file should be is nothing, and nobody waits for it."""
+    a, b = two_runs(root)
+    secret = root.path / "keys.env"
+    secret.write_text("not to be seen")
+    for one, name in ((a, "same"), (b, "other")):
+        attempt = root.complete / one / "tasks" / name / "attempts" / "1"
+        for file in ("calls.jsonl", "03-prompt.md"):
+            (attempt / file).unlink()
+        os.mkfifo(attempt / "calls.jsonl")
+        (attempt / "03-prompt.md").symlink_to(secret)
+        (attempt.parent.parent / "output.json").unlink()
+        (attempt.parent.parent / "output.json").symlink_to(secret)
+    (root.complete / b / "seed.json").unlink()
+    (root.complete / b / "seed.json").symlink_to(secret)
+    for more in ("", "&step=same", "&step=other"):
+        page = client.get(f"/compare?a={a}&b={b}{more}")
+        assert page.status_code == 200
+        assert "not to be seen" not in page.text
+
+
+def test_many_steps_are_shown_page_by_page(root: Root, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each page reads only its own; together they show every step once."""
+    monkeypatch.setattr(compare_page, "ROWS", 4)
+    ids = ("20261121-100000-many-aaaa", "20261121-110000-many-bbbb")
+    for one in ids:
+        run = begin_run(root, [f"s{n}" for n in range(10)], run_id=one)
+        for number in range(10):
+            run.step(f"s{number}", f"{one} {number}")
+        run.end("run.complete")
+    seen: list[str] = []
+    url = f"/compare?a={ids[0]}&b={ids[1]}"
+    while url:
+        page = client.get(url).text
+        seen += re.findall(r'step=(s\d)">s\d</a></th>', page)
+        found = re.search(r'rel="next" href="([^"]+)"', page)
+        url = html.unescape(found[1]) if found else ""
+    assert seen == [f"s{n}" for n in range(10)]
+
+
+def test_a_page_of_differences_is_bounded(root: Root, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no room leads to a page of its own."""
+    monkeypatch.setattr(compare_page, "DIFFS", 1)
+    a, b = two_runs(root)
+    run = Run(root.complete / b, "complete")
+    (run.path / "tasks" / "same" / "output.json").write_text('"' + "long line \\n" * 3000 + '"')
+    page = client.get(f"/compare?a={a}&b={b}").text
+    assert "Too much for this page" in page
+    assert len(page) < 150_000
+
+
 def test_the_pages_stand_in_the_head(client: TestClient) -> None:
     """Each is reached from each, and marked where one is."""
-    for path in ("/costs",):
+    for path in ("/costs", "/compare"):
         page = client.get(path).text
         assert f'<a href="{path}" aria-current="page">' in page
         is_safe(page)

@@ -42,12 +42,14 @@ PAGES = (
     "gates",
     "act",
     "costs",
+    "compare",
 )  # fmt: skip
 NAV = (  # what a page adds, it adds here
     ("/", "Board"),
     ("/gates", "Waiting"),
     ("/new", "New seed"),
     ("/costs", "Costs"),
+    ("/compare", "Compare"),
 )  # fmt: skip
 MB = 2**20
 LOOK_S = 0.5  # at most, for one look at what changed
