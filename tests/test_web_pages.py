@@ -349,9 +349,98 @@ def test_a_page_of_differences_is_bounded(root: Root, client: TestClient, monkey
     assert len(page) < 150_000
 
 
+# -- pipelines -----------------------------------------------------------------------------------------------------
+
+
+def test_the_catalogue_tells_how_runs_went(client: TestClient, root: Root) -> None:
+    """Success is of what completed or failed; means are of what completed; a pipeline without a file is still told."""
+    write_ledger(root, *(record(n, pipeline="default", seconds=2.0 * n) for n in (1, 2, 3)), record(9, pipeline="old"))
+    put_status(root, 4, "failed", pipeline="default")
+    put_status(root, 5, "running", pipeline="default")
+    words = words_of(client.get("/pipelines").text)
+    assert "default brief well 1 5 1 under way 75 % 4.0 s $0.0100" in words
+    assert "old no file any more" in words
+    assert client.get("/pipelines/old").status_code == 200
+    assert client.get("/pipelines/nope").status_code == 404
+
+
+def test_a_pipeline_with_all_it_is_made_of(client: TestClient, root: Root) -> None:
+    """Graph, steps, tasks with files and stages, what its seed holds, its newest runs."""
+    (root.path / "pipeline.json").write_text(
+        '{"name": "brief", "description": "What it is for", "tasks": ["one", {"each": "seed.parts", "do": "two"},'
+        ' {"approve": "sign-off", "show": ["one"]}, {"task": "two", "name": "three", "when": "seed.more"}]}'
+    )
+    (root.tasks / "two.md").write_text("Condense {{ seed.text }}.")
+    (root.tasks / "two.schema.json").write_text('{"type": "object", "properties": {"claim": {"type": "string"}}}')
+    (root.tasks / "two.py").write_text("def finalize(output, ctx):\n    return output\n")
+    write_ledger(root, record(1, pipeline="default"), record(2, pipeline="default"))
+    page = client.get("/pipelines/default").text
+    words = words_of(page)
+    assert "All is well" in words
+    assert '<svg xmlns="http://www.w3.org/2000/svg" class="picture graph"' in page
+    assert 'href="#step-one"' in page and 'id="step-one"' in page
+    assert "sign-off a person decides" in words
+    assert "two prompt; steps two, three" in words
+    for stage, source in (("prompt", "two.md"), ("validate_structure", "two.schema.json"), ("finalize", "two.py")):
+        assert f"{stage} {source}" in words
+    assert "infer asks the model" in words
+    assert "Condense {{ seed.text }}." in words
+    assert '<span class="key">claim</span>' in page
+    assert "text string yes" in words
+    assert f"a={run_id(1)}&amp;b={run_id(2)}" in page
+    is_safe(page)
+
+
+def test_problems_stand_with_the_pipeline_they_are_of(client: TestClient, root: Root) -> None:
+    """As `pop check` tells them, with place and hint; those of other files stand in the catalogue."""
+    (root.tasks / "two.md").write_text("{{ sed.text }}")
+    (root.tasks / "idle.md").write_text("{{ seeed.text }}")
+    root.pipelines.mkdir()
+    (root.pipelines / "bad.json").write_text('{"name": "bad", "tasks": ["two", "nine"]}')
+    (root.pipelines / "worse.json").write_text("{")
+    words = words_of(client.get("/pipelines/bad").text)
+    assert "2 problems that pop check finds" in words
+    assert "unknown-task : no task 'nine'" in words and "where: pipelines/bad.json:1:" in words
+    assert "where: pipeline-tasks/two.md:1" in words and "seeed" not in words
+    assert client.get("/pipelines/worse").status_code == 200
+    assert "1 problem that" in words_of(client.get("/pipelines/worse").text)
+    catalogue = words_of(client.get("/pipelines").text)
+    assert "bad 2 problems" in catalogue and "default brief well" in catalogue
+    assert "seeed" in catalogue and "sed'" not in catalogue
+
+
+def test_a_large_pipeline_has_its_graph_elsewhere(client: TestClient, root: Root) -> None:
+    """A page stays small; the picture has its own policy, which lets nothing in it run."""
+    steps = ", ".join(f'{{"task": "one", "name": "s{n}"}}' for n in range(700))
+    (root.path / "pipeline.json").write_text(f'{{"name": "brief", "tasks": [{steps}]}}')
+    page = client.get("/pipelines/default").text
+    assert "<svg xmlns" not in page and "The graph of 700 steps" in words_of(page)
+    assert "and 400 more steps" in words_of(page)
+    assert len(page) < 300_000
+    graph = client.get("/pipelines/default/graph.svg")
+    assert graph.headers["content-type"].startswith("image/svg+xml")
+    assert "sandbox" in graph.headers["content-security-policy"]
+
+
+def test_pipelines_escape_what_files_hold(client: TestClient, root: Root) -> None:
+    """Descriptions, prompts, schemas, code and mistakes are text."""
+    quoted = EVIL.replace('"', '\\"')
+    (root.path / "pipeline.json").write_text(
+        f'{{"name": "{quoted}", "description": "{quoted}", "tasks": ["one", {{"task": "two", "when": "{quoted}"}}]}}'
+    )
+    (root.tasks / "two.md").write_text(f"{EVIL} {{{{ {EVIL} }}}}")
+    (root.tasks / "two.schema.json").write_text(f'{{"description": "{quoted}"}}')
+    (root.tasks / "one.py").write_text(f"# {EVIL}\ndef infer(prompt, ctx):\n    return 1\n")
+    for path in ("/pipelines", "/pipelines/default"):
+        answer = client.get(path)
+        assert answer.status_code == 200
+        is_safe(answer.text)
+    assert "&lt;script&gt;" in client.get("/pipelines/default").text
+
+
 def test_the_pages_stand_in_the_head(client: TestClient) -> None:
     """Each is reached from each, and marked where one is."""
-    for path in ("/costs", "/compare"):
+    for path in ("/pipelines", "/costs", "/compare"):
         page = client.get(path).text
         assert f'<a href="{path}" aria-current="page">' in page
         is_safe(page)

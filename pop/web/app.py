@@ -41,6 +41,7 @@ PAGES = (
     "new",
     "gates",
     "act",
+    "pipelines",
     "costs",
     "compare",
 )  # fmt: skip
@@ -48,6 +49,7 @@ NAV = (  # what a page adds, it adds here
     ("/", "Board"),
     ("/gates", "Waiting"),
     ("/new", "New seed"),
+    ("/pipelines", "Pipelines"),
     ("/costs", "Costs"),
     ("/compare", "Compare"),
 )  # fmt: skip
