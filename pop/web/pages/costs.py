@@ -21,7 +21,7 @@ from fastapi.responses import HTMLResponse
 
 from pop.costs import KEYS, read_day
 from pop.errors import PopError, UsageError
-from pop.models.calls import Sum, calls_in, day_files, usd
+from pop.models.calls import CallLine, Sum, calls_in, day_files, usd
 from pop.rootcheck import RootCheck
 from pop.safehtml import plain
 from pop.settings import Root, Settings, load_settings
@@ -47,8 +47,8 @@ BARS = 20
 ROWS = 300
 KEPT_ROWS = 100_000  # sums that are kept for the next page
 
-Key = tuple[str, str, str, str]  # in the order of PLACES
-PLACES = {"day": 0, "pipeline": 1, "step": 2, "model": 3}
+Key = tuple[str, str, str, str]
+PLACES = {"day": 0, "pipeline": 1, "step": 2, "run": 2, "model": 3}  # in a key
 
 
 # -- the sums ------------------------------------------------------------------------------------------------------
@@ -58,33 +58,32 @@ PLACES = {"day": 0, "pipeline": 1, "step": 2, "model": 3}
 class DaySums:
     """The sums of one file of the ledger, as far as it was read."""
 
+    inode: int
     offset: int = 0
-    inode: int = 0
     rows: dict[Key, Sum] = field(default_factory=dict)
-    runs: dict[tuple[str, str], Sum] = field(default_factory=dict)
     passed_over: int = 0
 
-    def read(self, path: Path) -> None:
+    def read(self, path: Path, third: Callable[[CallLine], str]) -> None:
         """Take in what was added to the file."""
         for end, line in calls_in(path, self.offset):
             self.offset = end
             if line is None:
                 self.passed_over += 1
             elif line.billed:
-                pipeline = KEYS["pipeline"](line)
-                key = (KEYS["day"](line), pipeline, KEYS["step"](line), KEYS["model"](line))
+                key = (KEYS["day"](line), KEYS["pipeline"](line), third(line), KEYS["model"](line))
                 self.rows.setdefault(key, Sum()).add(line)
-                self.runs.setdefault((KEYS["run"](line), pipeline), Sum()).add(line)
-
-    def __len__(self) -> int:
-        return len(self.rows) + len(self.runs)
 
 
 class CostBook:
-    """The sums of a root's days; at most `KEPT_ROWS` of them stay in memory. Whoever asks holds the `lock`."""
+    """The sums of a root's days; at most `KEPT_ROWS` of them stay in memory. Whoever asks holds the `lock`.
 
-    def __init__(self, root: Root) -> None:
+    Args:
+        third: What the sums are told apart by beside day, pipeline and model: ``step`` or ``run``.
+    """
+
+    def __init__(self, root: Root, third: str) -> None:
         self._root = root
+        self._third = KEYS[third]
         self.lock = threading.Lock()
         self._days: OrderedDict[str, DaySums] = OrderedDict()
 
@@ -93,32 +92,34 @@ class CostBook:
         for path in day_files(self._root.calls, since=since, until=until or "9"):
             try:
                 found = self._taken(path)
-                found.read(path)
+                found.read(path, self._third)
             except (OSError, NotAFile):  # removed meanwhile, or not ours to read
                 continue
-            self._days[path.name] = found
+            self._keep(path.name, found)
             yield found
-            self._forget()
 
     def _taken(self, path: Path) -> DaySums:
         """What is known of a file; nothing, where it is another one now."""
         info, known = os.stat(path), self._days.pop(path.name, None)
         if known is None or info.st_ino != known.inode or info.st_size < known.offset:
-            return DaySums(inode=info.st_ino)
+            return DaySums(info.st_ino)
         return known
 
-    def _forget(self) -> None:
-        held = sum(len(one) for one in self._days.values())
-        while held > KEPT_ROWS and len(self._days) > 1:
-            held -= len(self._days.popitem(last=False)[1])
+    def _keep(self, name: str, day: DaySums) -> None:
+        """Instead of the day before it, where there is no room for all: days are read in their order, again and again."""
+        held = sum(len(one.rows) for one in self._days.values()) + len(day.rows)
+        while held > KEPT_ROWS and self._days:
+            held -= len(self._days.popitem()[1].rows)
+        self._days[name] = day
 
 
-_BOOKS: dict[Path, CostBook] = {}
+_BOOKS: dict[tuple[Path, str], CostBook] = {}
 
 
-def book_of(root: Root) -> CostBook:
-    """The one book of a root in this process."""
-    return _BOOKS.setdefault(root.path, CostBook(root))
+def book_of(root: Root, by: str) -> CostBook:
+    """The one book of a root in this process that knows this."""
+    third = "run" if by == "run" else "step"
+    return _BOOKS.setdefault((root.path, third), CostBook(root, third))
 
 
 def plus(into: Sum, other: Sum) -> None:
@@ -137,13 +138,6 @@ class Added:
     pipelines: set[str] = field(default_factory=set)
     passed_over: int = 0
 
-    def take(self, key: Key, part: Sum, row: str | None) -> None:
-        plus(self.total, part)
-        if part.unpriced:
-            self.unpriced.add(key[3])
-        if row is not None:
-            plus(self.rows.setdefault(row, Sum()), part)
-
 
 def add_up(book: CostBook, since: str, until: str, by: str, pipeline: str = "") -> Added:
     """The sums of a time; `pipeline` narrows."""
@@ -154,10 +148,10 @@ def add_up(book: CostBook, since: str, until: str, by: str, pipeline: str = "") 
             for key, part in day.rows.items():
                 found.pipelines.add(key[1])
                 if pipeline in ("", key[1]):
-                    found.take(key, part, None if by == "run" else key[PLACES[by]])
-            for (run_id, of), part in day.runs.items() if by == "run" else ():
-                if pipeline in ("", of):
-                    plus(found.rows.setdefault(run_id, Sum()), part)
+                    plus(found.total, part)
+                    plus(found.rows.setdefault(key[PLACES[by]], Sum()), part)
+                    if part.unpriced:
+                        found.unpriced.add(key[3])
     return found
 
 
@@ -296,7 +290,7 @@ def _amount(part: Sum, unit: str) -> float:
 def budgets_of(site: Site, settings: Settings) -> list[Budget]:
     """Today's budgets of the day and of the pipelines that were at work or have one of their own."""
     today = datetime.now(UTC).date().isoformat()
-    spent = add_up(book_of(site.root), today, today, "pipeline")
+    spent = add_up(book_of(site.root, "pipeline"), today, today, "pipeline")
     tables = [("pop.toml", settings.budget, False), ("pop.toml, warning", settings.budget.warn, True)]
     found = []
     for source, table, soft in tables:
@@ -362,7 +356,7 @@ def context_of(site: Site, wish: Wish) -> dict[str, Any]:
         settings, trouble = load_settings(site.root), None
     except PopError as error:
         settings, trouble = site.settings, f"{error.message} ({error.where})"
-    found = add_up(book_of(site.root), wish.since, wish.until, wish.by, wish.pipeline)
+    found = add_up(book_of(site.root, wish.by), wish.since, wish.until, wish.by, wish.pipeline)
     rows = order_of(wish, found.rows)
     drawn = days_between(rows, wish) if wish.by == "day" else rows
     listed = list(reversed(rows.items())) if wish.by == "day" else list(rows.items())
