@@ -39,7 +39,7 @@ MAX_BYTES = 2_000_000
 ALONE = "default-src 'none'; style-src 'unsafe-inline'; sandbox allow-popups"
 NOTHING = Tally({}, "", None, None)
 STAGE_WORDS = {  # what a stage is where a task does not bring it (docs/tasks.md)
-    "ingest": "nothing: templates see all", "preprocess": "as it is", "prompt": "none", "infer": "asks the model",
+    "ingest": "nothing", "preprocess": "as it is", "prompt": "none", "infer": "asks the model",
     "parse": "the text", "validate_structure": "none", "validate_quality": "none", "critique": "the list of problems",
     "refine": "the talk goes on", "finalize": "as it is",
 }  # fmt: skip
