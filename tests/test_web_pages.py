@@ -388,6 +388,9 @@ def test_a_pipeline_with_all_it_is_made_of(client: TestClient, root: Root) -> No
     assert '<span class="key">claim</span>' in page
     assert "text string yes" in words
     assert f"a={run_id(1)}&amp;b={run_id(2)}" in page
+    assert (
+        'href="/new?pipeline=default"' in page and 'href="/costs?by=step&amp;period=all&amp;pipeline=default"' in page
+    )
     is_safe(page)
 
 
