@@ -329,7 +329,7 @@ def test_pop_watch_shows_a_live_board(make_living: Make) -> None:
             go(living)
             living.wait(lambda: look_at_one() is not None and one.poll() is not None, "its end")
             assert one.returncode == 0
-        living.wait(lambda: "complete, the newest (1)" in look(), "the end on the board")
+        living.wait(lambda: "the newest (1)" in look(), "the end on the board")
         board.send_signal(signal.SIGINT)
         living.wait(lambda: look() is not None and board.poll() is not None, "its end")
         assert board.returncode == 130

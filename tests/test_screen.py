@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,19 @@ import pytest
 from prompt_toolkit.utils import get_cwidth
 
 from pop.errors import PopError
-from pop.screen.doing import question_of
+from pop.runs import Run
+from pop.screen.doing import do, question_of
 from pop.screen.look import Reader, last_lines
 from pop.screen.paint import fit, paint, wrapped
 from pop.screen.scene import Entry, Opened, Scene, Step, Wish, clock, span, step_from, summed_up
 from pop.screen.view import BOARD, RUN, STEP, View
 from pop.settings import Root
+from tests.test_gate_commands import opened as open_a_gate
+from tests.test_gate_commands import root as gated_root
+from tests.test_gates import RUN as GATED_RUN
 from tests.test_screen_live import pretended
+
+__all__ = ["gated_root"]  # a fixture
 
 EVIL = "\x1b]0;evil\x07\x1b[31m\u202e\n\r日本語 e\u0301 " + "x" * 400
 NOW = 1_795_000_000.0
@@ -187,5 +194,43 @@ def test_nothing_is_asked_that_makes_no_sense(tmp_path: Path) -> None:
         for verb in ("retry", "resume", "approve"):
             with pytest.raises(PopError):
                 question_of(run, verb)
+    finally:
+        reader.close()
+
+
+def test_an_answer_is_for_the_opening_somebody_saw(gated_root: Root) -> None:
+    """A gate that opened anew while the words were typed is to be looked at again."""
+    run = Run(gated_root.current / GATED_RUN, "current")
+    question = question_of(run, "approve")
+    assert question.gate == "review" and question.typed
+    open_a_gate(gated_root, "other")
+    with pytest.raises(PopError, match="2 gates") as several:
+        question_of(run, "approve")
+    assert several.value.hint == "open the run and choose the gate"
+    (run.path / "tasks" / "review" / "gate.json").unlink()
+    open_a_gate(gated_root, "review", opening=2)
+    with pytest.raises(PopError, match="opened anew"):
+        do(gated_root, run, question, "fine")
+    told = do(gated_root, run, question_of(run, "approve", "review"), " fine ")
+    assert told.startswith(f"wrote pipeline-current/{GATED_RUN}/tasks/review/decision.json; no daemon is running here")
+    assert json.loads((run.path / "tasks" / "review" / "decision.json").read_bytes())["text"] == "fine"
+    with pytest.raises(PopError):
+        do(gated_root, run, question, "once more")
+
+
+def test_spend_of_today_follows_the_ledger(gated_root: Root) -> None:
+    """Line by line, with the day's budget."""
+    (gated_root.path / "pop.toml").write_text("[budget]\nday_usd = 5.0\n")
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    gated_root.calls.mkdir(parents=True)
+    reader = Reader(gated_root)
+    try:
+        assert reader.look(Wish()).today == "today $0.0000 of $5"
+        for number, told in enumerate(("today $0.2500 of $5", "today $0.5000 of $5")):
+            call = {"id": f"c{number}", "at": f"{day}T00:00:00.000Z", "run_id": "r", "model": "m", "cost_usd": 0.25}
+            call |= {"outcome": "answer", "billed": True}
+            with open(gated_root.calls / f"{day}.jsonl", "a") as file:
+                file.write(json.dumps(call) + "\n")
+            assert reader.look(Wish()).today == told
     finally:
         reader.close()

@@ -8,6 +8,7 @@ from typing import cast
 
 from pop.acts import PLANS, DoesNotFit, order
 from pop.answering import answer_gate, open_gate_of
+from pop.display import open_gates
 from pop.errors import PopError, UsageError
 from pop.gates import Decision, opened
 from pop.runs import Run
@@ -35,6 +36,8 @@ def question_of(run: Run, verb: str, gate: str | None = None) -> Question:
         if (plan := PLANS[verb](run)).verb is None and not plan.withdraws:
             raise DoesNotFit(plan.note or f"{run.run_id}: nothing to {verb}")
         return Question(verb, f"{verb} {line(run.run_id, 200)}? y does it, any other key does not", run.run_id)
+    if gate is None and (several := len(open_gates(run.status()))) > 1:
+        raise UsageError(f"{several} gates of {run.run_id} are open", hint="open the run and choose the gate")
     instance = open_gate_of(run, gate)
     about = opened(run.step_dir(instance))
     if about and verb not in about.options:

@@ -110,7 +110,7 @@ class Reader:
         behind = self._index.behind_bytes
         troubles = [f"the ledger is being read: {behind / 1e6:.1f} MB are left"] if behind else []
         troubles += [line(self._index.trouble)] if self._index.trouble else []
-        return {**listed, "troubles": tuple(troubles)}
+        return {**listed, "troubles": tuple(troubles), "behind": behind > 0}
 
     def _listed(self, text: str, now: float) -> dict[str, Any]:
         """The runs and seeds that fit some words; a word that is the name of a part asks for that part alone."""

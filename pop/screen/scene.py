@@ -96,6 +96,7 @@ class Scene:
     served: str | None = None
     troubles: tuple[str, ...] = ()
     opened: Opened | None = None
+    behind: bool = False  # the ledger is still being read
 
 
 # -- steps ---------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The full screen: prompt_toolkit shows what `paint` made and reads the keys; files are looked at in a thread beside it.
 
-It is drawn when something changed, at most four times a second, and at once after a key. Nothing is looked at more often than
-a sixth of the time allows, however many runs there are.
+It is drawn when something changed, at most four times a second, and at once after a key. Looking takes a sixth of
+the time at most, however many runs there are, but for the first reading of a long ledger.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from pop.settings import Root
 
 EVERY_S = 0.25
 IDLE_EVERY_S = 0.5
+BEHIND_S = 0.1  # while the ledger is read for the first time
 FILTER = "filter"
 
 
@@ -50,6 +51,7 @@ class Window:
         self._view = View(only=run.run_id if run else None)
         self._scene = Scene(path=str(root.path))
         self._wanted = asyncio.Event()
+        self._early: bool | BaseException | None = None  # it was to end before it was shown
         self._words = Buffer(multiline=False, on_text_changed=self._typed, accept_handler=self._entered)
         self._main = Area(FormattedTextControl(self._painted, focusable=True, show_cursor=False), wrap_lines=False)
         self._app = self._application()
@@ -71,6 +73,8 @@ class Window:
             loop.add_signal_handler(number, self._leave, KeyboardInterrupt())
         loop.set_exception_handler(lambda _, about: self._leave(about.get("exception") or RuntimeError(str(about))))
         self._scene = await asyncio.to_thread(self._reader.look, self._view.wish)
+        if isinstance(self._early, BaseException):
+            raise self._early
         looking = asyncio.ensure_future(self._keep_looking())
         try:
             return bool(await self._app.run_async(set_exception_handler=False))
@@ -82,9 +86,11 @@ class Window:
                 loop.remove_signal_handler(number)
 
     def _leave(self, result: bool | BaseException) -> None:
-        if not self._app.is_running or self._app.is_done:
+        if not self._app.is_running:
+            self._early = result
+        elif self._app.is_done:
             return
-        if isinstance(result, BaseException):
+        elif isinstance(result, BaseException):
             self._app.exit(exception=result)
         else:
             self._app.exit(result=result)
@@ -107,7 +113,7 @@ class Window:
                         self._leave(True)
                 os.get_terminal_size(sys.stdout.fileno())  # OSError: it is gone
                 spent = time.monotonic() - began
-                await self._pause(max(EVERY_S if changed else IDLE_EVERY_S, 5 * spent))
+                await self._pause(BEHIND_S if scene.behind else max(EVERY_S if changed else IDLE_EVERY_S, 5 * spent))
         except asyncio.CancelledError:
             raise
         except BaseException as error:
