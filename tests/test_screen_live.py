@@ -186,6 +186,10 @@ def test_it_fits_small_and_large_terminals_also_when_they_change(make_living: Ma
         screen.press("?")
         screen.see("Moving")
         screen.press(ESC)
+        screen.press("x")
+        screen.see(f"cancel {run_dir.name}? y does it, any other key does not")
+        screen.press("n")
+        screen.see("nothing was done")
         screen.resize(100, 25)
         screen.see("waits for your answer: fine", "r reject")
 

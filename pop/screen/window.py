@@ -30,7 +30,7 @@ from pop.errors import PopError
 from pop.runs import Run
 from pop.screen.doing import ANSWERS, ORDERS, do, question_of, told
 from pop.screen.look import Reader
-from pop.screen.paint import STYLES, fit, paint
+from pop.screen.paint import STYLES, paint, wrapped
 from pop.screen.scene import Scene
 from pop.screen.view import BOARD, RUN, Question, View
 from pop.settings import Root
@@ -139,7 +139,7 @@ class Window:
     def _application(self) -> Application[bool]:
         asks = Condition(lambda: self._view.question is not None)
         typed = Condition(lambda: bool(self._view.question and self._view.question.typed))
-        question = Area(FormattedTextControl(self._question), height=1)
+        question = Area(FormattedTextControl(self._question), height=lambda: len(self._asked()))
         words = Area(BufferControl(self._words), height=1)
         body = HSplit([self._main, ConditionalContainer(question, asks), ConditionalContainer(words, typed)])
         depth = ColorDepth.from_env()  # NO_COLOR, PROMPT_TOOLKIT_COLOR_DEPTH
@@ -156,16 +156,20 @@ class Window:
     def _painted(self) -> StyleAndTextTuples:
         size = self._app.output.get_size()
         question = self._view.question
-        rows = size.rows - (0 if question is None else 2 if question.typed else 1)
+        rows = size.rows - len(self._asked()) - bool(question and question.typed)
         text: StyleAndTextTuples = []
         for number, one in enumerate(paint(self._scene, self._view, size.columns, rows)):
             text += [("", "\n")] if number else []
             text += one
         return text
 
+    def _asked(self) -> list[str]:
+        """The lines of the question that is open."""
+        question, size = self._view.question, self._app.output.get_size()
+        return wrapped(question.text, size.columns)[: max(1, size.rows // 3)] if question else []
+
     def _question(self) -> StyleAndTextTuples:
-        question = self._view.question
-        return [("bold", fit(question.text, self._app.output.get_size().columns))] if question else []
+        return [("bold", "\n".join(self._asked()))]
 
     # -- keys ------------------------------------------------------------------------------------------------------
 
