@@ -819,6 +819,16 @@ def test_a_fence_around_the_whole_file_is_taken_off(text: str, form: str, wanted
 
 
 @pytest.mark.parametrize(
+    "text", ["```\n" + " " * 300_000 + "x", "```\nx\n```" + " \t" * 150_000 + "x", "```json\n{" + "\t" * 300_000]
+)
+def test_an_answer_of_blanks_does_not_hold_up_a_worker(text: str) -> None:
+    """Models that lose themselves write them without end."""
+    began = time.monotonic()
+    assert unfenced(text, "text") == text
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
     ("text", "form", "says"),
     [
         ("", "text", "the file is empty"),
