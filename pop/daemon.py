@@ -200,6 +200,7 @@ class Daemon:
         if self.only is None and not self._stopping and self.work.is_well:
             await self.intake.scan()
         self.orchestrator.board.look_at_trails()
+        self.notifier.watch()
         reap_orphans(keep={self.gateway.pid, self.executor.pid, self.notifier.pid})
         return max(self.settings.daemon.scan_s, 20 * (time.monotonic() - began))
 

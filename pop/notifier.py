@@ -159,6 +159,7 @@ class Notifier:
         self._ending = threading.Event()
         self._log_lock = threading.Lock()
         self._missed = False
+        self._still_there: dict[str, int] = {}  # by hook: what was told and could not be dropped yet
 
     def serve(self, hints: IO[str]) -> None:
         """Until the input ends; what is being told then has a moment to come to its end."""
@@ -186,29 +187,41 @@ class Notifier:
                 self._outbox.look_at(hint, self._hooks)
         except sqlite3.Error as error:
             self._missed = True
-            print(f".pop/notify.db: {error}", file=sys.stderr, flush=True)
+            self._complain(error)
+
+    def _complain(self, error: sqlite3.Error) -> None:
+        print(f".pop/notify.db: {error}", file=sys.stderr, flush=True)
 
     def _wake(self) -> None:
         for news in self._news.values():
             news.set()
 
     def _keep_telling(self, name: str) -> None:
-        while not self._ending.is_set():
+        while True:
             self._news[name].clear()
+            ending = self._ending.is_set()  # before the look: what was kept until then is seen by it
             try:
                 self._tell_all(name)
-            except sqlite3.Error as error:  # the disk is full, or was: nobody else would ever wake us
-                print(f"{name}: .pop/notify.db: {error}", file=sys.stderr, flush=True)
-                self._ending.wait(AGAIN_S)
-                continue
+            except sqlite3.Error as error:  # a full disk: what is told cannot be taken out now
+                self._complain(error)
+                if not ending:
+                    self._ending.wait(AGAIN_S)
+                    continue
+            if ending:
+                return
             self._news[name].wait()
 
     def _tell_all(self, name: str) -> None:
         while found := self._outbox.next_of(name):
-            if not self._told(name, *found):
-                return  # it is told after the next start
+            number, notice = found
+            if self._still_there.get(name) != number:
+                if not self._told(name, notice):
+                    return  # it is told after the next start
+                self._still_there[name] = number
+            self._outbox.drop(number)
+            del self._still_there[name]
 
-    def _told(self, name: str, number: int, notice: Notice) -> bool:
+    def _told(self, name: str, notice: Notice) -> bool:
         """Tell it, or give it up; False when the process ends meanwhile."""
         hook, tries = self._hooks[name], 0
 
@@ -239,7 +252,6 @@ class Notifier:
             self._say(name, notice, tries, f"given up: {error}")
         else:
             self._say(name, notice, tries, None)
-        self._outbox.drop(number)
         return True
 
     def _say(self, name: str, notice: Notice, tries: int, error: str | None) -> None:
