@@ -206,6 +206,7 @@ class Daemon:
         if self.only is None and not self._stopping and self.work.is_well:
             await self.intake.scan()
         self.orchestrator.board.look_at_trails()
+        self.notifier.watch()
         web = self.web.pid if self.web else None
         reap_orphans(keep={self.gateway.pid, self.executor.pid, self.notifier.pid, web})
         return max(self.settings.daemon.scan_s, 20 * (time.monotonic() - began))

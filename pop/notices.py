@@ -5,9 +5,10 @@ A notice is known by its run and the byte of the journal at which its event stan
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from pop import events
 from pop.errors import safe
@@ -57,7 +58,7 @@ def notices_in(run_dir: Path, start: int) -> tuple[list[Notice], int]:
 
 def _row(line: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = orjson.loads(line)  # no half surrogates, which nothing could hand on
     except ValueError:
         return {}
     return row if isinstance(row, dict) else {}
@@ -83,7 +84,8 @@ def _notice(row: dict[str, Any], run_dir: Path, about: dict[str, str], at: int) 
         kinds = ["failed", "budget"] if error.get("error_class") == "budget" else ["failed"]
         text = f"{name} has failed: {safe(str(error.get('message')), 500, one_line=True)}"
     elif event == events.RUN_WAITING:
-        kinds, waiting = ["waiting"], [str(gate) for gate in row.get("for") or ()]
+        gates = row.get("for")
+        kinds, waiting = ["waiting"], [str(gate) for gate in gates] if isinstance(gates, list) else []
         text = f"{name} waits for an answer: {', '.join(waiting)}"
     elif event == events.BUDGET_WARNING:
         kinds, text = ["budget"], f"{name}: {safe(str(row.get('text')), 500, one_line=True)}"

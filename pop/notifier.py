@@ -16,6 +16,7 @@ import hashlib
 import hmac
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,7 @@ from pop.records import dump_json
 from pop.settings import NotifySettings, Root, load_settings
 
 LONGEST_WAIT_S = 60.0
+AGAIN_S = 5.0  # until the outbox is tried again
 LAST_WORDS_S = 5.0  # for what is being told when the daemon ends
 MAX_SAID_BYTES = 2000  # of what a hook prints
 MAX_LOG_BYTES = 10_000_000
@@ -156,25 +158,39 @@ class Notifier:
         self._news = {name: threading.Event() for name in hooks}
         self._ending = threading.Event()
         self._log_lock = threading.Lock()
+        self._missed = False
+        self._still_there: dict[str, int] = {}  # by hook: what was told and could not be dropped yet
 
     def serve(self, hints: IO[str]) -> None:
         """Until the input ends; what is being told then has a moment to come to its end."""
         threads = [threading.Thread(target=self._keep_telling, args=(name,), daemon=True) for name in self._hooks]
         for thread in threads:
             thread.start()
-        self._outbox.look_at_all(self._hooks)
+        self._look_at("*")
         self._wake()
         for hint in hints:
-            if hint.strip() == "*":
-                self._outbox.look_at_all(self._hooks)
-            else:
-                self._outbox.look_at(hint.strip(), self._hooks)
+            self._look_at(hint.strip())
             self._wake()
         self._ending.set()
         self._wake()
         until = time.monotonic() + LAST_WORDS_S
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
+
+    def _look_at(self, hint: str) -> None:
+        """At a run, or at all of them (``*``); what could not be kept is looked at with the next hint."""
+        try:
+            if hint == "*" or self._missed:
+                self._missed = False
+                self._outbox.look_at_all(self._hooks)
+            if hint != "*":
+                self._outbox.look_at(hint, self._hooks)
+        except sqlite3.Error as error:
+            self._missed = True
+            self._complain(error)
+
+    def _complain(self, error: sqlite3.Error) -> None:
+        print(f".pop/notify.db: {error}", file=sys.stderr, flush=True)
 
     def _wake(self) -> None:
         for news in self._news.values():
@@ -183,14 +199,29 @@ class Notifier:
     def _keep_telling(self, name: str) -> None:
         while True:
             self._news[name].clear()
-            while found := self._outbox.next_of(name):
-                if not self._told(name, *found):
-                    return  # it is told after the next start
-            if self._ending.is_set():
+            ending = self._ending.is_set()  # before the look: what was kept until then is seen by it
+            try:
+                self._tell_all(name)
+            except sqlite3.Error as error:  # a full disk: what is told cannot be taken out now
+                self._complain(error)
+                if not ending:
+                    self._ending.wait(AGAIN_S)
+                    continue
+            if ending:
                 return
             self._news[name].wait()
 
-    def _told(self, name: str, number: int, notice: Notice) -> bool:
+    def _tell_all(self, name: str) -> None:
+        while found := self._outbox.next_of(name):
+            number, notice = found
+            if self._still_there.get(name) != number:
+                if not self._told(name, notice):
+                    return  # it is told after the next start
+                self._still_there[name] = number
+            self._outbox.drop(number)
+            del self._still_there[name]
+
+    def _told(self, name: str, notice: Notice) -> bool:
         """Tell it, or give it up; False when the process ends meanwhile."""
         hook, tries = self._hooks[name], 0
 
@@ -221,7 +252,6 @@ class Notifier:
             self._say(name, notice, tries, f"given up: {error}")
         else:
             self._say(name, notice, tries, None)
-        self._outbox.drop(number)
         return True
 
     def _say(self, name: str, notice: Notice, tries: int, error: str | None) -> None:

@@ -12,12 +12,13 @@ from contextlib import suppress
 import structlog
 
 from pop.executors.local import worker_environment
+from pop.executors.process import MARK
 from pop.outbox import Outbox
 from pop.settings import Root, Settings
 
 log = structlog.get_logger()
 
-RESTART_S = 1.0
+RESTART_S, LONGEST_S = 1.0, 60.0  # between two starts: doubled as long as it does not live
 ENDING_S = 10.0  # it gives what it is telling five
 
 
@@ -28,7 +29,9 @@ class NotifierProcess:
         self._root = root
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
+        self._opened = False
         self._started_at = 0.0
+        self._restart_s = RESTART_S
         self._missed = False
 
     @property
@@ -45,10 +48,12 @@ class NotifierProcess:
             log.error("notifier.not_started", error=str(error))
 
     def _start(self) -> None:
-        if not self._started_at:
-            Outbox(self._root).close()  # from here on everything is told, however late the process comes
         self._started_at = time.monotonic()
+        if not self._opened:
+            Outbox(self._root).close()  # from here on everything is told, however late the process comes
+            self._opened = True
         environment = worker_environment(self._root, self._settings)
+        environment.pop(MARK)  # it would be ended as a worker's orphan before it has said its last words
         for hook in self._settings.notify.values():
             for name in (hook.secret_env, *hook.env):
                 if name and name in os.environ:
@@ -82,10 +87,17 @@ class NotifierProcess:
         except OSError:  # full, or it has just died
             self._missed = True
 
+    def watch(self) -> None:
+        """Start it again where it died: it may have had something to tell still."""
+        if self._settings.notify and (self._process is None or self._process.poll() is not None):
+            self._restart()
+
     def _restart(self) -> None:
-        if time.monotonic() - self._started_at < RESTART_S:
+        lived = time.monotonic() - self._started_at
+        if lived < self._restart_s:
             self._missed = True
             return
+        self._restart_s = RESTART_S if lived > 2 * LONGEST_S else min(2 * self._restart_s, LONGEST_S)
         code = self._process.returncode if self._process else None
         log.error("notifier.died", code=code, hint="its last words: .pop/log/notifier.err")
         self.start()

@@ -399,6 +399,12 @@ def test_a_glob_does_not_stand_for_what_was_never_made(folder: Path) -> None:
     assert check(criteria, folder).unmet_paths == {"missing.md": ["exists: it is not there"]}
 
 
+def test_counting_files_does_not_say_that_one_is_there(folder: Path) -> None:
+    """`at most 1 files` holds of a file that nobody made."""
+    criteria = with_planned(parse("- [ ] `missing.md` (at most 1 files)\n"), ["missing.md"])
+    assert check(criteria, folder).unmet_paths == {"missing.md": ["exists: it is not there"]}
+
+
 def test_each_missing_heading_is_named(folder: Path) -> None:
     """Else neither a person nor a model knows which one to write."""
     (folder / "plain.md").write_text("# Only this\n")

@@ -37,7 +37,8 @@ def draft(**about: Any) -> list[Manifest]:
 
 def piece(step: str, index: int, *, lap: int = 1, text: str | None = "text", state: str = "done", **more: Any) -> Piece:
     task: dict[str, Any] = {"state": state, "attempt": 1, "seconds": 1.0, "refinements": more.pop("refinements", 0)}
-    task["usage"] = {"calls": 1, "input_tokens": more.pop("tokens", 10), "output_tokens": 0, "cost_usd": 0.5}
+    asked = {"cached_calls": 1} if more.pop("stored", False) else {"calls": 1}
+    task["usage"] = {**asked, "input_tokens": more.pop("tokens", 10), "output_tokens": 0, "cost_usd": 0.5}
     return Piece(Work(step, index, lap, f"{step}.{index}@{lap}", task), text, **more)
 
 
@@ -148,6 +149,16 @@ def test_the_same_mistake_twice_is_a_pattern() -> None:
     well = assess(draft(), seen(*WHOLE, run_id="t"), at=AT)
     assert patterns_of(well, [once, twice]) == []
     assert "writer: unmet criterion" in page(twice.model_copy(update={"patterns": patterns_of(twice, [once])}))
+
+
+def test_an_answer_from_the_store_is_no_second_mistake() -> None:
+    """A further run that asked nobody says nothing new of the template; what it asked anew does."""
+    checks = {"draft": {1: check_output(("a.md", "exists"), ("c.md", "exists"))}}
+    first = assess(draft(), seen(*WHOLE, checks=checks), at=AT)
+    again = (piece("draft-writer", 0, stored=True), piece("draft-writer", 1), piece("draft-critic", 0))
+    second = assess(draft(), seen(*again, checks=checks, run_id="s"), at=AT)
+    assert [(one.role, one.times) for one in patterns_of(second, [first])] == [("critic", 2)]
+    assert patterns_of(second, []) == []
 
 
 def test_an_unmet_format_is_an_invalid_format() -> None:

@@ -19,6 +19,7 @@ from pop.recipes.iterate.criteria import parse
 from pop.recipes.iterate.folder import read_folder
 from pop.recipes.iterate.generate import Plan, compile_pipeline, plan_workflow, read_generated
 from pop.recipes.iterate.manifest import Manifest, read_manifest
+from pop.recipes.iterate.rules import Holds
 from pop.recipes.iterate.targets import Glob, Inputs, front_fields
 from pop.recipes.iterate.workflow import load_workflow
 from pop.recipes.iterate.writing import write_folder
@@ -707,3 +708,59 @@ def test_long_work_tells_on_a_terminal_how_far_it_is(tmp_path: Path) -> None:
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
+
+
+def test_what_targets_say_of_themselves_keeps_a_criterion_what_it_is(tmp_path: Path) -> None:
+    """Brackets, quotes, backticks and braces of names and front matter neither break nor change the checklist."""
+    (tmp_path / "stories").mkdir()
+    (tmp_path / "stories" / "[id].md").write_text('---\ntitle: The "best" (one), `x`\n---\na\n')
+    criteria = ['`{stem}.md` (exists, has "{title}")', "{title} is told well."]
+    plan = planned(tmp_path, agent() + f"      completion_criteria: {json.dumps(criteria)}\n")
+    path, prose = parse(plan.files["one/COMPLETION_CRITERIA.md"].decode())
+    assert path.paths == ("_id_.md",)
+    assert [rule.words for rule in path.rules if isinstance(rule, Holds)] == [('The "best" (one), `x`',)]
+    assert prose.paths == () and prose.text == "The \"best\" (one), 'x' is told well."
+
+
+def test_a_value_that_looks_like_a_placeholder_is_none(tmp_path: Path) -> None:
+    """The path it goes into is one that criteria can name."""
+    (tmp_path / "stories").mkdir()
+    (tmp_path / "stories" / "a.md").write_text('---\nid: "{n}"\n---\na\n')
+    plan = planned(tmp_path, agent(deliverables=["{id}.md"]))
+    assert [one.path for one in plan.manifests[0].agents[0].deliverables] == ["_n_.md"]
+    assert parse(plan.files["one/COMPLETION_CRITERIA.md"].decode())
+
+
+@pytest.mark.parametrize(
+    ("criterion", "value", "says"),
+    [
+        ("command `grep -q {word} {stem}.md`", "$(reboot)", "cannot stand in a command"),
+        ("command `grep -q {word} {stem}.md`", "-r", "cannot stand in a command"),
+        ("{word} it is", "command ''", None),
+        ("{word} reads well", "well", None),
+    ],
+)
+def test_a_target_puts_nothing_into_a_command(tmp_path: Path, criterion: str, value: str, says: str | None) -> None:
+    """Only what is a plain word for every shell goes there."""
+    (tmp_path / "stories").mkdir()
+    (tmp_path / "stories" / "a.md").write_text(f"---\nword: {value}\n---\na\n")
+    text = agent() + f"      completion_criteria: {json.dumps([criterion])}\n"
+    if says:
+        assert says in refused(tmp_path, text).message
+    else:
+        planned(tmp_path, text)
+
+
+def test_a_criterion_that_means_no_single_thing_is_told(tmp_path: Path) -> None:
+    """It is not left out in silence where a deliverable has several targets."""
+    stories(tmp_path, 3)
+    text = agent(deliverables=["{epic}.md"])
+    error = refused(tmp_path, text + "      completion_criteria: ['`{epic}.md` (has \"{story_id}\")']\n")
+    assert error.message == "{story_id} is not one thing for 'E0.md'"
+
+
+def test_a_link_to_itself_is_no_target(tmp_path: Path) -> None:
+    """And no error."""
+    stories(tmp_path, 1)
+    (tmp_path / "stories" / "loop.md").symlink_to("loop.md")
+    assert planned(tmp_path, agent()).targets == 1

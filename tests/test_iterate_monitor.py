@@ -188,6 +188,14 @@ def test_a_bad_hook_is_told_and_stops_nothing(argv: list[str], said: str) -> Non
     assert len(lines) == 2 and all(said in line for line in lines), lines
 
 
+def test_an_alerts_file_that_is_no_file_holds_nobody_up(tmp_path: Path) -> None:
+    """Nothing is read from a FIFO, or written into one."""
+    os.mkfifo(tmp_path / "alerts.jsonl")
+    assert told(tmp_path, "r") == []
+    with pytest.raises(OSError, match="not a regular file"):
+        tell(tmp_path, "r", rfc3339(NOW), [Alert("run.ended", "run.ended", "complete", "the run is complete")])
+
+
 def test_a_hook_is_split_as_a_shell_would() -> None:
     """No shell runs it, but the words are a shell's."""
     assert hook_argv("notify 'two words' $HOME") == ["notify", "two words", "$HOME"]

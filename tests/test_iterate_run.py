@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -736,6 +738,51 @@ def test_orchestrate_goes_the_whole_way_in_one_command(living: LivingRoot, fake_
     assert (out / "design" / "stories" / "s3" / "design.md").exists()
 
 
+def test_orchestrate_outlives_the_loss_of_its_records(living: LivingRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody removes DIR/runs.jsonl while it goes: the run is noted again, and reported on."""
+    (living.path / "flow.yaml").write_text(WORKFLOW)
+
+    def answers(body: dict[str, Any], asked: str) -> str:
+        (living.path / "o2" / "runs.jsonl").unlink(missing_ok=True)
+        return written(body, asked)
+
+    monkeypatch.setattr(fake_module, "_text", answers)
+    command = [sys.executable, "-m", "pop", "iterate", "orchestrate", "flow.yaml", "-o", "o2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT, cwd=living.path)
+    assert done.returncode == 0, done.stderr
+    [row] = (living.path / "o2" / "runs.jsonl").read_text().splitlines()
+    assert json.loads(row)["iterations"] == ["requirements", "design"]
+    assert (living.path / "o2" / "feedback" / f"{json.loads(row)['run_id']}.md").exists()
+
+
+def test_two_deliveries_wait_for_each_other(living: LivingRoot) -> None:
+    """Or the slower one would bring back the older version."""
+    assert run(living).returncode == 0
+    validate = [sys.executable, "-m", "pop", "iterate", "validate", "out"]
+    with open(living.path / "out" / "runs.jsonl", "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        process = subprocess.Popen(validate, env=ENVIRONMENT, cwd=living.path, stdout=subprocess.DEVNULL)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(3)
+    assert process.wait(60) == 4
+
+
+def test_a_folder_that_goes_while_it_runs_ends_nothing(
+    living: LivingRoot, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends as ever; what could not be delivered is named."""
+
+    def answers(body: dict[str, Any], asked: str) -> str:
+        shutil.rmtree(living.path / "out", ignore_errors=True)
+        return written(body, asked)
+
+    monkeypatch.setattr(fake_module, "_text", answers)
+    done = run(living)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert done.stdout.count("its folder has gone") == 7 and fake_openai.total == 7
+    assert not (living.path / "out").exists()
+
+
 def test_orchestrate_says_what_is_not_met(living: LivingRoot, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 4 after a run that failed for it, with the report and the feedback written all the same."""
     monkeypatch.setattr(fake_module, "_text", lambda body, asked: f"# Poor {len(str(body))}\n")
@@ -816,6 +863,16 @@ def test_a_workflow_with_a_mistake_spends_nothing(living: LivingRoot, fake_opena
 def test_a_fence_around_the_whole_file_is_taken_off(text: str, form: str, wanted: str) -> None:
     """And no other one."""
     assert unfenced(text, form) == wanted
+
+
+@pytest.mark.parametrize(
+    "text", ["```\n" + " " * 300_000 + "x", "```\nx\n```" + " \t" * 150_000 + "x", "```json\n{" + "\t" * 300_000]
+)
+def test_an_answer_of_blanks_does_not_hold_up_a_worker(text: str) -> None:
+    """Models that lose themselves write them without end."""
+    began = time.monotonic()
+    assert unfenced(text, "text") == text
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize(

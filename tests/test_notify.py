@@ -9,6 +9,7 @@ import hmac
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -23,7 +24,8 @@ import pytest
 
 from pop.errors import ConfigErrors
 from pop.notices import Notice, notices_in
-from pop.notifier import NotTold, signature, tell
+from pop.notifier import Notifier, NotTold, signature, tell
+from pop.outbox import Outbox
 from pop.settings import NotifySettings, Root, load_settings
 from tests.living import LivingRoot
 
@@ -170,6 +172,72 @@ def test_a_notice_outlives_kills_and_restarts(tmp_path: Path, receiver: Receiver
         until(lambda: {row["name"] for row in receiver.notices()} == {"good", "second"})
     finally:
         root.close()
+
+
+def test_a_notifier_that_dies_comes_back_by_itself(tmp_path: Path, receiver: Receiver) -> None:
+    """Also where nothing more happens in any run."""
+    receiver.answers = [503] * 1000
+    root = living(tmp_path, f'[notify.team]\nurl = "{receiver.url}"\ntries = 20\n')
+    daemon = root.up()
+    try:
+        root.drop("good.json", {"x": 1})
+        until(lambda: receiver.got)
+        [notifier] = notifiers(daemon.pid)
+        receiver.answers.clear()
+        receiver.got.clear()
+        notifier.kill()
+        until(lambda: [row["name"] for row in receiver.notices()] == ["good"])
+    finally:
+        root.close()
+
+
+def test_an_outbox_that_takes_no_change_for_a_while_ends_no_telling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk: each notice is told once all the same, and those after it, too."""
+    (tmp_path / ".pop" / "log").mkdir(parents=True)
+    (tmp_path / "pipeline-current").mkdir()
+    monkeypatch.setattr("pop.notifier.AGAIN_S", 0.05)
+    (tmp_path / "pop.toml").write_text(hook_of(tmp_path / "told.jsonl"))
+    root = Root(tmp_path)
+    full = [sqlite3.OperationalError("database or disk is full")] * 3
+    drop = Outbox.drop
+
+    def drop_when_there_is_room(self: Outbox, number: int) -> None:
+        if full:
+            raise full.pop()
+        drop(self, number)
+
+    monkeypatch.setattr(Outbox, "drop", drop_when_there_is_room)
+    notifier = Notifier(root, load_settings(root).notify)
+    for name in ("one", "two"):
+        run = tmp_path / "pipeline-current" / name
+        run.mkdir()
+        rows = [{"event": "run.created", "name": name}, {"event": "run.failed", "at": "9", "error": {}}]
+        (run / "events.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    read, write = os.pipe()
+    with open(read) as hints:
+        serving = threading.Thread(target=notifier.serve, args=(hints,))
+        serving.start()
+        until(lambda: len(told(tmp_path / "told.jsonl")) >= 2)
+        os.close(write)
+        serving.join(30)
+    assert [row["name"] for row in told(tmp_path / "told.jsonl")] == ["one", "two"] and not full
+
+
+def test_a_journal_that_was_tampered_with_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    """Lines that nobody wrote like that are passed over, and stop nothing."""
+    lines = [
+        '{"event": "run.created", "name": "a", "pipeline": "p"}',
+        '{"event": "run.failed", "at": "1", "error": {"message": "\\ud800"}}',
+        '{"event": "run.waiting", "at": "2", "for": 5}',
+        "[" * 100_000,
+        '{"event": "run.failed", "at": "3", "error": 7}',
+    ]
+    (tmp_path / "events.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    found, _ = notices_in(tmp_path, 0)
+    assert [one.at for one in found] == ["3"]
+    assert found[0].model_dump_json()
 
 
 def test_a_hanging_hook_stops_neither_runs_nor_others_nor_the_end(tmp_path: Path) -> None:

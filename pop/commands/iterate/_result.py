@@ -119,4 +119,9 @@ def _tell_delivered(result: Result) -> None:
         new = f"; the new version: {base}/{beside}" if beside else ""
         click.echo(safe(f"kept       {base}/{place}, which was edited{new}", one_line=True))
     for place in delivered.refused[:MOST_SHOWN]:
-        click.echo(safe(f"refused    {place}: it leads out of the folder, or something else is there", one_line=True))
+        click.echo(
+            safe(
+                f"refused    {place}: its folder has gone, it leads out of it, or something else is there",
+                one_line=True,
+            )
+        )

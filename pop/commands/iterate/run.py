@@ -19,7 +19,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -303,12 +303,19 @@ class _Work:
                     if not server.stop():
                         break
         if self.result.run:
-            self.result.run = self._here()
+            run = self.result.run = self._here()
+            self._record(run)
             self._deliver()
             self.asked.look and self.asked.look(self.result.run)
         if self.result.interrupted and self.result.status.get("state") in ("queued", "running"):
             self.result.said.append("interrupted; what is done stays done")
         return self.result
+
+    def _record(self, run: Run) -> None:
+        """Once more, where somebody removed DIR/runs.jsonl meanwhile."""
+        iterations = launch.seed_of(run).get("iterations") or self._wanted
+        with suppress(OSError):  # DIR itself has gone
+            launch.record_run(self.folder.path, run.run_id, str(run.status().get("name")), iterations)
 
     def _here(self) -> Run:
         assert self.result.run

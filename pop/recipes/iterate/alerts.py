@@ -6,11 +6,13 @@ A line is ``{"at", "run_id", "key", "event", "state", "text", "iteration", "step
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import queue
 import shlex
 import signal
+import stat
 import subprocess
 import threading
 import time
@@ -23,7 +25,7 @@ import orjson
 
 from pop.errors import UsageError, safe
 from pop.recipes.iterate.monitor import Alert
-from pop.store import Disk, mend_tail
+from pop.store import Disk, NotAFile, mend_tail, read_regular
 
 FILE = "alerts.jsonl"
 HOOK_TIMEOUT_S = 60.0
@@ -33,8 +35,8 @@ MAX_BYTES = 64 * 2**20
 def told(folder: Path, run_id: str) -> list[dict[str, Any]]:
     """The alerts of a run that stand in DIR/alerts.jsonl, oldest first; what cannot be read is left out."""
     try:
-        lines = (folder / FILE).read_bytes().splitlines()
-    except OSError:
+        lines = read_regular(folder / FILE, max_bytes=MAX_BYTES).splitlines()
+    except (OSError, NotAFile):
         return []
     rows = []
     for line in lines:
@@ -57,8 +59,10 @@ def tell(folder: Path, run_id: str, at: str, alerts: Iterable[Alert]) -> list[Al
     if not given:
         return []
     path = folder / FILE
-    fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         fcntl.flock(fd, fcntl.LOCK_EX)  # of two monitors one tells
         mend_tail(path)
         known = {row.get("key") for row in told(folder, run_id)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from pop.errors import did_you_mean, safe
 from pop.recipes.iterate.criteria import needed_files, parse_one
 from pop.recipes.iterate.judging import glob_regex, is_glob
 from pop.recipes.iterate.mistakes import Mistakes
+from pop.recipes.iterate.rules import CriterionError
+from pop.recipes.iterate.targets import in_path
 from pop.recipes.iterate.workflow import PLACEHOLDER, Iteration
 from pop.store import NotAFile, contained, read_regular
 from pop.yamlplaces import Keys
@@ -35,9 +38,13 @@ def checklist(iteration: Iteration, keys: Keys, made: Sequence[Made], mistakes: 
         here = (*keys, "completion_criteria", n)
         named = parse_one(text).paths
         for names in _meanings(text, named, made, here, mistakes):
-            found[_filled(" ".join(text.split()), names)] = None
+            filled = _filled(" ".join(text.split()), names)
+            if wrong := _misfilled(text, filled, names):
+                mistakes.at(here, wrong, "targets say that of themselves: in their front matter, or by their names")
+                continue
+            found[filled] = None
             for path in named:
-                covered |= _about(_filled(path, names), paths, made, here, mistakes)
+                covered |= _about(_fill(path, names, in_path), paths, made, here, mistakes)
     return [*found, *(f"`{path}` (exists)" for path in sorted(paths - covered))]
 
 
@@ -55,12 +62,60 @@ def _meanings(
         name = next((name for name in wanted if not any(name in one.names for one in about)), wanted[0])
         known = {known for one in about[:100] for known in one.names}
         mistakes.at(keys, f"nothing is known as {{{name}}} of any deliverable", did_you_mean(name, known))
+    elif len(fits) < len(about) and about is not made:
+        lost = next(one for one in about if one not in fits)
+        name = next(name for name in wanted if name not in lost.names)
+        hint = "name what all its targets share, or give each a deliverable of its own"
+        mistakes.at(keys, f"{{{name}}} is not one thing for {safe(lost.path, 120, one_line=True)!r}", hint)
     for one in fits:
         yield one.names
 
 
+_PIECE = re.compile(r'`[^`]*`|"(?:\\.|[^"\\])*"|(?<=\s)/(?:\\.|[^/\\])+/|[^`"/]+|.', re.DOTALL)
+_HARMLESS = re.compile(r"[\w.,:=+@%/ -]*")
+_IN_COMMAND = re.compile(r"[\w.,:=+@%/][\w.,:=+@%/-]*")
+
+
 def _filled(text: str, names: Mapping[str, str]) -> str:
-    return PLACEHOLDER.sub(lambda match: names.get(match[1], match[0]), text)
+    """With its placeholders filled in, so that a path stays one path, words those words, and prose prose."""
+    return "".join(_fill(piece, names, _MEANT.get(piece[0], _plain)) for piece in _PIECE.findall(text))
+
+
+def _fill(text: str, names: Mapping[str, str], meant: Callable[[str], str]) -> str:
+    return PLACEHOLDER.sub(lambda match: meant(names[match[1]]) if match[1] in names else match[0], text)
+
+
+def _plain(value: str) -> str:
+    return value.replace("`", "'")
+
+
+def _in_words(value: str) -> str:
+    return re.sub(r'(["\\])', r"\\\1", value)
+
+
+def _in_pattern(value: str) -> str:
+    return re.escape(value).replace("/", r"\/")
+
+
+_MEANT: Mapping[str, Callable[[str], str]] = {"`": in_path, '"': _in_words, "/": _in_pattern}
+
+
+def _misfilled(text: str, filled: str, names: Mapping[str, str]) -> str | None:
+    """What a target says of itself that makes another criterion of it, or none; None where it is still the same."""
+    given = {name: names[name] for name in PLACEHOLDER.findall(text) if name in names}
+    before = parse_one(text)
+    if not given or (before.command is None and all(_HARMLESS.fullmatch(value) for value in given.values())):
+        return None
+    shown = ", ".join(f"{{{name}}} is {safe(value, 80, one_line=True)!r}" for name, value in given.items())
+    if before.command is not None:
+        fits = all(_IN_COMMAND.fullmatch(value) for value in given.values())
+        return None if fits else f"{shown}, which cannot stand in a command"
+    try:
+        now = parse_one(filled)
+    except CriterionError as error:
+        return f"{error.message}: {shown}"
+    same = [type(rule) for rule in now.rules] == [type(rule) for rule in before.rules] and now.command is None
+    return None if same and len(now.paths) == len(before.paths) else f"it is no such criterion any more: {shown}"
 
 
 def _about(path: str, paths: set[str], made: Sequence[Made], keys: Keys, mistakes: Mistakes) -> set[str]:

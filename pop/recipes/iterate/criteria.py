@@ -263,11 +263,16 @@ def for_path(criteria: Iterable[Criterion], path: str) -> list[Criterion]:
 def with_planned(criteria: list[Criterion], paths: Iterable[str]) -> list[Criterion]:
     """The criteria, and one more for each planned deliverable that none of them names: it exists.
 
-    One that a glob means is not named: a glob holds what is there to its rules, and nothing that is missing.
+    One that a glob means is not named: a glob holds what is there to its rules, and nothing that is missing. Nor is one
+    whose files are only counted.
     """
-    literal = {path for one in criteria for path in one.paths}
+    literal = {path for one in criteria if not all(map(_counts_files, one.rules)) for path in one.paths}
     missing = [path for path in paths if path not in literal]
     return [*criteria, *(Criterion(f"`{path}` (exists)", (Exists("exists"),), (path,)) for path in missing)]
+
+
+def _counts_files(rule: Rule) -> bool:
+    return isinstance(rule, Amount) and rule.unit == "files"
 
 
 def check(criteria: Iterable[Criterion], folder: Path, *, schemas: Path | None = None, commands: bool = True) -> Report:
@@ -291,8 +296,10 @@ def _of_files(criterion: Criterion, tree: Tree, judge: Judge) -> Iterator[Findin
         yield from (_finding(criterion, None, rule, UNCHECKED) for rule in criterion.rules)
     for pattern in criterion.paths:
         paths = tree.matching(pattern)
-        counted = [rule for rule in criterion.rules if isinstance(rule, Amount) and rule.unit == "files"]
-        yield from (_finding(criterion, pattern, rule, amount(rule, len(paths))) for rule in counted)
+        counted = [rule for rule in criterion.rules if _counts_files(rule)]
+        yield from (
+            _finding(criterion, pattern, rule, amount(rule, len(paths))) for rule in counted if isinstance(rule, Amount)
+        )
         others = [rule for rule in criterion.rules if rule not in counted]
         if not paths and others:
             missing = Verdict("unmet", tree.why_missing(pattern))
@@ -329,5 +336,5 @@ def check_text(criteria: Iterable[Criterion], path: str, text: str, *, schemas: 
             _finding(one, path, rule, judge.of(rule, file))
             for one in for_path(criteria, path)
             for rule in one.rules
-            if not (isinstance(rule, Amount) and rule.unit == "files")
+            if not _counts_files(rule)
         ]

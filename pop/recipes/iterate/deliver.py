@@ -13,16 +13,18 @@ their outputs, too.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pop.errors import PopError
 from pop.history import RunHistory, read_history
-from pop.recipes.iterate.launch import put, runs_of, seed_of
+from pop.recipes.iterate.launch import RUNS, put, runs_of, seed_of
 from pop.recipes.iterate.manifest import rounds_step, seed_key
 from pop.records import BadJson, dump_json, read_json
 from pop.runs import Run
@@ -96,6 +98,11 @@ class Deliverer:
 
     def deliver(self, run: Run) -> Delivered:
         """Write what is new."""
+        with _alone(self._folder):  # of two that deliver, the slower one would bring back what it read before
+            self._known |= _record(self._folder)
+            return self._deliver(run)
+
+    def _deliver(self, run: Run) -> Delivered:
         result, before = Delivered(), dict(self._known)
         history = read_history(run.path)
         for one in made_by(run, history):
@@ -107,7 +114,7 @@ class Deliverer:
             if output is not None:
                 self._one(one, output, result)
                 self._seen.add(mark)
-        if self._known != before:
+        if self._known != before and self._folder.is_dir():
             put(self._folder / RECORD, dump_json(self._known))
         return result
 
@@ -151,6 +158,21 @@ class Deliverer:
                 for where, sha in _versions(run):
                     self._of_runs.setdefault(where, set()).add(sha)
         return self._of_runs.get(place, set())
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One delivery at a time; where nothing ran yet, or DIR has gone, there is nothing to wait for."""
+    try:
+        fd = os.open(folder / RUNS, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        yield
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def deliver(root: Root, folder: Path, run: Run) -> Delivered:

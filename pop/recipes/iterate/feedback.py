@@ -57,6 +57,9 @@ class Issue(Record):
     rule: str | None = None
     evidence: str
     where: str | None = Field(default=None, description="In the run's folder.")
+    stored: bool = Field(
+        default=False, description="No model was asked: the answer is one that an earlier run was given."
+    )
 
     @property
     def key(self) -> tuple[str, str, str | None]:
@@ -284,6 +287,7 @@ class _Agent:
         if piece:
             path = self.agent.deliverables[piece.work.index].path
             about |= {"lap": piece.work.lap, "path": path, "where": f"tasks/{piece.work.instance}"}
+            about["stored"] = _from_store(piece)
         return Issue(kind=kind, evidence=evidence, **{**about, **more})
 
     def _budget(self) -> Iterator[Issue]:
@@ -355,6 +359,11 @@ class _Agent:
     def _unmet(self) -> Iterator[Issue]:
         """One issue for each criterion and lap, with the paths that do not meet it."""
         own = {deliverable.path for deliverable in self.agent.deliverables}
+        asked = {
+            (piece.work.lap, self.agent.deliverables[piece.work.index].path)
+            for piece in self.pieces
+            if not _from_store(piece)
+        }
         for lap, check in (self.evidence.checks.get(self.manifest.iteration) or {}).items():
             found: dict[str, dict[str, list[str]]] = {}  # by rule and path
             for entry in check.get("criteria") or []:
@@ -368,7 +377,10 @@ class _Agent:
                 more = f"; {len(unmet) - 1} more deliverable(s) likewise" if len(unmet) > 1 else ""
                 kind: Kind = "invalid_format" if FORMAT_RULES.fullmatch(rule.strip("`")) else "unmet_criterion"
                 told = f"{rule}: {safe(words, 200, one_line=True)}{more}"
-                yield self._issue(kind, told, lap=lap, path=path, rule=rule if kind == "unmet_criterion" else None)
+                yield self._issue(
+                    kind, told, lap=lap, path=path, rule=rule if kind == "unmet_criterion" else None,
+                    stored=not any((lap, one) in asked for one in unmet),
+                )  # fmt: skip
 
 
 def _kind_of(failure: Failure) -> tuple[Kind | None, str | None]:
@@ -385,6 +397,11 @@ def _kind_of(failure: Failure) -> tuple[Kind | None, str | None]:
             return "stall", None
         case error:
             return "failed", error
+
+
+def _from_store(piece: Piece) -> bool:
+    usage = piece.work.task.get("usage") or {}
+    return bool(usage.get("cached_calls")) and not usage.get("calls")
 
 
 def _was_asked(piece: Piece) -> bool:
@@ -421,11 +438,16 @@ def _headings_by_role(
 
 
 def patterns_of(report: Report, earlier: Iterable[Report]) -> list[Pattern]:
-    """What this run did that was seen at least twice: in two iterations, two laps or two runs."""
+    """What this run did that was seen at least twice: in two iterations, two laps or two runs.
+
+    An answer that a run took from the store is not a second mistake.
+    """
     seen: dict[tuple[str, str, str | None], dict[tuple[str, str, int], Issue]] = {}
     for one in [*earlier, report]:
         for issue in one.issues:
-            seen.setdefault(issue.key, {}).setdefault((one.run_id, issue.iteration, issue.lap), issue)
+            places = seen.setdefault(issue.key, {})
+            if not (issue.stored and any(place[1:] == (issue.iteration, issue.lap) for place in places)):
+                places.setdefault((one.run_id, issue.iteration, issue.lap), issue)
     present = {issue.key for issue in report.issues}
     return [
         Pattern(

@@ -256,6 +256,9 @@ class Inputs:
                 entries = list(os.scandir(folder))
             except (FileNotFoundError, NotADirectoryError):
                 continue
+            except PermissionError:
+                hint = "let it be read, or narrow the globs to the folders beside it"
+                raise TargetError("the folder cannot be read: permission denied", where=folder, hint=hint) from None
             if any(entry.name == RECORD for entry in entries) or os.path.realpath(folder) == skip:
                 continue
             seen += len(entries)
@@ -270,7 +273,7 @@ class Inputs:
                 if entry.is_dir(follow_symlinks=False):
                     if entry.name not in PASSED_OVER:
                         waiting.append((entry.path, f"{above}{entry.name}/"))
-                elif entry.is_file():
+                elif _is_file(entry):
                     yield f"{above}{entry.name}"
 
     def _refuse_outside(self, path: Path, shown: str) -> None:
@@ -317,6 +320,13 @@ class Inputs:
         return Target(path, estimate_tokens(text), len(data), fields, trouble)
 
 
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link that leads to itself
+        return False
+
+
 def front_fields(text: str) -> tuple[dict[str, str], str | None]:
     """The scalars of a text's front matter as they are written, and why it could not be read, where it could not."""
     head = text[: MAX_FRONT_CHARS + 8].replace("\r\n", "\n")
@@ -361,13 +371,13 @@ def fill(pattern: str, names: Mapping[str, str]) -> str:
     Raises:
         KeyError: One that is not known.
     """
-    text = PLACEHOLDER.sub(lambda match: _in_path(names[match[1]]), pattern)
+    text = PLACEHOLDER.sub(lambda match: in_path(names[match[1]]), pattern)
     return re.sub(r"/{2,}", "/", text).removeprefix("/") if "{parent}" in pattern else text
 
 
-def _in_path(value: str) -> str:
+def in_path(value: str) -> str:
     """A value without the signs that a path of a deliverable cannot hold: ``[id].tsx`` becomes ``_id_.tsx``."""
-    return value if value in ("{n}", "{agent}") else _SIGNS.sub("_", value)
+    return _SIGNS.sub("_", value)
 
 
 def of_targets(pattern: str) -> list[str]:
