@@ -286,6 +286,8 @@ def test_the_embedded_engine_plans_nothing(make_living: Callable[..., LivingRoot
     assert path.read_text().startswith("# A START, no plan: nobody has decomposed the task")
     assert load_workflow("code-review-start", living.path).workflow.name == "code-review-start"
     assert not list(living.root.current.iterdir())
+    for_any = json.loads(plan(living, "Xylophones?", "--start", "--json").stdout)
+    assert for_any["nearest"] == "task-execution"  # shares no word with anything
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from tests import fake_openai as fake_module
 from tests.fake_openai import FakeOpenAI, Fault
 from tests.iterating import Spec, reading, write_folder
 from tests.living import LivingRoot
+from tests.test_cli import pop
 
 Make = Callable[..., LivingRoot]
 
@@ -209,6 +210,8 @@ def test_the_embedded_engine_runs_it_offline(living: LivingRoot, fake_openai: Fa
     assert done.returncode == 0, done.stderr
     assert "extractive, not a language model" in done.stdout
     assert len(deliverables(living)) == 7 and fake_openai.total == 0
+    told = pop("iterate", "feedback", living.path / "out", root=living.path).stdout
+    assert "Note: made with the embedded engine" in told and "what it misses says little about prompts" in told
 
 
 def test_an_external_program_is_an_agent(living: LivingRoot, fake_openai: FakeOpenAI) -> None:
