@@ -333,8 +333,8 @@ def test_a_hostile_decomposition_stays_data() -> None:
 
 
 def test_the_nearest_workflow_shares_words(tmp_path: Path) -> None:
-    """Or there is none."""
+    """Or it is the one for any task."""
     (tmp_path / "pipeline.json").write_text("{}")
     root = Root(tmp_path)
     found = {task: nearest(root, task) for task in ("refine ten user stories", "an incident in production", "zzzz")}
-    assert [entry and entry.name for entry in found.values()] == ["user-story-refinement", "incident-response", None]
+    assert [entry.name for entry in found.values()] == ["user-story-refinement", "incident-response", "task-execution"]
