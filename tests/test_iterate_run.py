@@ -749,6 +749,12 @@ def test_orchestrate_says_what_is_not_met(living: LivingRoot, monkeypatch: pytes
     assert list((living.path / "out2" / "feedback").glob("*.md"))
 
 
+def test_orchestrate_says_that_only_the_embedded_engine_was_asked(living: LivingRoot) -> None:
+    """Before it offers changes of templates that would not help."""
+    done = orchestrate(living, "-m", "builtin")
+    assert done.returncode == 4 and "note       made with the embedded engine" in done.stdout
+
+
 def test_orchestrate_goes_on_after_a_gate(living: LivingRoot, fake_openai: FakeOpenAI) -> None:
     """Exit code 5; the answer given, the same call ends it. Nothing is generated anew while the run waits."""
     done = orchestrate(living, "--json")
