@@ -753,6 +753,8 @@ def test_orchestrate_says_that_only_the_embedded_engine_was_asked(living: Living
     """Before it offers changes of templates that would not help."""
     done = orchestrate(living, "-m", "builtin")
     assert done.returncode == 4 and "note       made with the embedded engine" in done.stdout
+    judged = pop("iterate", "validate", living.path / "out2", root=living.path)
+    assert judged.returncode == 4 and "next       pop iterate feedback" in judged.stderr
 
 
 def test_orchestrate_goes_on_after_a_gate(living: LivingRoot, fake_openai: FakeOpenAI) -> None:
