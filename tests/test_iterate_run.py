@@ -129,11 +129,11 @@ def test_a_folder_becomes_one_run_and_its_deliverables_appear_in_it(
     assert [line["iterations"] for line in lines(living)] == [["requirements", "design"]]
     assert result["criteria"]["requirements"] == {
         "met": True,
-        "met_count": 6,
+        "met_count": 6,  # three files have their heading, and each of the three planned ones is there
         "unmet_count": 0,
         "unchecked_count": 1,
         "lap": 1,
-    }  # fmt: skip; three files have their heading, and each of the three planned ones is there
+    }
     asked = {asked_for(body): body["messages"] for body in fake_openai.bodies}
     design = asked["stories/s1/design.md"]
     assert design[0]["content"].startswith("You are the developer of design.")
