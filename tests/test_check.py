@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pop.commands.run import _refuse_broken
 from pop.errors import ConfigError, SeedRejected
 from pop.queue import parse_seed
 from pop.rootcheck import RootCheck
@@ -347,3 +348,21 @@ def test_a_run_is_refused_only_for_the_models_it_asks(tmp_path: Path) -> None:
     for words in (["plain.json", "-m", "paid"], ["plain.json", "-p", "other", "-m", "paid"]):
         ran = pop("run", str(root / words[0]), *words[1:], root=root)
         assert ran.returncode == 0, ran.stderr
+
+
+def test_goal_map_and_components_of_a_root_are_looked_at(tmp_path: Path) -> None:
+    """Only where the root has its own; a run, which reads neither, is not refused for them."""
+    told(tmp_path, {})
+    assert "all is well: 5 files" in pop("check", root=tmp_path).stderr
+    own = tmp_path / "components" / "personas"
+    own.mkdir(parents=True)
+    (own / "empty.txt").write_text("")
+    (own / "fine.txt").write_text("You are fine.\n")
+    (tmp_path / "goal_map.json").write_text('{"goals": {\n  "A_GOAL": {"purpose": "x", "persnoa": "y"}}}')
+    found = pop("check", root=tmp_path)
+    assert found.returncode == 3 and "2 problem(s)" in found.stderr
+    assert "goal_map.json:2:30  goals.A_GOAL.persnoa" in found.stdout and "personas/empty.txt" in found.stdout
+    _refuse_broken(Root(tmp_path))
+    (own / "empty.txt").unlink()
+    (tmp_path / "goal_map.json").unlink()
+    assert "all is well: 6 files" in pop("check", root=tmp_path).stderr

@@ -250,6 +250,15 @@ def test_a_map_that_is_no_plain_file_is_refused(tmp_path: Path) -> None:
     assert "more than the limit" in refused()
 
 
+@pytest.mark.parametrize("alias", ["42", "4-2", "AUDIT/7"])
+def test_an_alias_that_is_a_number_is_refused(alias: str, tmp_path: Path) -> None:
+    """A number means a place in the menu, so nobody would ever find the goal by it."""
+    with pytest.raises(ConfigErrors) as caught:
+        load_goal_map(written(tmp_path, goal(aliases=[alias])))
+    assert "a number means a place in the menu" in str(caught.value) and "aliases[0]" in str(caught.value)
+    assert load_goal_map(written(tmp_path, goal(aliases=["7S"]))).find("7s").name == "MINE"
+
+
 @pytest.mark.parametrize("other", [{"aliases": ["mi-ne"]}, {"aliases": ["X/Mine"]}])
 def test_no_name_means_two_goals(tmp_path: Path, other: dict[str, Any]) -> None:
     """Halves of aliases count."""

@@ -358,6 +358,14 @@ def test_a_target_larger_than_the_whole_budget_is_an_error_also_with_force(tmp_p
     assert result.returncode == 3 and "target-too-large" in result.stderr and "stories/big.md" in result.stderr
 
 
+def test_a_prompt_larger_than_the_whole_budget_is_an_error_also_with_force(tmp_path: Path) -> None:
+    """Every target fits, and yet no call would be made."""
+    path = written(stories(tmp_path), agent() + budget(500))
+    result = pop("iterate", "generate", path, "--force", cwd=tmp_path)
+    assert result.returncode == 3 and "more than the whole budget of developer (500)" in result.stderr
+    assert "workflow.iterations[0].agents[0]" in result.stderr and "raise token_budget" in result.stderr
+
+
 def test_more_steps_than_a_pipeline_holds_are_refused(tmp_path: Path) -> None:
     """With what to turn."""
     problem = refused(stories(tmp_path, 901), agent(complexity_per_target=8))

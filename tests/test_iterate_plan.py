@@ -286,6 +286,8 @@ def test_the_embedded_engine_plans_nothing(make_living: Callable[..., LivingRoot
     assert path.read_text().startswith("# A START, no plan: nobody has decomposed the task")
     assert load_workflow("code-review-start", living.path).workflow.name == "code-review-start"
     assert not list(living.root.current.iterdir())
+    for_any = json.loads(plan(living, "Xylophones?", "--start", "--json").stdout)
+    assert for_any["nearest"] == "task-execution"  # shares no word with anything
 
 
 @pytest.mark.parametrize(
@@ -331,8 +333,8 @@ def test_a_hostile_decomposition_stays_data() -> None:
 
 
 def test_the_nearest_workflow_shares_words(tmp_path: Path) -> None:
-    """Or there is none."""
+    """Or it is the one for any task."""
     (tmp_path / "pipeline.json").write_text("{}")
     root = Root(tmp_path)
     found = {task: nearest(root, task) for task in ("refine ten user stories", "an incident in production", "zzzz")}
-    assert [entry and entry.name for entry in found.values()] == ["user-story-refinement", "incident-response", None]
+    assert [entry.name for entry in found.values()] == ["user-story-refinement", "incident-response", "task-execution"]

@@ -311,7 +311,11 @@ def test_check_tells_what_will_work_on_what(tmp_path: Path) -> None:
 
 
 def test_roles_are_listed_and_shown() -> None:
-    """All of them; one with all it brings."""
+    """All of them, by their first sentence; one with all it brings."""
+    lines = pop("iterate", "roles").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == role_names() and max(map(len, lines)) < 250
+    developer = next(line for line in lines if line.startswith("developer"))
+    assert developer.endswith("You are the one who has to make it run, and to read it again in a year.")
     listed = json.loads(pop("iterate", "roles", "--json").stdout)
     assert [one["name"] for one in listed] == role_names()
     shown = pop("iterate", "roles", "developer")

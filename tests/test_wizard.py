@@ -8,10 +8,13 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
+import jsonschema
 import pexpect
 import pytest
+import ruamel.yaml
 
 from pop.recipes.wizard.answers import Answers
 from pop.recipes.wizard.compose import REQUEST_PLACE
@@ -91,6 +94,24 @@ def test_arrow_keys_and_numbers_lead_to_the_same_entry(keys: str, root: Path) ->
     child.send(ENTER)
     assert ended(child) == 0
     assert json.loads(document(root, "P", "environment.json"))["goal"] == GOALS[2]
+
+
+def test_a_narrow_terminal_that_changes_its_size(root: Path) -> None:
+    """40 columns and 12 lines: the list scrolls to the entry, also after the window was made smaller in the middle of it."""
+    child = talk(root, "new", "--name", "P", "--persona", "empathetic_guide", "--title", "T", "--additions", "")
+    child.setwinsize(12, 40)
+    child.expect("primary goal")
+    child.send("11")
+    child.expect(r"11\. REFINE_A_PRESENTATION")
+    child.setwinsize(8, 30)
+    child.send(UP)
+    child.expect(r"10\. BUILD_A_MENTAL_MODEL")
+    child.setwinsize(12, 40)
+    child.send(ENTER)
+    child.expect("Write these")
+    child.send(ENTER)
+    assert ended(child) == 0
+    assert json.loads(document(root, "P", "environment.json"))["goal"] == "BUILD_A_MENTAL_MODEL"
 
 
 def test_back_goes_back_one_question_at_a_time(root: Path) -> None:
@@ -393,6 +414,18 @@ def test_a_project_file_answers_everything(root: Path, tmp_path: Path) -> None:
     assert document(root, "Other").endswith("Django 5 only.\nNo GIS.\n")
 
 
+def test_the_schema_of_a_project_file_is_that_of_the_docs() -> None:
+    """`pop schema project`, for editors: what docs/wizard.md shows passes, a misspelt key does not."""
+    page = (REPOSITORY / "docs" / "wizard.md").read_text()
+    block = re.search(r"^    # project\.yaml\n(.*?)(?=^\S)", page, flags=re.MULTILINE | re.DOTALL)
+    assert block
+    schema = json.loads(pop("schema", "project").stdout)
+    value = ruamel.yaml.YAML(typ="safe").load(textwrap.dedent(block[1]))
+    jsonschema.validate(value, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**value, "nme": "x"}, schema)
+
+
 @pytest.mark.parametrize(
     ("text", "where", "said"),
     [
@@ -543,6 +576,17 @@ def test_a_project_whose_record_is_broken_counts_as_edited(root: Path) -> None:
 # -- as a task ---------------------------------------------------------------------------------------------------------------
 
 
+def test_a_project_file_may_name_the_task_of_a_request(root: Path, tmp_path: Path) -> None:
+    """`as_task` of a project.yaml counts like --as-task; with neither there is nothing a request could go to."""
+    (tmp_path / "code.py").write_text("print()\n")
+    (tmp_path / "project.yaml").write_text(f"{YAML}as_task: audit\n")
+    given = ("--no-input", "--request", str(tmp_path / "code.py"))
+    made = new(root, "--config", str(tmp_path / "project.yaml"), *given)
+    assert made.returncode == 0, made.stderr
+    assert "print()" in (root / "output" / "Django_Model_Auditor" / "request.json").read_text()
+    assert "--as-task" in new(root, *COMPLETE, *given).stderr
+
+
 def test_as_a_task_it_runs_in_a_pipeline_at_once(tmp_path: Path, fake_openai: FakeOpenAI) -> None:
     """Filled with code to be audited, and answered; `pop check` has nothing to say."""
     root = tmp_path / "root"
@@ -552,6 +596,7 @@ def test_as_a_task_it_runs_in_a_pipeline_at_once(tmp_path: Path, fake_openai: Fa
     code.write_text("class Invoice(models.Model):\n    total = models.FloatField()  # {{ 1 }} {% x %}\n")
     made = new(root, *COMPLETE, "--as-task", "audit", "--request", str(code), "--additions", "Braces: {{ x }} {# y #}")
     assert made.returncode == 0, made.stderr
+    assert "Try it: pop run output/Django_Model_Auditor/request.json" in made.stdout
     assert pop("check", root=root).returncode == 0
     seed = root / "output" / "Django_Model_Auditor" / "request.json"
     assert pop("check", str(seed), root=root).returncode == 0

@@ -19,16 +19,40 @@ def problems_of(root: Root) -> tuple[list[PopError], int]:
     return look.problems(), look.looked_at
 
 
+def wizard_problems(root: Root) -> tuple[list[PopError], int]:
+    """Every mistake in the root's own goal map and components, which no run reads; and how many files those are."""
+    from pop.errors import ConfigErrors
+    from pop.recipes.wizard.goals import FILE, load_goal_map
+    from pop.recipes.wizard.library import Library
+
+    found: list[PopError] = []
+    own = root.path / FILE
+    if own.exists() or own.is_symlink():
+        try:
+            load_goal_map(root.path)
+        except ConfigErrors as error:
+            found += error.problems
+    library = Library(root.path)
+    components = sorted((root.path / "components").glob("*/*.txt"))
+    if (root.path / "components").exists():
+        found += library.problems()
+    return found, len(components) + own.is_file()
+
+
 @click.command()
 @click.argument("seed", required=False, type=click.Path(path_type=Path))
 @as_json
 @with_root
 def command(seed: Path | None, as_json: bool, root: str | None) -> int:
-    """Find every mistake in pop.toml, pipelines, tasks, templates, schemas and expressions; with SEED in that too."""
+    """Find every mistake in pop.toml, pipelines, tasks, templates, schemas and expressions; with SEED in that too.
+
+    A goal map and components of this folder are looked at as well; pop components check tells more about them.
+    """
     from pop.rootcheck import RootCheck
 
     look = RootCheck(chosen_root(root))
-    problems, count = look.problems(), look.looked_at
+    of_wizard, files = wizard_problems(look.root)
+    problems, count = look.problems() + of_wizard, look.looked_at + files
     if seed is not None:
         problems += look.seed_problems(seed)
     unique = list({str(problem): problem for problem in problems}.values())

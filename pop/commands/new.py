@@ -65,13 +65,13 @@ def command(
     if show_list:
         _list(load_goal_map(_root_or_none(root)), as_json)
         return EXIT_OK
-    if request and not as_task:
-        raise UsageError("--request goes with --as-task", hint="--as-task NAME")
     chosen = chosen_root(root)
     given = Answers(name=name, goal=goal, persona=persona, title=title, additions=additions, model=model,
                     synthesize=synthesize, as_task=as_task)  # fmt: skip
     if config:
         given = given.over(read_answers(config))
+    if request and not given.as_task:
+        raise UsageError("--request goes with --as-task", hint="--as-task NAME")
     goal_map = load_goal_map(chosen.path)
     terminal = _terminal(yes=yes, silent=no_input or as_json, plain=plain)
     try:
@@ -83,7 +83,7 @@ def command(
     except KeyboardInterrupt:
         click.echo("\nnothing was written", err=True)
         return EXIT_INTERRUPTED
-    print_json(_summary(made, chosen.path)) if as_json else _tell(made, chosen.path)
+    print_json(_summary(made, chosen.path)) if as_json else _tell(made, chosen.path, bool(request))
     return EXIT_OK
 
 
@@ -155,7 +155,7 @@ def _summary(made: Made, root: Path) -> dict[str, Any]:
     }
 
 
-def _tell(made: Made, root: Path) -> None:
+def _tell(made: Made, root: Path, requested: bool) -> None:
     click.echo()
     click.echo("Written:")
     for path in [*made.files, *made.components]:
@@ -164,4 +164,5 @@ def _tell(made: Made, root: Path) -> None:
         click.echo(f"Still to be written: {', '.join(str(part.ref) for part in made.todo)} (see TODO.md)")
     if made.task:
         seed = next(path for path in made.files if path.name.startswith("request"))
-        click.echo(f"Try it: put a request into {seed.relative_to(root)}, then pop run {seed.relative_to(root)}")
+        name = seed.relative_to(root)
+        click.echo(f"Try it: {'' if requested else f'put a request into {name}, then '}pop run {name}")

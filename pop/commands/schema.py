@@ -18,6 +18,7 @@ def schemas() -> dict[str, Any]:
     from pop.recipes.agentic_workflow import workflow_schemas
     from pop.recipes.iterate.manifest import Manifest
     from pop.recipes.iterate.workflow import WorkflowFile
+    from pop.recipes.wizard.answers import Answers
     from pop.recipes.wizard.goals import goal_map_schema
     from pop.settings import Settings
     from pop.tasks import FrontMatter
@@ -32,6 +33,7 @@ def schemas() -> dict[str, Any]:
         "error": records.ErrorRecord,
         "trail": records.TrailLine,
         "call": records.CallRecord,
+        "project": Answers,
         "iterate-workflow": WorkflowFile,
         "iterate-manifest": Manifest,
     }

@@ -13,8 +13,9 @@ import click
 from pydantic import ValidationError
 
 from pop.commands._shared import as_json, print_json, with_root
-from pop.errors import EXIT_OK, PopError, UsageError, did_you_mean
+from pop.errors import EXIT_OK, PopError, UsageError, did_you_mean, safe
 from pop.events import rfc3339
+from pop.models.catalogue import EMBEDDED_NOTE
 from pop.recipes.iterate.evidence import read_evidence
 from pop.recipes.iterate.feedback import FOLDER, Proposal, Report, assess, patterns_of
 from pop.recipes.iterate.feedbackpage import page, proposal_lines
@@ -148,6 +149,7 @@ class Feedback:
             kept.notes = [*(note for note in kept.notes if note != GONE), GONE]
             return kept
         report = self._assessed(run)
+        self._note_engine(report, run)
         if report.state not in OVER:
             report.notes.append(f"the run is not over, it is {report.state}: this is what is known so far")
         earlier = list(self._earlier(row["run_id"]))
@@ -159,6 +161,14 @@ class Feedback:
     def _assessed(self, run: Run) -> Report:
         manifests = of_run(self.manifests, run)
         return assess(manifests, read_evidence(run, self.folder, manifests), at=rfc3339(time.time()))
+
+    def _note_engine(self, report: Report, run: Run) -> None:
+        """What an engine misses that only copies is no sign of bad templates."""
+        report.notes += [
+            f"{safe(note, 200)}: what it misses says little about prompts"
+            for note in run.status().get("notes") or []
+            if EMBEDDED_NOTE in str(note)
+        ]
 
     def _propose(self, report: Report) -> None:
         try:

@@ -216,9 +216,9 @@ def _show_table(plan: Plan, models: Catalogue | None) -> None:
     tokens, calls = sum(one.agent.tokens for one in plan.figures), sum(len(f.agent.deliverables) for f in plan.figures)
     cost = _cost_usd(plan, models)
     told = "" if models is None else f", {_usd(cost)}"
-    click.echo(
-        f"{plan.targets:,} targets, {len(plan.figures):,} agents, {calls:,} calls, about {tokens:,} tokens a round{told}"
-    )
+    counts = ((plan.targets, "target"), (len(plan.figures), "agent"), (calls, "call"))
+    listed = ", ".join(f"{number:,} {what}{'s' * (number != 1)}" for number, what in counts)
+    click.echo(f"{listed}, about {tokens:,} tokens a round{told}")
     for notice in plan.notices:
         click.echo(f"{'too much' if notice.high else 'mind'}: {notice.text}\n  hint: {notice.hint}", err=True)
 

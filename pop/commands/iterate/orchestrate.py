@@ -241,6 +241,8 @@ def _feedback(root: Root, folder: Path, run: Run, *, quiet: bool) -> Report | No
     work.keep(report)
     if not quiet:
         click.echo(f"report     {work.place(report.run_id, '.md')}")
+        for note in report.notes:
+            click.echo(safe(f"note       {note}", 300, one_line=True))
         for proposal in report.proposals[:MOST_PROPOSALS]:
             click.echo(safe(f"proposed   {proposal.id}: {proposal.title}", 300, one_line=True))
         if report.proposals:

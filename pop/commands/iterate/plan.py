@@ -116,8 +116,7 @@ def _refuse_embedded(root: Root, task: str, changes: Changes) -> None:
     model = changes.models.get("default") or changes.models.get("*") or "default"
     if not is_embedded(root, model):
         return
-    entry = nearest(root, task)
-    offered = f"; --start copies the nearest workflow, {entry.name!r}, marked as a start" if entry else ""
+    offered = f"; --start copies the nearest workflow, {nearest(root, task).name!r}, marked as a start"
     message = (
         f"the model {model!r} is the embedded engine: extractive, not a language model; it cannot decompose a task"
     )
@@ -128,10 +127,6 @@ def _start(root: Root, task: str, as_json: bool) -> int:
     from pop.recipes.iterate.proposals import nearest, write_start
 
     entry = nearest(root, task)
-    if entry is None:
-        raise UsageError(
-            "no workflow shares a word with this task", hint="pop iterate list shows them; pop iterate copy"
-        )
     path = write_start(root, entry, task)
     name = path.parent.name
     moves = [f"edit {path}", f"pop iterate check {name}"]

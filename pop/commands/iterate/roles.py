@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,8 +31,13 @@ def command(role: str | None, as_json: bool, root: str | None) -> int:
         return EXIT_OK
     width = max((len(one.name) for one in roles), default=0)
     for one in roles:
-        click.echo(f"{one.name.ljust(width)}  {' '.join(one.perspective.split())}")
+        click.echo(f"{one.name.ljust(width)}  {_first_sentence(one.perspective)}")
+    click.echo("pop iterate roles NAME shows one whole", err=True)
     return EXIT_OK
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=[.!?])\s", " ".join(text.split()), maxsplit=1)[0]
 
 
 def _row(role: Role) -> dict[str, Any]:

@@ -39,7 +39,9 @@ def command(
 
     What the newest run has made is written into DIR first. Criteria in prose count as unchecked, never as met.
     """
+    from pop.commands.iterate._result import shown
     from pop.recipes.iterate.folder import read_folder
+    from pop.recipes.iterate.launch import recorded
     from pop.recipes.iterate.validation import validate, write_reports
 
     read = read_folder(folder, inputs=False)
@@ -52,6 +54,11 @@ def command(
         print_json({**found.to_json(), "reports": [str(path) for path in written]})
     else:
         _show(found, written)
+        if not found.met and recorded(read.path):
+            click.echo(
+                f"next       pop iterate feedback {shown(read.path)}   (how each agent did, and what to change)",
+                err=True,
+            )
     return EXIT_OK if found.complete or (found.met and allow_unchecked) else EXIT_RUN_FAILED
 
 

@@ -94,9 +94,9 @@ def read_folder(path: Path, *, inputs: bool = True) -> Folder:
     path = path.resolve()
     read = [_Manifest.read(file, path) for file in _manifest_files(path)]
     if not read:
-        where = None if path.is_dir() else "it is not there"
+        message = f"no manifest.json of an iteration in {path}" if path.is_dir() else f"no folder {path}"
         hint = "pop iterate generate WORKFLOW --output DIR writes one"
-        raise UsageError(f"no manifest.json of an iteration in {path}", where=where, hint=hint, code="no-iterations")
+        raise UsageError(message, hint=hint, code="no-iterations")
     problems = [problem for one in read for problem in one.problems]
     sound = {one.manifest.iteration: one for one in read if one.manifest}
     if not problems:

@@ -340,6 +340,7 @@ class _Making:
         self.texts[f"{PROMPTS}/{prompt}"] = text
         fixed = estimate_tokens(text) + estimate_tokens(self.context) + REQUEST_TOKENS
         deliverables = [one.model_copy(update={"tokens": one.tokens + fixed}) for one in found]
+        self._refuse_unaskable(share, max(deliverables, key=lambda one: one.tokens))
         tokens = sum(one.tokens for one in deliverables)
         agent = Agent(
             step=step,
@@ -355,6 +356,15 @@ class _Making:
         )
         self.figures.append(Figures(self.iteration.name, agent, spec.output_tokens * len(deliverables)))
         return agent
+
+    def _refuse_unaskable(self, share: Share, largest: Deliverable) -> None:
+        """The gateway would refuse a call whose prompt alone goes beyond the budget, so --force does not help."""
+        asked, budget = largest.tokens - share.spec.output_tokens, share.role.token_budget
+        if asked > budget:
+            message = f"what is read for {largest.path!r} has about {asked:,} tokens"
+            message += f", more than the whole budget of {share.role.name} ({budget:,})"
+            hint = "raise token_budget, or give it smaller or fewer targets"
+            self.mistakes.at(share.keys, message, hint)
 
     def _deliverable(
         self, share: Share, step: str, index: int, path: str, units: Sequence[Unit]

@@ -403,9 +403,8 @@ def _template_source(path: Path, proposal: Proposal, owned: Owned) -> Path:
 def _placed(written: dict[Path, bytes], owned: Owned) -> list[Path]:
     if owned.copied:
         if owned.target.exists():
-            raise UsageError(
-                f"the folder {owned.target} is there already", hint="look at the proposals as they are now"
-            )
+            hint = f"it may hold these changes already: pop iterate generate {owned.target.name} --output DIR uses it"
+            raise UsageError(f"the folder {owned.target} is there already", hint=hint)
         draft = owned.target.with_name(f".{owned.target.name}.{os.getpid()}.tmp")
         draft.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(owned.source, draft, ignore=shutil.ignore_patterns("__pycache__", ".*"))

@@ -31,6 +31,7 @@ from pop.settings import Root, load_settings
 from pop.store import NotAFile, contained, read_regular
 
 PIPELINE = "iterate-plan"
+FOR_ANY_TASK = "task-execution"
 PACKAGED = Path(__file__).parent / "planning_tasks"
 CODE: Mapping[str, str] = {
     "iterate-assess.py": "from pop.recipes.iterate.planning import assessment_problems as validate_quality\n",
@@ -194,8 +195,8 @@ def is_embedded(root: Root, model: str) -> bool:
     return all(entry.provider == "builtin" for entry in Catalogue(load_settings(root), os.environ).resolve(model))
 
 
-def nearest(root: Root, task: str) -> Entry | None:
-    """The workflow whose description and goals share most words with a task; None where none shares any."""
+def nearest(root: Root, task: str) -> Entry:
+    """The workflow whose description and goals share most words with a task; where none shares any, the one for any task."""
     words = _words(task)
     scored = []
     for entry in catalogue(root.path):
@@ -209,8 +210,8 @@ def nearest(root: Root, task: str) -> Entry | None:
             3 * len(words & names) + 2 * len(words & _words(loaded.workflow.description)) + len(words & _words(goals))
         )
         scored.append((-score, entry.name, entry))
-    best = min(scored, default=None, key=lambda one: one[:2])
-    return best[2] if best and best[0] < 0 else None
+    best = min(scored, key=lambda one: one[:2])
+    return best[2] if best[0] < 0 else next((entry for _, name, entry in scored if name == FOR_ANY_TASK), best[2])
 
 
 def _words(text: str) -> set[str]:
@@ -224,7 +225,7 @@ def write_start(root: Root, entry: Entry, task: str) -> Path:
     told = " ".join(safe(task, 2000).split())
     head = (
         "# A START, no plan: nobody has decomposed the task, since there is no language model to do it.\n"
-        f"# It is a copy of the workflow {entry.name!r}, whose words are nearest to those of the task. Make it your own.\n"
+        f"# It is a copy of the workflow {entry.name!r}, the nearest there is. Make it your own.\n"
         f"# Task: {told}\n"
     )
     folder, name = _free(root, f"{entry.name}-start")

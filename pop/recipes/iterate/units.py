@@ -61,7 +61,7 @@ class Matching:
                 return
         for text in self.inputs.given_without_match():
             near = Inputs(self.inputs.base, skip=self.inputs.skip).near()
-            hint = f"there are {near}" if near else "--base DIR says where to look"
+            hint = f"there are {near}" if near else "--base DIR says where to look, --sample takes what comes with POP"
             where = f"--targets, in {self.inputs.base}"
             self.mistakes.add(TargetError(f"nothing matches {text!r}", where=where, hint=hint, code="no-targets"))
 

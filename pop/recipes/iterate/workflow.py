@@ -387,7 +387,8 @@ def _template_of(role: str, given: str | None, folder: Path, places: YamlPlaces)
         raise places.mistake(error.message, keys, "a path below the workflow's folder: templates/x.md.j2") from None
     if not path.is_file():
         near = sorted(str(one.relative_to(folder)) for one in folder.glob("*/*.j2"))[:50]
-        raise places.mistake(f"no template {given[:200]!r}", keys, did_you_mean(given, near))
+        hint = did_you_mean(given, near) or f"write it beside the workflow; without this line {role} has the library's"
+        raise places.mistake(f"no template {given[:200]!r}", keys, hint)
     return path
 
 

@@ -421,10 +421,12 @@ class Conversation:
                 self.terminal.say()
                 self.terminal.say(f"--- {name}")
                 lines = text.rstrip("\n").split("\n")
-                self.terminal.say("\n".join(_cut(line) for line in lines[:PREVIEW_LINES]))
-                left = len(lines) - PREVIEW_LINES
-                if left > 0:
-                    self.terminal.say(f"... {left} more line{'s' * (left != 1)}")
+                shown = (
+                    PREVIEW_LINES if len(lines) > PREVIEW_LINES + 2 else len(lines)
+                )  # "1 more line" is a line itself
+                self.terminal.say("\n".join(_cut(line) for line in lines[:shown]))
+                if left := len(lines) - shown:
+                    self.terminal.say(f"... {left} more lines")
             self.terminal.say("---")
             return False
 

@@ -260,7 +260,7 @@ class _Reader:
             name=name,
             group=self._checked(value, "group", path, self._line) or "Further goals",
             purpose=(self._line(value["purpose"], (*path, "purpose")) if "purpose" in value else None) or "",
-            aliases=self._list(value, "aliases", path, self._line),
+            aliases=self._list(value, "aliases", path, self._alias),
             persona=persona,
             protocols=protocols,
             constraints=constraints,
@@ -391,6 +391,14 @@ class _Reader:
             return value.strip()
         self.wrong(path, "must be a text: one line, 1 to 300 characters, nothing that cannot be printed")
         return None
+
+    def _alias(self, value: Any, path: Path) -> str | None:
+        """No number, whole or half: that means a place in the menu."""
+        line = self._line(value, path)
+        if line and any(folded(part).isdigit() for part in (line, *line.split("/"))):
+            self.wrong(path, f"{line!r} is never found: a number means a place in the menu", "put a letter to it")
+            return None
+        return line
 
     def _text(self, value: Any, path: Path) -> str | None:
         if isinstance(value, str) and value.strip() and len(value) <= 20_000 and safe(value) == value:
