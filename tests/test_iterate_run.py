@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 
 from pop.recipes.iterate.agent import _document, format_flaws, unfenced
+from pop.recipes.iterate.installing import put
 from tests import fake_openai as fake_module
 from tests.fake_openai import FakeOpenAI, Fault
 from tests.iterating import Spec, reading, write_folder
@@ -781,6 +783,18 @@ def test_a_folder_that_goes_while_it_runs_ends_nothing(
     assert done.returncode == 0 and "Traceback" not in done.stderr
     assert done.stdout.count("its folder has gone") == 7 and fake_openai.total == 7
     assert not (living.path / "out").exists()
+
+
+def test_a_full_disk_is_told_with_the_file_that_did_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write says nothing of it by itself."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pop.recipes.iterate.installing.Disk.put", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        put(tmp_path / "a.md", b"a")
+    assert caught.value.filename == str(tmp_path / "a.md")
 
 
 def test_orchestrate_says_what_is_not_met(living: LivingRoot, monkeypatch: pytest.MonkeyPatch) -> None:
