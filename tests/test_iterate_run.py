@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +20,7 @@ from typing import Any
 import pytest
 
 from pop.recipes.iterate.agent import _document, format_flaws, unfenced
+from pop.recipes.iterate.installing import put
 from tests import fake_openai as fake_module
 from tests.fake_openai import FakeOpenAI, Fault
 from tests.iterating import Spec, reading, write_folder
@@ -741,6 +744,63 @@ def test_orchestrate_goes_the_whole_way_in_one_command(living: LivingRoot, fake_
     (living.path / "stories" / "s3.md").write_text("# Story s3\nOne more.\n")
     assert orchestrate(living).returncode == 0
     assert (out / "design" / "stories" / "s3" / "design.md").exists()
+
+
+def test_orchestrate_outlives_the_loss_of_its_records(living: LivingRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody removes DIR/runs.jsonl while it goes: the run is noted again, and reported on."""
+    (living.path / "flow.yaml").write_text(WORKFLOW)
+
+    def answers(body: dict[str, Any], asked: str) -> str:
+        (living.path / "o2" / "runs.jsonl").unlink(missing_ok=True)
+        return written(body, asked)
+
+    monkeypatch.setattr(fake_module, "_text", answers)
+    command = [sys.executable, "-m", "pop", "iterate", "orchestrate", "flow.yaml", "-o", "o2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT, cwd=living.path)
+    assert done.returncode == 0, done.stderr
+    [row] = (living.path / "o2" / "runs.jsonl").read_text().splitlines()
+    assert json.loads(row)["iterations"] == ["requirements", "design"]
+    assert (living.path / "o2" / "feedback" / f"{json.loads(row)['run_id']}.md").exists()
+
+
+def test_two_deliveries_wait_for_each_other(living: LivingRoot) -> None:
+    """Or the slower one would bring back the older version."""
+    assert run(living).returncode == 0
+    validate = [sys.executable, "-m", "pop", "iterate", "validate", "out"]
+    with open(living.path / "out" / "runs.jsonl", "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        process = subprocess.Popen(validate, env=ENVIRONMENT, cwd=living.path, stdout=subprocess.DEVNULL)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(3)
+    assert process.wait(60) == 4
+
+
+def test_a_folder_that_goes_while_it_runs_ends_nothing(
+    living: LivingRoot, fake_openai: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends as ever; what could not be delivered is named."""
+
+    def answers(body: dict[str, Any], asked: str) -> str:
+        shutil.rmtree(living.path / "out", ignore_errors=True)
+        return written(body, asked)
+
+    monkeypatch.setattr(fake_module, "_text", answers)
+    done = run(living)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert done.stdout.count("its folder has gone") == 7 and fake_openai.total == 7
+    assert not (living.path / "out").exists()
+
+
+def test_a_full_disk_is_told_with_the_file_that_did_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write says nothing of it by itself."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pop.recipes.iterate.installing.Disk.put", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        put(tmp_path / "a.md", b"a")
+    assert caught.value.filename == str(tmp_path / "a.md")
 
 
 def test_orchestrate_says_what_is_not_met(living: LivingRoot, monkeypatch: pytest.MonkeyPatch) -> None:

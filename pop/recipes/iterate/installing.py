@@ -229,6 +229,10 @@ def _aside(file: Path, stamp: str, number: int) -> Path:
 
 
 def put(path: Path, data: bytes) -> None:
-    """A file for people: whole or not at all, readable by all."""
-    Disk().put(path, data)
-    path.chmod(0o644)
+    """A file for people: whole or not at all, readable by all. An OSError names the file."""
+    try:
+        Disk().put(path, data)
+        path.chmod(0o644)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk is told without one
+        raise
