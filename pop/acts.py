@@ -28,10 +28,19 @@ from pop.outlook import Outlook, of_run
 from pop.pipeline_values import budget
 from pop.queue import parse_seed
 from pop.records import dump_json, read_json
-from pop.rerun import AT_REST, apply_set, changed_documents, documents_of, pipeline_of, rerun_event, stale_of
+from pop.rerun import (
+    AT_REST,
+    MAX_DOCUMENT,
+    apply_set,
+    changed_documents,
+    documents_of,
+    pipeline_of,
+    rerun_event,
+    stale_of,
+)
 from pop.runs import Run
 from pop.settings import Root
-from pop.store import Disk
+from pop.store import Disk, read_regular
 
 
 class DoesNotFit(UsageError):
@@ -259,10 +268,10 @@ def _fork_seed(run: Run, created: Mapping[str, Any], wish: Wish, asks: bool) -> 
     """The seed of a fork: the other run's as it was last, with what is set."""
     documents = documents_of(run.path)
     changed_documents(run.path, documents, wish.sets, str(created["pipeline"]))  # refuses what cannot be set
-    data = (run.path / documents.seed).read_bytes()
+    data = read_regular(run.path / documents.seed, max_bytes=MAX_DOCUMENT)
     value = read_json(data, where=documents.seed)
     own = dict(value) if "data" in value else {}
-    pipeline = read_json((run.path / documents.pipeline).read_bytes(), where=documents.pipeline)
+    pipeline = read_json(read_regular(run.path / documents.pipeline, max_bytes=MAX_DOCUMENT), where=documents.pipeline)
     changed, _ = apply_set(parse_seed(data, where=documents.seed).data, pipeline, wish.sets)
     kept = {key: own[key] for key in ("priority", "budget", "models", "reuse") if own.get(key) is not None}
     models = dict(kept.get("models") or {})
@@ -330,8 +339,7 @@ def carry_out_rerun(root: Root, run: Run, wish: Wish, checked: Checked) -> Rerun
     if checked.seed is not None:
         return Rerun(run, checked.stale, put_seed(root, dump_json(checked.seed), checked.file_name), True)
     for verb in ("retry", "resume"):
-        if waits(run, verb):
-            (run.path / "orders" / f"{verb}.json").unlink(missing_ok=True)
+        withdraw(run, verb)
     return Rerun(
         run, checked.stale, write_order(Disk(), run.path, "rerun", wish.reason, more=_order_of(wish)), fork=False
     )

@@ -14,7 +14,7 @@ from pop.gateanswers import answer_of, owner, problem_of
 from pop.gatepage import FILES
 from pop.runs import Run, safe
 from pop.settings import Root
-from pop.store import lock_holder
+from pop.store import lines_of, lock_holder
 
 MARKS = {
     "pending": "·", "running": "▸", "waiting": "?", "done": "✓", "failed": "✗", "skipped": "-", "stale": "~",
@@ -242,12 +242,12 @@ def _has_answer(gate_dir: Path) -> bool:
 def paused_by(run: Run) -> str:
     """Who lets a run rest, and why, as far as its journal tells: ``by step triage: have a look first``."""
     try:
-        lines = (run.path / "events.jsonl").read_bytes().splitlines()
+        lines = [line for line in lines_of(run.path / "events.jsonl") if b"pause" in line]
     except OSError:
         lines = []
     for line in reversed(lines):
         try:
-            event = json.loads(line) if b"pause" in line else {}
+            event = json.loads(line)
             if event.get("event") == events.RUN_PAUSED:
                 return by_whom(event.get("by"), event.get("reason"))
             if event.get("event") == events.STEP_DONE and (event.get("control") or {}).get("pause") is not None:

@@ -6,6 +6,7 @@ that a restart that replays ``events.jsonl`` knows what the daemon knew.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,9 @@ from pop.instances import Instance as Instance
 from pop.instances import Lap as Lap
 from pop.instances import Loop as Loop
 from pop.records import Usage
+from pop.store import NotAFile, read_regular
 
+MOST_BYTES = 2**30  # of a journal; 200,000 instances write a third of it
 CONTROL = "+control"  # ends the name of the gate that an invalid order of an instance opens
 NEW_GENERATION = frozenset({"invalid_output", "refused", "truncated"})  # bad answers: the next attempt asks afresh
 
@@ -374,9 +377,14 @@ def read_history(run_dir: Path) -> RunHistory:
 
     Raises:
         FileNotFoundError: The run was never sealed.
+        OSError: It is no file that can be read whole.
     """
     history = RunHistory()
-    for line in (run_dir / "events.jsonl").read_bytes().split(b"\n"):
+    try:
+        data = read_regular(run_dir / "events.jsonl", max_bytes=MOST_BYTES)
+    except NotAFile as error:
+        raise OSError(errno.EINVAL, error.message, str(error.where)) from None
+    for line in data.split(b"\n"):
         try:
             event = orjson.loads(line)
         except orjson.JSONDecodeError:

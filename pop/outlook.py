@@ -16,11 +16,21 @@ from pop.history import RunHistory, read_history
 from pop.pipeline import load_pipeline
 from pop.queue import parse_seed
 from pop.records import Seed
-from pop.rerun import changes_since, documents_of, journaled, origin_of, pipeline_of, provenance_of, provenances
+from pop.rerun import (
+    MAX_DOCUMENT,
+    changes_since,
+    documents_of,
+    journaled,
+    origin_of,
+    pipeline_of,
+    provenance_of,
+    provenances,
+)
 from pop.runs import Run
 from pop.settings import Root
 from pop.stale import Stale, place_of, stale_of
 from pop.steps import Gate, Pipeline, Task
+from pop.store import read_regular
 from pop.tasks import list_tasks
 
 What = Literal["reuse", "run", "blocked", "done"]
@@ -99,7 +109,7 @@ def _asked_before(root: Root, seed: Seed, pipeline: Pipeline, document: bytes) -
             created = next(journaled(run.path, events.RUN_CREATED), {})
             if created.get("pipeline_sha256") != sha256 or documents_of(run.path).reruns:
                 continue
-            other = parse_seed((run.path / "seed.json").read_bytes())
+            other = parse_seed(read_regular(run.path / "seed.json", max_bytes=MAX_DOCUMENT))
         except (OSError, PopError):
             continue
         same = other.data == seed.data and (other.models or {}) == (seed.models or {})

@@ -107,7 +107,7 @@ def _read_json(data: bytes | str) -> Any:
         except UnicodeDecodeError as error:
             raise BadJson(f"not UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
     value = _DECODER.decode(data)
-    if _deeper_than(value, MAX_DEPTH):
+    if deeper_than(value, MAX_DEPTH):
         raise BadJson(f"nested more than {MAX_DEPTH} deep")
     if _SURROGATE.search(data):
         _refuse_lone_surrogates(value)
@@ -121,7 +121,8 @@ def _refuse_lone_surrogates(value: Any) -> None:
         raise BadJson("a text holds half of a surrogate pair (\\ud800 to \\udfff)") from None
 
 
-def _deeper_than(value: Any, limit: int) -> bool:
+def deeper_than(value: Any, limit: int) -> bool:
+    """Whether lists and objects stand in each other more often than that."""
     level = [value]
     for _ in range(limit + 1):
         level = [

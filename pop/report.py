@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pop import safehtml
-from pop.diaries import ModelSum, beginning
+from pop.diaries import ModelSum, beginning, whole
 from pop.display import dollars, next_move, usage_line
 from pop.drawing import draw
 from pop.errors import PopError
@@ -271,7 +271,9 @@ def _in_order(look: RunLook) -> list[str]:
     for name, task in look.tasks.items():
         if task.get("state") in ("done", "skipped"):
             firsts.setdefault(place_of(name)[0], name)
-    troubled = [name for name, task in look.tasks.items() if task.get("refinements") or (task.get("attempt") or 0) > 1]
+    troubled = [
+        name for name, task in look.tasks.items() if whole(task.get("refinements")) or whole(task.get("attempt")) > 1
+    ]
     rest = [name for name, task in look.tasks.items() if task.get("state") != "skipped"]
     return list(dict.fromkeys([*bad, *firsts.values(), *troubled, *rest]))
 

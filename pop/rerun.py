@@ -26,7 +26,7 @@ from pop.sets import UnknownPath, apply_set, read_sets
 from pop.settings import Root
 from pop.stale import RerunRefused, Stale, place_of, stale_of
 from pop.steps import Pipeline
-from pop.store import NotAFile, read_regular
+from pop.store import NotAFile, lines_of, read_regular
 from pop.tasks import hash_task, list_tasks
 
 __all__ = [
@@ -65,7 +65,8 @@ def pipeline_of(run_dir: Path, history: RunHistory) -> Pipeline:
     """
     path = run_dir / pipeline_file(history)
     where = f"{run_dir.parent.name}/{run_dir.name}/{path.name}"
-    return extended(path.read_bytes(), additions(history), where=where, name=pipeline_name(history))
+    data = read_regular(path, max_bytes=MAX_DOCUMENT)
+    return extended(data, additions(history), where=where, name=pipeline_name(history))
 
 
 def pipeline_file(history: RunHistory) -> str:
@@ -80,15 +81,14 @@ def pipeline_name(history: RunHistory) -> str:
 def journaled(run_dir: Path, *names: str) -> Iterator[dict[str, Any]]:
     """The events of these names in a run's journal; a torn line is passed over."""
     marks = [f'"{name}"'.encode() for name in names]
-    with open(run_dir / "events.jsonl", "rb") as file:
-        for line in file:
-            if any(mark in line for mark in marks):
-                try:
-                    event = orjson.loads(line)
-                except orjson.JSONDecodeError:
-                    continue
-                if isinstance(event, dict) and event.get("event") in names:
-                    yield event
+    for line in lines_of(run_dir / "events.jsonl"):
+        if any(mark in line for mark in marks):
+            try:
+                event = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                continue
+            if isinstance(event, dict) and event.get("event") in names:
+                yield event
 
 
 def read_order(order: Mapping[str, Any]) -> tuple[list[str], dict[str, Any], dict[str, str]]:
@@ -161,7 +161,7 @@ def _every_name(run_dir: Path, documents: Documents, pipeline: Pipeline, models:
     """Where one model stands for all, the names that seed and pipeline give another meaning are told too."""
     if "*" not in models:
         return dict(models)
-    seed = read_json((run_dir / documents.seed).read_bytes(), where=documents.seed)
+    seed = read_json(read_regular(run_dir / documents.seed, max_bytes=MAX_DOCUMENT), where=documents.seed)
     own = seed.get("models") if isinstance(seed, dict) and "data" in seed else None
     return {**dict.fromkeys([*pipeline.models, *(own or {})], models["*"]), **models}
 
@@ -218,9 +218,9 @@ def changed_documents(run_dir: Path, documents: Documents, sets: Mapping[str, An
     """
     if not sets:
         return {}
-    seed = read_json((run_dir / documents.seed).read_bytes(), where=documents.seed)
+    seed = read_json(read_regular(run_dir / documents.seed, max_bytes=MAX_DOCUMENT), where=documents.seed)
     envelope = isinstance(seed, dict) and "data" in seed
-    pipeline = read_json((run_dir / documents.pipeline).read_bytes(), where=documents.pipeline)
+    pipeline = read_json(read_regular(run_dir / documents.pipeline, max_bytes=MAX_DOCUMENT), where=documents.pipeline)
     data, changed = apply_set(seed["data"] if envelope else seed, pipeline, sets)
     found: dict[str, bytes] = {}
     if any(path.startswith("seed.") for path in sets):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from pop import events
 from pop.errors import PopError, SeedRejected, UsageError
 from pop.errors import safe as safe
@@ -19,6 +21,10 @@ from pop.orders import VERBS
 from pop.queue import Incomplete, Ready, is_candidate, peek
 from pop.settings import Root, SeedSettings, load_settings
 from pop.statuses import status_of
+from pop.store import NotAFile, read_regular
+
+MOST_STATUS_BYTES = 2**29  # of a run of a million instances
+MOST_REASON_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,8 @@ class Run:
     def status(self) -> dict[str, Any]:
         """tasks-status.json; where it is missing or broken, what the journal tells; else the state ``unreadable``."""
         try:
-            value = json.loads((self.path / "tasks-status.json").read_bytes())
-        except (OSError, ValueError):
+            value = orjson.loads(read_regular(self.path / "tasks-status.json", max_bytes=MOST_STATUS_BYTES))
+        except (OSError, NotAFile, ValueError):
             value = None
         return value if _is_status(value) else self._from_journal()
 
@@ -256,8 +262,8 @@ def rejected(root: Root) -> list[dict[str, Any]]:
     rows = []
     for path in sorted(root.rejected.glob("*.reason.json")) if root.rejected.is_dir() else []:
         try:
-            rows.append(json.loads(path.read_bytes()))
-        except (OSError, ValueError):
+            rows.append(orjson.loads(read_regular(path, max_bytes=MOST_REASON_BYTES)))
+        except (OSError, NotAFile, ValueError):
             continue
     return rows
 

@@ -181,7 +181,7 @@ def look_into(run: Run, instance: str, task: dict[str, Any], attempt: int | None
         task: What its status tells of it.
         attempt: Which one; the newest.
     """
-    look = StepLook(instance, task)
+    look = StepLook(instance, {"state": "pending", "reason": None, **task})
     folder, base = run.step_dir(instance), f"tasks/{instance}"
     look.attempts = [int(path.name) for path in run.attempts(instance) if not path.is_symlink()]
     newest = look.attempts[-1] if look.attempts else None

@@ -281,6 +281,21 @@ def read_regular(path: Path | str, *, max_bytes: int) -> bytes:
     return data
 
 
+def lines_of(path: Path | str, most: int = 2**26) -> Iterator[bytes]:
+    """The lines of a regular file; it ends before a line that is longer than `most`.
+
+    Raises:
+        OSError: There is no such file, or it is none.
+    """
+    try:
+        fd = open_regular(path, max_bytes=1 << 62)
+    except NotAFile as error:
+        raise OSError(errno.EINVAL, error.message, str(path)) from None
+    with os.fdopen(fd, "rb") as file:
+        while (line := file.readline(most)) and len(line) < most:
+            yield line
+
+
 def open_up(folder: Path) -> None:
     """Give ourselves the permissions to read, move and remove what lies in a folder of ours."""
     os.chmod(folder, 0o700)

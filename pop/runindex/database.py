@@ -48,7 +48,9 @@ class Database:
                 try:
                     return self._reading_connection().execute(query, values).fetchall()
                 except (OSError, sqlite3.Error) as error:  # deleted or damaged under us; a refresh makes it anew
-                    self.damaged = self.damaged or (isinstance(error, sqlite3.Error) and not is_busy(error))
+                    self.damaged = self.damaged or (
+                        isinstance(error, sqlite3.Error) and not is_busy(error) and not is_the_disks(error)
+                    )
                     self._close_reader()
         return [(0,)] if query.startswith("SELECT count") else []
 
@@ -155,3 +157,10 @@ class Database:
 
 def is_busy(error: sqlite3.Error) -> bool:
     return isinstance(error, sqlite3.OperationalError) and ("locked" in str(error) or "busy" in str(error))
+
+
+def is_the_disks(error: sqlite3.Error) -> bool:
+    """A full disk, or one that may only be read: what stands in the file is good."""
+    return isinstance(error, sqlite3.OperationalError) and any(
+        word in str(error) for word in ("disk is full", "readonly", "too many open files")
+    )

@@ -15,14 +15,15 @@ from typing import Any, TypeVar
 import orjson
 
 from pop.queue import is_candidate
-from pop.runindex.database import Database, is_busy
+from pop.runindex.database import Database, is_busy, is_the_disks
 from pop.runindex.rows import COLUMNS, Asked, Found, Row, Tally, row_of_record, row_of_status, values_of, where
 from pop.runs import Run
 from pop.settings import Root
+from pop.store import NotAFile, open_regular, read_regular
 
 T = TypeVar("T")
-ROWS_AT_ONCE = 1000
 READ_BYTES = 2**20
+MOST_LINE_BYTES = 2**26  # a longer line is none of ours: there it ends
 PAGE = 50
 EVERYTHING = Asked()
 _PUT = f"INSERT OR REPLACE INTO runs VALUES ({', '.join('?' * len(COLUMNS))})"
@@ -141,9 +142,9 @@ class RunIndex:
     def _left_current(self, db: sqlite3.Connection, run_id: str) -> None:
         """A run that was promoted, or that somebody took away."""
         try:
-            record = orjson.loads((self._root.complete / run_id / "record.json").read_bytes())
+            record = orjson.loads(read_regular(self._root.complete / run_id / "record.json", max_bytes=MOST_LINE_BYTES))
             db.execute(_PUT, values_of(row_of_record(record), "complete", ""))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        except (OSError, NotAFile, ValueError, LookupError, TypeError, AttributeError):
             db.execute("DELETE FROM runs WHERE run_id = ? AND place = 'current'", (run_id,))
 
     # -- the ledger --------------------------------------------------------------------------------------------
@@ -161,8 +162,8 @@ class RunIndex:
             return 0
         offset, changed = int(self._db.get("ledger_bytes") or 0), 0
         try:
-            file = open(self._root.ledger, "rb")
-        except FileNotFoundError:
+            file = os.fdopen(open_regular(self._root.ledger, max_bytes=1 << 62), "rb")
+        except (FileNotFoundError, NotAFile):
             file = None
         if file is None or not self._is_same(db, file, offset):
             changed += db.execute("DELETE FROM runs WHERE place = 'complete'").rowcount
@@ -193,8 +194,9 @@ class RunIndex:
     def _add_unwritten(self, db: sqlite3.Connection) -> int:
         """Runs that were moved by a daemon which did not live to write their lines: the next one writes them."""
         try:
-            names = (self._root.machine_room / "promoting").read_text().split()
-        except (OSError, ValueError):
+            data = read_regular(self._root.machine_room / "promoting", max_bytes=MOST_LINE_BYTES)
+            names = data.decode().split()
+        except (OSError, NotAFile, ValueError):
             return 0
         before = db.total_changes
         for name in names:
@@ -290,10 +292,12 @@ class RunIndex:
                 raise sqlite3.DatabaseError("damaged")
             self._refresh(until)
         except sqlite3.Error as error:
-            if not is_busy(error):
-                self._db.begin_anew()
-                self._refresh(until)
-            # else another process is at it, and we shall see what it finds
+            if is_busy(error):
+                return  # another process is at it, and we shall see what it finds
+            if is_the_disks(error):
+                raise
+            self._db.begin_anew()
+            self._refresh(until)
 
     def close(self) -> None:
         with self._writing:
@@ -344,10 +348,12 @@ def _tallied(rows: Iterable[Any]) -> dict[str, Tally]:
 
 def _whole_lines(file: Any) -> list[bytes]:
     """The next lines that end in a newline; the file then stands behind them."""
-    lines: list[bytes] = file.readlines(READ_BYTES)
-    if lines and not lines[-1].endswith(b"\n"):
-        file.seek(-len(lines.pop()), os.SEEK_CUR)
-    return lines[: 50 * ROWS_AT_ONCE]
+    data = file.read(READ_BYTES)
+    while b"\n" not in data and len(data) < MOST_LINE_BYTES and (more := file.read(READ_BYTES)):
+        data += more
+    end = data.rfind(b"\n") + 1
+    file.seek(end - len(data), os.SEEK_CUR)
+    return [line + b"\n" for line in data[:end].split(b"\n")[:-1]]
 
 
 def _end_of(file: Any, offset: int) -> str:

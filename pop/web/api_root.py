@@ -17,7 +17,7 @@ from pop.models.described import LIMITS, model_row
 from pop.models.keys import keys_of
 from pop.pipeline import Each, Gate, Parallel, Pipeline, Repeat, Task
 from pop.queue import ignore_lease_breaks
-from pop.records import BadJson, RunRecord, read_json
+from pop.records import BadJson, RunRecord, printable, read_json
 from pop.rootcheck import Read, RootCheck
 from pop.runindex import GROUPS, Asked, Found
 from pop.runs import pending, pending_names, rejected, seed_limits
@@ -102,7 +102,8 @@ def pending_list(site: ASite) -> shapes.PendingList:
     ignore_lease_breaks()
     rows = pending(site.root, seed_limits(site.root), MOST_PENDING)
     return shapes.PendingList(
-        count=len(pending_names(site.root)), pending=[shapes.Pending.model_validate(row) for row in rows]
+        count=len(pending_names(site.root)),
+        pending=[shapes.Pending.model_validate({**row, "name": printable(row["name"])}) for row in rows],
     )
 
 

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp
 
 from pop import __version__
-from pop.errors import PopError
+from pop.errors import PopError, safe
 from pop.queue import ignore_lease_breaks
 from pop.runindex import RunIndex
 from pop.runs import Run
@@ -179,7 +179,7 @@ def policy_of(root: Root, seeds: SeedSettings, keys: Keys | None, host: str) -> 
         cookie=cookie_name(root),
         hosts=frozenset({host.lower(), os.uname().nodename.lower()}) if beyond else frozenset(),
         any_address=beyond,
-        large={"/new": upload, "/api/seeds": upload},
+        large={"/new": upload, "/api/seeds/plan": int((seeds.max_mb + 1) * MB), "/api/seeds": upload},
     )
 
 
@@ -235,6 +235,7 @@ def _say_errors(app: FastAPI) -> None:
 def told(request: Request, status: int, found: dict[str, Any], *, headers: dict[str, str] | None = None) -> Response:
     """An error: as a page, or as JSON below /api and for programs."""
     error = {"class": "refused", "code": "refused", "message": "", "where": None, "hint": None, **found}
+    error = {key: safe(value) if isinstance(value, str) else value for key, value in error.items()}
     if request.url.path.startswith("/api/") or "text/html" not in request.headers.get("accept", ""):
         return JSONResponse({"error": error}, status, headers)
     answer = page(request, "error.html", status=status, **{"code_number": status, **error})

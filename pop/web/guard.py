@@ -19,9 +19,8 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode
 
 from fastapi import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -152,13 +151,13 @@ class Guard:
         if given is not None and request.method == "GET" and not request.is_api:
             return self._sign_in(request, given)
         bearer = request.bearer()
-        cookie = request.cookie(policy.cookie)
+        cookie = self._cookie_of(request)
         if bearer is not None:
             if policy.keys is not None and not policy.keys.knows_token(bearer):
                 raise Refused(401, "wrong-token", "this token opens nothing here", "pop web --url makes a new one")
             request.scope["pop.cookie"] = ""
             return None  # no browser sends it by itself
-        if policy.keys is not None and not (cookie and policy.keys.knows_cookie(cookie)):
+        if policy.keys is not None and cookie is None:
             raise Refused(401, "no-token", "this browser is not signed in", "open the link that `pop web --url` prints")
         if request.method not in READING:
             self._check_origin(request)
@@ -171,13 +170,22 @@ class Guard:
     def _sign_in(self, request: _Request, token: str) -> Response:
         """The token leaves the address bar at once; a link that came from another site is followed by our own page."""
         rest = [pair for pair in parse_qsl(request.query, keep_blank_values=True) if pair[0] != "token"]
-        target = request.path + ("?" + urlencode(rest) if rest else "")
-        keys, cookie = self._policy.keys, request.cookie(self._policy.cookie)
-        if keys is not None and cookie is not None and keys.knows_cookie(cookie):
+        target = request.address + ("?" + urlencode(rest) if rest else "")
+        keys, cookie = self._policy.keys, self._cookie_of(request)
+        if cookie is not None:
             return self._going_on(target, cookie)  # whatever has become of the link
-        if keys is not None and not keys.knows_token(token):
+        if keys is None:
+            return self._going_on(target, secrets.token_hex(32))  # a token of somebody's choice says nothing
+        if not keys.knows_token(token):
             raise Refused(401, "wrong-token", "this link is over", "open a new one: pop web --url")
         return self._going_on(target, cookie_of(token))
+
+    def _cookie_of(self, request: _Request) -> str | None:
+        """The browser's cookie that counts: other programs of this host may have set one of the same name."""
+        keys = self._policy.keys
+        return next(
+            (one for one in request.cookies(self._policy.cookie) if keys is None or keys.knows_cookie(one)), None
+        )
 
     def _give_cookie(self, request: _Request) -> str:
         """Without tokens a browser still gets a cookie, for the forms it sends."""
@@ -186,8 +194,7 @@ class Guard:
         return cookie
 
     def _going_on(self, target: str, cookie: str) -> Response:
-        path = "/" + target.lstrip("/\\")  # never to another host
-        answer = HTMLResponse(rendered("signed_in.html", target=path))
+        answer = HTMLResponse(rendered("signed_in.html", target=target))
         answer.headers["set-cookie"] = self._cookie_line(cookie)
         return answer
 
@@ -196,7 +203,8 @@ class Guard:
 
     def _check_origin(self, request: _Request) -> None:
         origin = request.one("origin")
-        if origin is None or urlsplit(origin).netloc != request.all("host")[0] or not origin.startswith("http"):
+        host = request.all("host")[0]
+        if origin not in (f"http://{host}", f"https://{host}"):  # with TLS: of a proxy before us
             raise Refused(403, "other-origin", "a write must come from a page of this server", "reload the page")
 
     async def _checked_body(self, request: _Request, receive: Receive) -> Receive:
@@ -246,15 +254,15 @@ class _Request:
         kind, _, token = (self.one("authorization") or "").partition(" ")
         return token.strip() if kind.lower() == "bearer" else None
 
-    def cookie(self, name: str) -> str | None:
-        for line in self.all("cookie"):
-            try:
-                found = SimpleCookie(line).get(name)
-            except CookieError:
-                continue
-            if found is not None and re.fullmatch("[0-9a-f]{64}", found.value):
-                return found.value
-        return None
+    @property
+    def address(self) -> str:
+        """Its path as a link to it, which leads to no other host however browsers read it."""
+        return "/" + quote(self.path.lstrip("/\\"), safe="/@.,~:")
+
+    def cookies(self, name: str) -> list[str]:
+        """The values of that name which can be ours; other programs' cookies stand beside them in any shape."""
+        pairs = (part.strip().partition("=") for line in self.all("cookie") for part in line.split(";"))
+        return [value for key, _, value in pairs if key == name and re.fullmatch("[0-9a-f]{64}", value)][:10]
 
 
 class _Body:
@@ -342,7 +350,7 @@ def _refusal(request: _Request, error: Refused) -> Response:
     about |= {"where": None, "hint": error.hint}
     site, mode = request.one("sec-fetch-site"), request.one("sec-fetch-mode")
     if error.code == "no-token" and site == "cross-site" and mode == "navigate" and request.method == "GET":
-        target = "/" + request.path.lstrip("/\\") + ("?" + request.query if request.query else "")
+        target = request.address + ("?" + request.query if request.query else "")
         return HTMLResponse(rendered("signed_in.html", target=target))  # a strict cookie comes only with our own pages
     if request.is_api or "text/html" not in (request.one("accept") or ""):
         return JSONResponse({"error": about}, error.status_code, error.headers)

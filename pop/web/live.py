@@ -144,9 +144,9 @@ class Live:
                 try:
                     if await loop.run_in_executor(self._thread, channel.look):
                         channel.tell()
-                except RuntimeError:  # the thread is closed
-                    return
                 except Exception as error:  # one page's trouble; it is asked again
+                    if self._closed:
+                        return
                     trouble = f"{type(error).__name__}: {error}"
                     if trouble != channel.trouble:
                         log.warning("live.failed", error=trouble)

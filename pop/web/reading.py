@@ -14,7 +14,7 @@ from fastapi import Path as PathParameter
 from pydantic import ValidationError
 
 from pop.errors import PopError, did_you_mean
-from pop.records import BadJson, Record, printable, read_json
+from pop.records import BadJson, Record, deeper_than, printable, read_json
 from pop.runs import Run
 from pop.settings import Root
 from pop.store import NotAFile, contained, open_regular, read_regular
@@ -27,6 +27,7 @@ MOST_NAMES = 1000
 PIECE_BYTES = 2**20
 MOST_LINE_BYTES = 64 * 2**20
 MOST_VALUE_BYTES = 2**20
+MOST_DEPTH = 200  # of JSON that is passed on: pydantic writes no more than 255
 R = TypeVar("R", bound=Record)
 
 
@@ -131,7 +132,8 @@ def files_below(folder: Path) -> list[str]:
 def value_in(path: Path, most: int = MOST_VALUE_BYTES) -> Any:
     """The JSON of a file; None where there is none, or too much of it."""
     try:
-        return read_json(read_regular(path, max_bytes=most))
+        value = read_json(read_regular(path, max_bytes=most))
+        return None if deeper_than(value, MOST_DEPTH) else value
     except (OSError, NotAFile, BadJson):
         return None
 
@@ -180,7 +182,7 @@ def lines(path: Path, offset: int = 0, most: int = MOST_ROWS) -> tuple[list[dict
                 row = orjson.loads(line)
             except orjson.JSONDecodeError:
                 continue
-            if isinstance(row, dict):
+            if isinstance(row, dict) and not deeper_than(row, MOST_DEPTH):
                 found.append(row)
     return found, here, size
 

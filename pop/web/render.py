@@ -38,8 +38,8 @@ def about(request: Request) -> dict[str, Any]:
 
 
 def rendered(name: str, **context: Any) -> str:
-    """A template as text, escaped."""
-    return templates().get_template(name).render(**context)
+    """A template as text, escaped; what is no UTF-8 (half of a surrogate pair, a name of other bytes) is shown as `?`."""
+    return templates().get_template(name).render(**context).encode("utf-8", "replace").decode()
 
 
 @cache

@@ -28,6 +28,7 @@ from pop.settings import Root, Settings, load_settings
 from pop.web.app import create_app
 
 HEAD_S = 10.0  # for the head of a request
+KEPT_S = 20  # between two requests
 MOST_CONNECTIONS = 1000
 GRACE_S = 2
 IDLE_S = 900.0
@@ -44,7 +45,7 @@ class PatientOnce(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.cycle is not None:
+        if self.cycle is not None and not self.cycle.response_complete:  # a request is there, not just a piece of one
             self._no_deadline()
 
     def on_response_complete(self) -> None:
@@ -104,7 +105,7 @@ def serve(
         server_header=False,
         access_log=False,  # a link holds a token
         log_config=None,
-        timeout_keep_alive=20,
+        timeout_keep_alive=KEPT_S,
         timeout_graceful_shutdown=GRACE_S,
         limit_concurrency=MOST_CONNECTIONS,
         h11_max_incomplete_event_size=32768,

@@ -16,6 +16,7 @@ from pop.errors import SeedRejected
 from pop.events import rfc3339
 from pop.queue import Incomplete, peek
 from pop.runindex import GROUPS, PAGE, Asked
+from pop.store import NotAFile, read_regular
 from pop.web.app import Site
 from pop.web.render import page, rendered
 
@@ -175,9 +176,9 @@ class BoardSource:
         rows = []
         for name in self._site.index.rejected_names()[-most:][::-1]:
             try:
-                reason = json.loads((folder / f"{name}.reason.json").read_bytes())
+                reason = json.loads(read_regular(folder / f"{name}.reason.json", max_bytes=PEEK_BYTES))
                 rows.append({"name": name, "code": str(reason.get("code")), "message": str(reason.get("message"))})
-            except (OSError, ValueError, AttributeError):
+            except (OSError, NotAFile, ValueError, AttributeError, RecursionError):
                 rows.append({"name": name, "code": "", "message": "its reason cannot be read"})
         return rows
 

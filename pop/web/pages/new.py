@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse, Response
 
 from pop.drops import Upload
 from pop.errors import PopError, SeedRejected, UsageError
-from pop.records import dump_json
+from pop.records import dump_json, read_json
 from pop.rootcheck import RootCheck
 from pop.seedform import read_fields, seed_schema
 from pop.settings import load_settings
@@ -149,7 +149,7 @@ def _looked_at(site: Site, fields: Fields, uploads: list[Upload]) -> Any:
         raise UsageError("files are looked at when they are dropped", hint="paste the seed to see its plan")
     data = uploads[0].file.read()
     if name := _pipeline(fields):
-        value = json.loads(data) if data.strip().startswith(b"{") else {}
+        value = read_json(data, where="the seed")
         if isinstance(value, dict):
             data = dump_json({**(value if "data" in value else {"data": value}), "pipeline": name})
     return plan_of_seed(site.root, data)

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
 
 from pop.diaries import Diaries, json_lines
@@ -45,7 +46,7 @@ templates().filters.update(FILTERS)
 
 def address(run_id: str, *parts: str) -> str:
     """``/runs/<id>/steps/<instance>``, quoted."""
-    return "/".join(["/runs", run_id, *(quote(part, safe="@.,~") for part in parts)])
+    return "/".join(["/runs", run_id, *(quote(part, "@.,~", errors="surrogateescape") for part in parts)])
 
 
 def step_address(run: Run) -> Any:
@@ -90,7 +91,7 @@ def context_of(site: Any, run: Run) -> dict[str, Any]:
         "graph_address": address(run.run_id, "graph.svg"),
         "line": timeline_of(look, url, LINE_BYTES),
         "url": url,
-        "raw": lambda path: address(run.run_id, "raw") + "/" + quote(path),
+        "raw": lambda path: address(run.run_id, "raw") + "/" + quote(path, errors="surrogateescape"),
         "usage_words": usage_line(status.get("usage") or {}),
         "next_move": next_move(site.root, run, status) if state in ("failed", "cancelled") else None,
         "again": again_line(run, status),
@@ -177,7 +178,7 @@ def step_context(run: Run, status: dict[str, Any], instance: str, attempt: int |
         "step": step,
         "row": row_of(instance, task),
         "url": step_address(run),
-        "raw": lambda path: address(run.run_id, "raw") + "/" + quote(path),
+        "raw": lambda path: address(run.run_id, "raw") + "/" + quote(path, errors="surrogateescape"),
         "log": list(_log_lines(step)),
         "stdout": plain(step.stdout[-20_000:], 20_000),
         "most": TEXT,
@@ -258,7 +259,8 @@ def step_page(request: Request, run_id: str, instance: str, attempt: int | None 
         request,
         "step.html",
         mark=mark,
-        live=f"/live/run/{run_id}/steps/{quote(instance, safe='@.,~')}" + (f"?attempt={attempt}" if attempt else ""),
+        live=f"/live/run/{run_id}/steps/{quote(instance, '@.,~', errors='surrogateescape')}"
+        + (f"?attempt={attempt}" if attempt else ""),
         before=names[place - 1] if place > 0 else None,
         after=names[place + 1] if 0 <= place < len(names) - 1 else None,
         **step_context(run, status, instance, attempt),
@@ -289,10 +291,14 @@ def _instances_page(
 async def live_step(request: Request, run_id: str, instance: str, attempt: int | None = None) -> Response:
     site = request.app.state.site
     run = site.run(run_id)
-    if instance not in instances_of(run) and instance not in (run.status().get("tasks") or {}):
+    if not await run_in_threadpool(_knows, run, instance):
         raise HTTPException(404, f"no step {instance[:120]!r} in this run")
     key = ("step", run_id, instance, attempt)
     return site.live.stream(request, key, lambda: StepSource(run, instance, attempt))  # type: ignore[no-any-return]
+
+
+def _knows(run: Run, instance: str) -> bool:
+    return instance in instances_of(run) or instance in (run.status().get("tasks") or {})
 
 
 # -- files ---------------------------------------------------------------------------------------------------------
