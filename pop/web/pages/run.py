@@ -13,7 +13,7 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
 
 from pop.diaries import Diaries, json_lines
-from pop.display import again_line, next_move, open_gates, paused_by, usage_line
+from pop.display import next_move, open_gates, paused_by, usage_line
 from pop.report import FILTERS, graph_of, look_of, report, timeline_of
 from pop.runlook import look_at, row_of, rows_of, status_for
 from pop.runs import Run
@@ -93,12 +93,10 @@ def context_of(site: Any, run: Run) -> dict[str, Any]:
         "raw": lambda path: address(run.run_id, "raw") + "/" + quote(path),
         "usage_words": usage_line(status.get("usage") or {}),
         "next_move": next_move(site.root, run, status) if state in ("failed", "cancelled") else None,
-        "again": again_line(run, status),
         "paused": paused_by(run) if state == "paused" else None,
         "gates": open_gates(status),
         "orders": run.waiting_orders(),
         "wall": look.line.end - look.line.begin,
-        "times": look.line.seconds(),
     }
 
 
