@@ -35,7 +35,7 @@ from pop.web.keys import Keys
 from pop.web.live import Live
 from pop.web.render import HERE, page, templates
 
-PAGES = ("board", "run", "new", "gates", "act")
+PAGES = ("board", "run", "files", "new", "gates", "act")
 NAV = (("/", "Board"), ("/gates", "Waiting"), ("/new", "New seed"))  # what a page adds, it adds here
 MB = 2**20
 LOOK_S = 0.5  # at most, for one look at what changed
