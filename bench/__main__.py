@@ -44,11 +44,11 @@ def served(**about: Any) -> Iterator[LivingRoot]:
     folder = Path(tempfile.mkdtemp(prefix="pop-bench-", dir=os.environ.get("BENCH_DIR")))
     ROOTS.append(folder)
     options = {"pipeline": PIPELINE, "tasks": TASKS, "settings": f"[concurrency]\nworkers = {WORKERS}\n", **about}
-    prepare = options.pop("prepare", None)
+    prepare, dashboard = options.pop("prepare", None), options.pop("web", False)
     with living_root(folder / "root", **options) as living:
         if prepare:
             prepare(living)
-        living.up("--quiet")
+        living.up("--quiet", web=dashboard)
         if options["pipeline"] is PIPELINE:
             living.drop("warm.json", {})
             living.wait(lambda: count(living) >= 1, "the first run", 120)
@@ -125,7 +125,8 @@ def private_mb(pid: int) -> float:
 
 
 def idle() -> list[Row]:
-    with served() as living:
+    """With the dashboard's port open, to which nobody connects."""
+    with served(web=True, settings="[web]\nport = 0\n") as living:
         time.sleep(4)
         processes = [
             living.daemons[0].pid,

@@ -36,6 +36,19 @@ def written(seconds: float) -> str:
     return f"{whole / _UNIT_S[unit]:g}{unit}"
 
 
+def in_words(seconds: float) -> str:
+    """As a page tells how long something took: ``12 ms``, ``3.2 s``, ``4 m 05 s``, ``2 h 10 m``, ``3 d 4 h``."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds % 1 else f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} m {seconds % 60:02.0f} s" if seconds % 60 >= 0.5 else f"{seconds / 60:.0f} m"
+    if seconds < 86400:
+        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} m"
+    return f"{seconds // 86400:.0f} d {seconds % 86400 // 3600:.0f} h"
+
+
 def reuse_s(value: Any) -> float | None:
     """How old an answer may be that is used again, in seconds: true is any age, false is 0.0: never; None: not said.
 

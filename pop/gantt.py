@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 
+from pop.durations import in_words
 from pop.svg import MARKS, clipped, document, escaped, number
 from pop.timeline import KINDS, Attempt, Kind, Row, Span, Timeline
 
@@ -105,7 +106,7 @@ def gantt(
         text = f"{left_out:,} more steps are not drawn"
         body.append(_text(text, 8, TOP + ROW * len(shown) + 14, "minor"))
     body.append(_legend(height - 10, "shorter than it was" if scale.shortened else ""))
-    label = f"timeline, {duration(line.end - line.begin)}, {len(line.rows)} steps"
+    label = f"timeline, {in_words(line.end - line.begin)}, {len(line.rows)} steps"
     return document("".join(body), width, height, kind="timeline", label=label, alone=alone)
 
 
@@ -154,7 +155,7 @@ def _lane(lane: Lane, y: float, scale: _Scale, link: Link | None, width: float) 
     total = sum(seconds for kind, seconds in lane.seconds.items() if kind != "queue")
     told = "; ".join(
         [f"{name}: {lane.state}"]
-        + [f"{WORDS[kind]} {duration(seconds)}" for kind, seconds in lane.seconds.items() if seconds >= 0.001]
+        + [f"{WORDS[kind]} {in_words(seconds)}" for kind, seconds in lane.seconds.items() if seconds >= 0.001]
     )
     parts = [
         f'<title>{escaped(told)}</title><rect class="hit" fill="none" pointer-events="all" x="0" y="{number(y)}" '
@@ -163,7 +164,7 @@ def _lane(lane: Lane, y: float, scale: _Scale, link: Link | None, width: float) 
         f"{escaped(clipped(name, LABEL - 36, SIZE))}</text>",
         *_bars(lane, y, scale),
         f'<text class="minor" fill="#4b535c" font-size="{SIZE:g}" text-anchor="end" x="{number(width - 6)}" '
-        f'y="{number(y + 14)}">{duration(total)}</text>',
+        f'y="{number(y + 14)}">{in_words(total)}</text>',
     ]
     target = link(lane.name) if link else None
     inside = "".join(parts)
@@ -247,7 +248,7 @@ def _rests(rests: Iterable[Span], scale: _Scale, bottom: float) -> list[str]:
     return [
         f'<rect class="t-rest" fill="#a678cd" opacity=".14" x="{number(scale.x(rest.begin))}" y="{TOP:g}" '
         f'width="{number(max(scale.x(rest.end) - scale.x(rest.begin), 0.5))}" height="{number(bottom - TOP)}">'
-        f"<title>at rest, for a person: {duration(rest.seconds)}</title></rect>"
+        f"<title>at rest, for a person: {in_words(rest.seconds)}</title></rect>"
         for rest in rests
         if rest.kind == "person"
     ]
@@ -266,12 +267,12 @@ def _ticks(scale: _Scale, bottom: float) -> str:
             if at > part.end or x < free:
                 continue
             marks.append(f'<path class="rule" stroke="#e3e6ea" d="M{number(x)} {TOP - 4:g}V{number(bottom)}"/>')
-            words = duration(at - scale.begin) if at > scale.begin else time.strftime("%H:%M:%S", time.gmtime(at))
+            words = in_words(at - scale.begin) if at > scale.begin else time.strftime("%H:%M:%S", time.gmtime(at))
             marks.append(_text(words, x, 14, "minor", anchor="middle"))
             free = x + 56
         if part.at_rest and part.right - part.left > 40:
             middle = (part.left + part.right) / 2
-            marks.append(_text(f"⋯ {duration(part.end - part.begin)} ⋯", middle, 14, "minor", anchor="middle"))
+            marks.append(_text(f"⋯ {in_words(part.end - part.begin)} ⋯", middle, 14, "minor", anchor="middle"))
             free = middle + 56
     return "".join(marks)
 
@@ -299,16 +300,3 @@ def _text(text: str, x: float, y: float, kind: str, anchor: str = "start") -> st
         f'<text class="{kind}" fill="#4b535c" font-size="{SIZE:g}" text-anchor="{anchor}" x="{number(x)}" '
         f'y="{number(y)}">{escaped(text)}</text>'
     )
-
-
-def duration(seconds: float) -> str:
-    """``12 ms``, ``3.2 s``, ``4 m 05 s``, ``2 h 10 m``, ``3 d 4 h``."""
-    if seconds < 0.9995:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds % 1 else f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} m {seconds % 60:02.0f} s" if seconds % 60 >= 0.5 else f"{seconds / 60:.0f} m"
-    if seconds < 86400:
-        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} m"
-    return f"{seconds // 86400:.0f} d {seconds % 86400 // 3600:.0f} h"

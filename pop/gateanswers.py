@@ -40,7 +40,7 @@ _NEAR = re.compile(
 
 
 class Answer(Record):
-    """What a person decided. `how`: ``command``, ``decision.json``, ``file APPROVE``, ``timeout``."""
+    """What a person decided. `how`: ``command``, ``dashboard``, ``decision.json``, ``file APPROVE``, ``timeout``."""
 
     decision: Decision
     by: str

@@ -18,9 +18,10 @@ from pop import safehtml
 from pop.diaries import ModelSum, beginning, whole
 from pop.display import dollars, next_move, usage_line
 from pop.drawing import draw
+from pop.durations import in_words
 from pop.errors import PopError
 from pop.events import rfc3339
-from pop.gantt import duration, gantt
+from pop.gantt import gantt
 from pop.records import Usage
 from pop.runlook import RunLook, StepRow, rows_of, usage_of
 from pop.runs import Run
@@ -87,7 +88,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "diff_text": safehtml.diff_text,
     "difference": _difference,
     "preview": _preview,
-    "lasting": duration,
+    "lasting": in_words,
     "cost": cost,
     "model_cost": model_cost,
     "call_cost": call_cost,
@@ -300,7 +301,7 @@ def short_text(root: Root, look: RunLook, *, now: float) -> str:
         "",
     ]
     times = [f"{key[:-3]} {status[key]}" for key in ("created_at", "finished_at") if status.get(key)]
-    lines += [f"- {', '.join(times)}, {duration(look.line.end - look.line.begin)}"] if times else []
+    lines += [f"- {', '.join(times)}, {in_words(look.line.end - look.line.begin)}"] if times else []
     lines += [f"- {usage_line(status.get('usage') or {})}"]
     if look.origin:
         lines += [f"- forked from `{_code(look.origin['run'])}`"]
@@ -336,7 +337,7 @@ def _troubles(root: Root, look: RunLook) -> list[str]:
 def _row(row: StepRow) -> str:
     name = f"{row.name} ({row.done} of {row.instances})" if row.instances > 1 else row.name
     calls = row.usage.calls + row.usage.cached_calls
-    spent = duration(row.seconds) if row.seconds else ""
+    spent = in_words(row.seconds) if row.seconds else ""
     return f"| `{_code(name)}` | {row.state} | {spent} | {calls or ''} | {cost(row.usage) if calls else ''} |"
 
 

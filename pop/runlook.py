@@ -13,8 +13,8 @@ from typing import Any
 
 from pop import events
 from pop.diaries import Diaries, ModelSum, beginning, json_lines, real, whole
+from pop.durations import in_words
 from pop.errors import PopError
-from pop.gantt import duration
 from pop.history import RunHistory
 from pop.records import Usage
 from pop.rerun import pipeline_of
@@ -314,7 +314,7 @@ def _notes(look: RunLook) -> dict[str, str]:
     for row in look.line.rows:
         if row.instance == row.step and row.step in look.pipeline.tasks:
             spent = sum(span.seconds for one in row.attempts for span in one.spans if span.kind != "queue")
-            notes[row.step] = duration(spent)
+            notes[row.step] = in_words(spent)
     return notes
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -274,9 +274,3 @@ def preview(name: str, data: bytes, size: int | None = None, most: int = MAX_TEX
         words, kind = value, "markdown"
     shown = {"markdown": lambda: markdown(words, min(most, MAX_MARKDOWN)), "diff": lambda: diff_text(words[:most])}
     return shown.get(kind, lambda: text(words, most))() + note
-
-
-def lines_of(value: str, most: int) -> Iterator[str]:
-    """The last lines of a text, as a person may read them."""
-    for line in value.splitlines()[-most:]:
-        yield plain(line, 2000)

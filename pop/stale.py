@@ -28,7 +28,6 @@ from pop.history import Ordered, RunHistory
 from pop.records import STAGES, dump_json
 from pop.steps import At, Each, Pipeline, Repeat, Task, below, instance_name
 
-ASKS_AGAIN = ("ingest", "preprocess", "prompt", "infer", "critique", "refine")
 PARSES_AGAIN = ("parse", "validate_structure", "validate_quality", "finalize")
 CONTROL = "+control"  # ends the name of the gate that an invalid order of an instance opens
 

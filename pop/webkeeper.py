@@ -11,16 +11,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import structlog
 
 from pop.settings import Root, Settings
+from pop.store import lock_holder
 
 log = structlog.get_logger()
 
@@ -55,6 +58,14 @@ def address_of(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{shown}:{port}/"
+
+
+def address_told(root: Root) -> str | None:
+    """Where the dashboard of the daemon that serves this folder is, as that one tells; None where it has none."""
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        told = json.loads((root.machine_room / "daemon.json").read_bytes()).get("web")
+        return str(told) if told and lock_holder(root.machine_room) else None
+    return None
 
 
 class WebKeeper:

@@ -46,13 +46,18 @@ class LivingRoot:
         os.rename(draft, self.root.pending / name)
 
     def up(
-        self, *arguments: str, env: dict[str, str] | None = None, first: Callable[[], object] | None = None
+        self,
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        first: Callable[[], object] | None = None,
+        web: bool = False,
     ) -> subprocess.Popen[bytes]:
         """Start `pop up` in a process group of its own and return at once; `first` is done in the new process."""
+        options = arguments if web else ("--no-web", *arguments)
         log = open(self.path / "daemon.log", "ab")
         environment = {k: v for k, v in os.environ.items() if k != "OPENAI_API_KEY"} | (env or {})
         daemon = subprocess.Popen(
-            [sys.executable, "-m", "pop", "--root", str(self.path), "up", "--no-web", *arguments],
+            [sys.executable, "-m", "pop", "--root", str(self.path), "up", *options],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -372,3 +372,33 @@ def test_the_command_lists_and_tries(tmp_path: Path, receiver: Receiver) -> None
     assert receiver.notices()[0]["text"] == "This is a test by pop notify --test"
     unknown = pop(root.path, "notify", "tem")
     assert unknown.returncode == 2 and "team" in unknown.stderr
+
+
+def test_a_soft_budget_is_told_while_the_run_goes_on(tmp_path: Path) -> None:
+    """It is told when it is passed, not when the run has ended."""
+    tasks = {
+        "first.md": "Say {{ seed.x }}",
+        "second.py": "import time\n\n\ndef infer(prompt, ctx):\n    time.sleep(60)\n",
+    }
+    settings = f"[budget.warn]\nrun_tokens = 1\n{hook_of(tmp_path / 'told.jsonl', on=['budget'])}"
+    root = LivingRoot(tmp_path / "root", pipeline={"tasks": ["first", "second"]}, tasks=tasks, settings=settings)
+    root.up()
+    try:
+        root.drop("dear.json", {"x": "much"})
+        (row,) = until(lambda: told(tmp_path / "told.jsonl"))
+    finally:
+        root.close()
+    assert row["kinds"] == ["budget"] and "run_tokens = 1" in row["text"] and "pipeline-current" in row["path"]
+
+
+def test_the_doctor_tells_who_was_told_in_vain_and_that_there_is_no_dashboard(tmp_path: Path) -> None:
+    """A hook that fails is named, and keeps nothing from its work; without a dashboard the reason is told."""
+    root = living(tmp_path, '[notify.broken]\ncommand = ["/no/such/program"]\ntries = 1\n')
+    root.up()
+    try:
+        root.drop("good.json", {"x": 1})
+        shown = until(lambda: "given up" in (found := pop(root.path, "doctor")).stdout and found)
+    finally:
+        root.close()
+    assert shown.returncode == 0 and "! notify" in shown.stdout and "pop notify broken --test" in shown.stdout
+    assert "dashboard none: --no-web" in shown.stdout

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pop.durations import in_words
 from pop.events import rfc3339
-from pop.gantt import WORDS, duration, gantt
+from pop.gantt import WORDS, gantt
 from pop.pipeline import Pipeline, load_pipeline
 from pop.timeline import Diary, Span, diary_of, moment, spans_of, timeline
 
@@ -199,4 +200,4 @@ def test_two_thousand_steps_are_one_small_picture() -> None:
 )  # fmt: skip
 def test_durations_in_words(seconds: float, words: str) -> None:
     """Two figures are enough for a person."""
-    assert duration(seconds) == words
+    assert in_words(seconds) == words

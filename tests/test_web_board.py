@@ -234,12 +234,12 @@ def luminance(colour: str) -> float:
 def test_figures_read_well() -> None:
     """Seconds, money, counts, cut texts."""
     assert [seconds(value) for value in (None, 0.061, 4.26, 12.4, 200, 7500, 200_000)] == [
-        "–", "0.06 s", "4.3 s", "12 s", "3 min 20 s", "2 h 05 min", "2 d 7 h",
+        "–", "61 ms", "4.3 s", "12.4 s", "3 m 20 s", "2 h 05 m", "2 d 7 h",
     ]  # fmt: skip
     assert [money(value) for value in (None, 0, 0.00001, 0.0123, 1234.5)] == [
         "$0",
         "$0",
-        "<$0.0001",
+        "$0.00001",
         "$0.0123",
         "$1,234.50",
     ]

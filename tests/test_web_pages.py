@@ -358,7 +358,7 @@ def test_the_catalogue_tells_how_runs_went(client: TestClient, root: Root) -> No
     put_status(root, 4, "failed", pipeline="default")
     put_status(root, 5, "running", pipeline="default")
     words = words_of(client.get("/pipelines").text)
-    assert "default brief well 1 5 1 under way 75 % 4.0 s $0.0100" in words
+    assert "default brief well 1 5 1 under way 75 % 4 s $0.0100" in words
     assert "old no file any more" in words
     assert client.get("/pipelines/old").status_code == 200
     assert client.get("/pipelines/nope").status_code == 404

@@ -82,6 +82,37 @@ def test_a_step_is_shown_with_all_it_kept(root: Root, client: TestClient) -> Non
     assert client.get(f"/runs/{ID}/steps/plan?attempt=7").status_code == 200
 
 
+def test_all_files_of_a_run_are_listed_and_no_link_is_followed(root: Root, client: TestClient) -> None:
+    """Folders lead on, files are shown or downloaded; what came with the seed is there too."""
+    finished(root)
+    folder = root.complete / ID
+    (folder / "files").mkdir()
+    (folder / "files" / "notes <b>.md").write_text("# Notes")
+    (folder / "way-out").symlink_to("/etc")
+    html = client.get(f"/runs/{ID}/files").text
+    assert f"/runs/{ID}/files/tasks" in links(html) and f"/runs/{ID}/raw/seed.json" in links(html)
+    assert "it is not followed" in html and f"/runs/{ID}/files/way-out" not in links(html)
+    html = client.get(f"/runs/{ID}/files/files").text
+    assert "notes &lt;b&gt;.md" in html and "<b>.md" not in html
+    shown = client.get(f"/runs/{ID}/raw/files/notes%20%3Cb%3E.md?download=1")
+    assert shown.text == "# Notes" and shown.headers["content-disposition"].startswith("attachment")
+    html = client.get(f"/runs/{ID}/files/tasks/write.0/artifacts").text
+    for link in links(html):
+        assert client.get(link).status_code == 200, link
+    for wrong in ("way-out", "nothing", "seed.json", "%2e%2e/%2e%2e", "tasks/../../.."):
+        assert client.get(f"/runs/{ID}/files/{wrong}").status_code == 404, wrong
+
+
+def test_a_step_leads_to_running_it_again_and_to_its_files(root: Root, client: TestClient) -> None:
+    """A step is ticked, an item stands in the field for exact places."""
+    finished(root)
+    found = links(client.get(f"/runs/{ID}/steps/write.0").text)
+    assert {f"/runs/{ID}/rerun?from=write.0", f"/runs/{ID}/files/tasks/write.0"} <= found
+    item = client.get(f"/runs/{ID}/rerun?from=write.0&stage=parse").text
+    assert 'name="exact" value="write.0"' in item and "<option selected>parse</option>" in item
+    assert 'value="plan" checked' in client.get(f"/runs/{ID}/rerun?from=plan").text
+
+
 def test_refinements_laps_problems_and_logs(root: Root, client: TestClient) -> None:
     """What changed from round to round and from lap to lap, what remained wrong, what was logged and printed."""
     loop = {"repeat": ["review"], "until": "inputs.review.ok", "at_most": 3, "name": "loop"}

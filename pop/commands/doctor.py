@@ -73,6 +73,7 @@ def _settings(root: Root) -> Iterator[Finding]:
     else:
         why = "[worker] confine is false" if landlock_version() else "this kernel has no Landlock"
         yield Finding(True, "workers", f"may write wherever you may, and read your keys file: {why}")
+    yield from _notifications(root, settings)
 
 
 def _models(root: Root, settings: Settings) -> Iterator[Finding]:
@@ -145,6 +146,28 @@ def _daemon(root: Root) -> Iterator[Finding]:
     yield Finding(True, "daemon", f"`{holder['command']}`, process {holder['pid']} on {holder['host']}, since {since}")
     if holder.get("command") in ("pop up", "pop run"):
         yield from _gateway(root)
+    if holder.get("command") == "pop up":
+        yield _dashboard(root)
+
+
+def _dashboard(root: Root) -> Finding:
+    """Where it is. It is not knocked at: that would start it."""
+    from pop.webkeeper import address_told
+
+    address = address_told(root)
+    if address is None:
+        says = "none: --no-web, or its port was taken when the daemon began; pop web --port N serves it beside"
+        return Finding(True, "dashboard", says)
+    return Finding(True, "dashboard", f"{address}; pop web --url prints a link that opens it")
+
+
+def _notifications(root: Root, settings: Settings) -> Iterator[Finding]:
+    from pop.commands.notify import hook_line, hook_row
+
+    for name, hook in settings.notify.items():
+        row = hook_row(root, name, hook)
+        failed = bool(row["last"] and row["last"]["error"])
+        yield Finding(not failed, "notify", hook_line(row), f"pop notify {name} --test tries it", False)
 
 
 def _gateway(root: Root) -> Iterator[Finding]:

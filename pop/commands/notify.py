@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
+from collections import deque
 from contextlib import closing
 from typing import Any
 
 import click
 
 from pop.commands._shared import as_json, chosen_root, print_json, with_root
+from pop.diaries import beginning, json_lines
 from pop.errors import EXIT_OK, EXIT_RUN_FAILED, UsageError, did_you_mean, safe
 from pop.settings import NotifySettings, Root
+
+LOOKED_AT_BYTES = 2**20  # of the log of tries, from its end
 
 
 @click.command()
@@ -31,17 +34,18 @@ def command(names: tuple[str, ...], test: bool, as_json: bool, root: str | None)
             hint = did_you_mean(name, hooks) or f"write a [notify.{name}] into pop.toml"
             raise UsageError(f"no [notify.{safe(name, 80)}]", hint=hint, code="unknown-hook")
     asked = {name: hooks[name] for name in names or hooks}
-    rows = [{**_row(chosen, name, hook), **(_tried(name, hook) if test else {})} for name, hook in asked.items()]
+    rows = [{**hook_row(chosen, name, hook), **(_tried(name, hook) if test else {})} for name, hook in asked.items()]
     if as_json:
         print_json({"hooks": rows})
     elif not rows:
         click.echo("nobody is told: write a [notify.NAME] into pop.toml (docs/notifications.md)", err=True)
     for row in [] if as_json else rows:
-        click.echo(_line(row))
+        click.echo(hook_line(row))
     return EXIT_RUN_FAILED if any(row.get("test", "ok") != "ok" for row in rows) else EXIT_OK
 
 
-def _row(root: Root, name: str, hook: NotifySettings) -> dict[str, Any]:
+def hook_row(root: Root, name: str, hook: NotifySettings) -> dict[str, Any]:
+    """A hook, how many notices wait for it, and its last try: ``{"at", "id", "tries", "error"}`` or None."""
     about = {"name": name, "on": hook.on, "command": hook.command, "url": hook.url, "signed": bool(hook.secret_env)}
     return {**about, "waiting": _waiting(root, name), "last": _last(root, name)}
 
@@ -58,18 +62,9 @@ def _waiting(root: Root, name: str) -> int:
 
 
 def _last(root: Root, name: str) -> dict[str, Any] | None:
-    try:
-        lines = (root.machine_room / "log" / "notify.jsonl").read_bytes().splitlines()
-    except OSError:
-        return None
-    for line in reversed(lines):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if row.get("hook") == name:
-            return {key: row.get(key) for key in ("at", "id", "tries", "error")}
-    return None
+    tries = json_lines(beginning(root.machine_room / "log" / "notify.jsonl", LOOKED_AT_BYTES, end=True)[0])
+    newest = deque((row for row in tries if row.get("hook") == name), maxlen=1)
+    return {key: newest[0].get(key) for key in ("at", "id", "tries", "error")} if newest else None
 
 
 def _tried(name: str, hook: NotifySettings) -> dict[str, str]:
@@ -89,7 +84,8 @@ def _tried(name: str, hook: NotifySettings) -> dict[str, str]:
     return {"test": "ok"}
 
 
-def _line(row: dict[str, Any]) -> str:
+def hook_line(row: dict[str, Any]) -> str:
+    """The same as one line of text."""
     target = row["url"] or " ".join(row["command"])
     parts = [f"{row['name']}: {', '.join(row['on'])} -> {safe(target, 200, one_line=True)}"]
     parts += ["signed"] if row["signed"] else []

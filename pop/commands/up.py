@@ -128,7 +128,7 @@ class _Journal:
 
 
 @click.command()
-@click.option("--no-web", is_flag=True, help="Without the dashboard.")
+@click.option("--no-web", is_flag=True, help="Without the dashboard, and its port left free.")
 @click.option("--only", metavar="NAME", hidden=True, help="Serve one seed of the queue and end.")
 @click.option("--only-run", metavar="RUN", hidden=True, help="Serve one run and end.")
 @click.option("--parent", type=int, hidden=True, help="End at once when this process, which started it, ends.")
@@ -137,7 +137,10 @@ class _Journal:
 def command(
     no_web: bool, only: str | None, only_run: str | None, parent: int | None, quiet: bool, root: str | None
 ) -> None:
-    """Serve the queue until you stop it: Ctrl-C once lets running attempts end, twice interrupts them."""
+    """Serve the queue, and the dashboard to whoever opens it, until you stop it.
+
+    Ctrl-C once lets running attempts end, twice interrupts them. The dashboard costs nothing before somebody connects.
+    """
     from pop.daemon import Only, run_daemon
     from pop.executors.process import die_with_parent
 

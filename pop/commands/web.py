@@ -52,14 +52,10 @@ def command(host: str | None, port: int | None, url: bool, root: str | None) -> 
 
 def _address_of_running(root: Root, host: str, port: int) -> str:
     """Where the daemon says that its dashboard is, else where [web] and the options say."""
-    import json
+    from pop.webkeeper import address_told
 
-    from pop.store import lock_holder
-
-    with suppress(OSError, ValueError, TypeError):
-        told = json.loads((root.machine_room / "daemon.json").read_bytes()).get("web")
-        if told and lock_holder(root.machine_room):
-            return str(told)
+    if told := address_told(root):
+        return told
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 

@@ -114,6 +114,11 @@ class Sum:
         else:
             self.nano_usd += nano(line.cost_usd)
 
+    def plus(self, other: Sum) -> None:
+        """Add another sum."""
+        for name in Sum.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
     @property
     def tokens(self) -> int:
         """Input and output."""

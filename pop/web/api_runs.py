@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, HTTPException, Query
@@ -30,6 +29,7 @@ from pop.web.reading import (
     inside,
     lines,
     listed,
+    pieces,
     record_in,
     records,
     relative,
@@ -193,7 +193,7 @@ def files(
     response_class=StreamingResponse,
     responses={200: {"content": {"application/octet-stream": {}}, "description": "Its bytes from `offset` on."}},
 )
-def file(
+def one_file(
     run: ARun,
     path: Annotated[str, Query(min_length=1, max_length=2000)],
     offset: Offset = 0,
@@ -201,23 +201,13 @@ def file(
 ) -> StreamingResponse:
     """A file of a run, as it is; `X-Size` tells how large it is now."""
     try:
-        fd = open_regular(inside(run.path, path), max_bytes=1 << 62)
+        file = os.fdopen(open_regular(inside(run.path, path), max_bytes=1 << 62), "rb")
     except (OSError, NotAFile):
         raise HTTPException(404, f"no file {path[:120]!r}") from None
-    size = os.fstat(fd).st_size
+    size = os.fstat(file.fileno()).st_size
     length = max(0, min(limit, size - offset))
     headers = {**FILE_HEADERS, "content-length": str(length), "x-size": str(size)}
-    return StreamingResponse(_pieces(fd, offset, length), media_type="application/octet-stream", headers=headers)
-
-
-def _pieces(fd: int, offset: int, length: int) -> Iterator[bytes]:
-    """Exactly so many bytes: what was cut off meanwhile is made up for by zeros, since the length was told."""
-    with os.fdopen(fd, "rb") as file:
-        file.seek(offset)
-        while length > 0:
-            piece = file.read(min(length, 65536)) or b"\0" * min(length, 65536)
-            length -= len(piece)
-            yield piece
+    return StreamingResponse(pieces(file, offset, length), media_type="application/octet-stream", headers=headers)
 
 
 # -- gates, outlook, comparison --------------------------------------------------------------------------------------

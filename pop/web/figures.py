@@ -163,7 +163,8 @@ class _DaySum:
                 self._offset = at
                 if line is not None:
                     self._added.add(line)
-        return _both(base, self._added)
+        base.plus(self._added)
+        return base
 
     def _still_there(self, day: str) -> bool:
         try:
@@ -187,8 +188,3 @@ class _DaySum:
                 connection.close()
         except sqlite3.Error:
             return Sum(), 0
-
-
-def _both(one: Sum, other: Sum) -> Sum:
-    names = ("calls", "input_tokens", "output_tokens", "nano_usd", "unpriced", "estimated")
-    return Sum(**{name: getattr(one, name) + getattr(other, name) for name in names})

@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import orjson
 from fastapi import Depends, HTTPException, Request
@@ -193,3 +193,15 @@ def text_in(path: Path, most: int) -> str | None:
         return read_regular(path, max_bytes=most).decode("utf-8", "replace")
     except (OSError, NotAFile):
         return None
+
+
+def pieces(file: BinaryIO, offset: int, length: int) -> Iterator[bytes]:
+    """So many bytes, also where the file grows meanwhile; where it was cut off, the answer ends early.
+
+    The file is closed behind the last one, or by itself where nobody came for the first.
+    """
+    with file:
+        file.seek(offset)
+        while length > 0 and (piece := file.read(min(length, PIECE_BYTES // 4))):
+            length -= len(piece)
+            yield piece

@@ -13,6 +13,8 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pop.display import dollars
+from pop.durations import in_words
 from pop.events import unix_s
 from pop.web.keys import csrf_of
 
@@ -83,26 +85,15 @@ def clock(at: str | None) -> Markup:
 
 
 def seconds(value: float | None) -> str:
-    """0.06 s, 12 s, 3 min 20 s, 2 h 05 min."""
-    if value is None:
-        return "–"
-    if value < 10:
-        return f"{value:.2f} s" if value < 1 else f"{value:.1f} s"
-    whole = round(value)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+    """How long something took, in words."""
+    return "–" if value is None else in_words(value)
 
 
 def money(value: float | None) -> str:
-    """$0.0123, $1.20; nothing spent is $0."""
+    """$0.0123, $0.00001, $1,234.50; nothing spent is $0."""
     if not value:
         return "$0"
-    return f"${value:,.2f}" if value >= 1 else f"${value:.4f}" if value >= 0.0001 else "<$0.0001"
+    return f"${value:,.2f}" if value >= 1 else dollars(value)
 
 
 def count(value: float | None) -> str:

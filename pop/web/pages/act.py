@@ -30,6 +30,7 @@ from pop.web.render import page
 
 router = APIRouter()
 EDITABLE_BYTES = 100_000
+NOTHING_GIVEN = dict.fromkeys(("stage", "exact", "sets", "models", "reason", "fork", "seed"), "")
 WORDS = {
     "cancel": ("Cancel", "Its workers are stopped; what they did stays, and a retry can take it up again."),
     "pause": ("Pause", "Attempts at work end, and nothing new starts until it is resumed."),
@@ -129,8 +130,12 @@ def _give(site: Site, run: Run, verb: str, fields: Fields) -> Done:
 @router.get("/runs/{run_id}/rerun")
 def again(request: Request, run_id: str) -> HTMLResponse:
     """From where it is to run again, with what changed."""
-    chosen = request.query_params.getlist("from")
-    return _rerun_page(request, request.app.state.site.run(run_id), chosen=chosen)
+    run: Run = request.app.state.site.run(run_id)
+    asked = request.query_params.getlist("from")
+    known = dict(_steps(run.status()))
+    exact = " ".join(one for one in asked if one not in known)  # an item, a lap
+    given = {**NOTHING_GIVEN, "exact": exact, "stage": request.query_params.get("stage", "")}
+    return _rerun_page(request, run, chosen=[one for one in asked if one in known], given=given)
 
 
 def _rerun_page(request: Request, run: Run, *, status: int = 200, **more: Any) -> HTMLResponse:
@@ -141,7 +146,7 @@ def _rerun_page(request: Request, run: Run, *, status: int = 200, **more: Any) -
         "stages": STAGES,
         "seed": _seed_text(run),
         "chosen": [],
-        "given": {"stage": "", "exact": "", "sets": "", "models": "", "reason": "", "fork": "", "seed": None},
+        "given": NOTHING_GIVEN,
         "once": new_mark(),
         "plan": None,
         "stale": None,
@@ -175,8 +180,7 @@ def rerun(request: Request, run_id: str, fields: Annotated[Fields, Depends(poste
     """Run it again, or only show what that would do and cost."""
     site: Site = request.app.state.site
     run = site.run(run_id)
-    names = ("stage", "exact", "sets", "models", "reason", "fork", "seed")
-    about: dict[str, Any] = {"chosen": fields.all("from"), "given": {name: fields.one(name) for name in names}}
+    about: dict[str, Any] = {"chosen": fields.all("from"), "given": {name: fields.one(name) for name in NOTHING_GIVEN}}
     if once := fields.one("once"):
         about["once"] = once
     try:

@@ -122,12 +122,6 @@ def book_of(root: Root, by: str) -> CostBook:
     return _BOOKS.setdefault((root.path, third), CostBook(root, third))
 
 
-def plus(into: Sum, other: Sum) -> None:
-    """Add one sum to another."""
-    for name in Sum.__slots__:
-        setattr(into, name, getattr(into, name) + getattr(other, name))
-
-
 @dataclass
 class Added:
     """What a page shows: sums by key, all together, the models nobody knows a price of, and lines that are none."""
@@ -148,8 +142,8 @@ def add_up(book: CostBook, since: str, until: str, by: str, pipeline: str = "") 
             for key, part in day.rows.items():
                 found.pipelines.add(key[1])
                 if pipeline in ("", key[1]):
-                    plus(found.total, part)
-                    plus(found.rows.setdefault(key[PLACES[by]], Sum()), part)
+                    found.total.plus(part)
+                    found.rows.setdefault(key[PLACES[by]], Sum()).plus(part)
                     if part.unpriced:
                         found.unpriced.add(key[3])
     return found
@@ -244,7 +238,7 @@ def days_between(rows: dict[str, Sum], wish: Wish) -> dict[str, Sum]:
     if span > DAYS_DRAWN:
         months: dict[str, Sum] = {}
         for day, part in sorted(rows.items()):
-            plus(months.setdefault(day[:7], Sum()), part)
+            months.setdefault(day[:7], Sum()).plus(part)
         return months
     days = [(date.fromisoformat(first) + timedelta(days=more)).isoformat() for more in range(span)]
     return {day: rows.get(day) or Sum() for day in sorted({*days, *rows})}
@@ -259,7 +253,7 @@ def bars_of(rows: dict[str, Sum], measure: str, most: int) -> list[Bar]:
     if rest:
         others = Sum()
         for _, part in rest:
-            plus(others, part)
+            others.plus(part)
         bars.append(Bar(f"{len(rest):,} others", others, value(others), None))
     return bars
 

@@ -1,27 +1,25 @@
-"""A run: graph, timeline, costs and steps, live while it goes on; its steps with all they kept; its files."""
+"""A run: graph, timeline, costs and steps, live while it goes on; its steps with all they kept."""
 
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
-from io import FileIO
 from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, Response
 
 from pop.diaries import Diaries, json_lines
-from pop.display import again_line, next_move, open_gates, paused_by, usage_line
+from pop.display import next_move, open_gates, paused_by, usage_line
 from pop.report import FILTERS, graph_of, look_of, report, timeline_of
 from pop.runlook import look_at, row_of, rows_of, status_for
 from pop.runs import Run
-from pop.safehtml import image_type, kind_of, plain
-from pop.stale import place_of
+from pop.safehtml import plain
+from pop.stale import CONTROL, place_of
 from pop.steplook import StepLook, instances_of, look_into, readable
-from pop.store import NotAFile, contained
+from pop.web.pages.files import address, raw_address
 from pop.web.render import page, rendered, templates
 
 router = APIRouter()
@@ -32,21 +30,16 @@ MOST_ATTENTION = 40
 GRAPH_BYTES, LINE_BYTES = 90_000, 90_000  # of the pictures inside the page; larger ones have an address of their own
 TEXT = 12_000  # characters of one text; the file itself is a click away
 LOG_LINES = 300
-CHUNK = 2**18
+
+DOCUMENTS = ("seed.json", "pipeline.json", "provenance.json", "events.jsonl", "tasks-status.json")
 
 _DIARIES = Diaries()
 ALONE = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox allow-popups"
-RAW = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; sandbox"
 
 templates().filters.update(FILTERS)
 
 
 # -- a run ---------------------------------------------------------------------------------------------------------
-
-
-def address(run_id: str, *parts: str) -> str:
-    """``/runs/<id>/steps/<instance>``, quoted."""
-    return "/".join(["/runs", run_id, *(quote(part, "@.,~", errors="surrogateescape") for part in parts)])
 
 
 def step_address(run: Run) -> Any:
@@ -91,15 +84,14 @@ def context_of(site: Any, run: Run) -> dict[str, Any]:
         "graph_address": address(run.run_id, "graph.svg"),
         "line": timeline_of(look, url, LINE_BYTES),
         "url": url,
-        "raw": lambda path: address(run.run_id, "raw") + "/" + quote(path, errors="surrogateescape"),
+        "raw": raw_address(run),
+        "documents": [name for name in DOCUMENTS if (run.path / name).is_file()],
         "usage_words": usage_line(status.get("usage") or {}),
         "next_move": next_move(site.root, run, status) if state in ("failed", "cancelled") else None,
-        "again": again_line(run, status),
         "paused": paused_by(run) if state == "paused" else None,
         "gates": open_gates(status),
         "orders": run.waiting_orders(),
         "wall": look.line.end - look.line.begin,
-        "times": look.line.seconds(),
     }
 
 
@@ -178,12 +170,22 @@ def step_context(run: Run, status: dict[str, Any], instance: str, attempt: int |
         "step": step,
         "row": row_of(instance, task),
         "url": step_address(run),
-        "raw": lambda path: address(run.run_id, "raw") + "/" + quote(path, errors="surrogateescape"),
+        "raw": raw_address(run),
+        "files_address": address(run.run_id, "files", "tasks", instance) if instance in instances_of(run) else None,
+        "gate_address": address(run.run_id, "gates", instance) if task.get("state") == "waiting" else None,
+        "rerun_address": _rerun_address(run, instance, task),
         "log": list(_log_lines(step)),
         "stdout": plain(step.stdout[-20_000:], 20_000),
         "most": TEXT,
         "lap_before": _lap_before(run, instance),
     }
+
+
+def _rerun_address(run: Run, instance: str, task: dict[str, Any]) -> str | None:
+    """Where it is run again; None of what has not run."""
+    if task.get("state") in ("pending", "waiting") or instance.endswith(CONTROL):
+        return None
+    return address(run.run_id, "rerun") + "?from=" + quote(instance)
 
 
 def _log_lines(step: StepLook) -> Iterator[tuple[str, str, str]]:
@@ -199,7 +201,7 @@ def _log_lines(step: StepLook) -> Iterator[tuple[str, str, str]]:
 def _lap_before(run: Run, instance: str) -> tuple[str, str, str] | None:
     """What the lap before put out, beside this one's: ``(words, before, after)``."""
     name, place = place_of(instance)
-    if not place.laps or place.laps[-1] < 2 or instance.endswith("+control"):
+    if not place.laps or place.laps[-1] < 2 or instance.endswith(CONTROL):
         return None
     laps = ".".join(map(str, (*place.laps[:-1], place.laps[-1] - 1)))
     before = ".".join([name, *map(str, place.items)]) + f"@{laps}"
@@ -299,40 +301,3 @@ async def live_step(request: Request, run_id: str, instance: str, attempt: int |
 
 def _knows(run: Run, instance: str) -> bool:
     return instance in instances_of(run) or instance in (run.status().get("tasks") or {})
-
-
-# -- files ---------------------------------------------------------------------------------------------------------
-
-
-@router.get("/runs/{run_id}/raw/{path:path}")
-def raw_file(request: Request, run_id: str, path: str, download: bool = False) -> Response:
-    """A file of the run as it is: pictures as such, everything else as text or as a download, never as a page."""
-    run = request.app.state.site.run(run_id)
-    try:
-        fd = os.open(contained(run.path, path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (NotAFile, OSError, ValueError):
-        raise HTTPException(404, f"no file {path[:120]!r} in this run") from None
-    info = os.fstat(fd)
-    if not stat.S_ISREG(info.st_mode):
-        os.close(fd)
-        raise HTTPException(404, f"{path[:120]!r} is no file")
-    file = os.fdopen(fd, "rb", buffering=0)  # closed with its last reader, also one that never came
-    head = os.pread(fd, 8192, 0)
-    name = path.rpartition("/")[2]
-    binary = kind_of(name, head) == "binary"
-    kind = image_type(head) or ("application/octet-stream" if binary else "text/plain; charset=utf-8")
-    how = "attachment" if download or binary else "inline"
-    headers = {
-        "content-security-policy": RAW,
-        "content-disposition": f"{how}; filename*=UTF-8''{quote(name, safe='')}",
-        "content-length": str(info.st_size),
-    }
-    return StreamingResponse(_pieces(file, info.st_size), media_type=kind, headers=headers)
-
-
-def _pieces(file: FileIO, size: int) -> Iterator[bytes]:
-    """So many bytes, even when the file grows meanwhile; a file that shrank ends early."""
-    with file:
-        while size > 0 and (piece := file.read(min(CHUNK, size))):
-            size -= len(piece)
-            yield piece
