@@ -272,15 +272,21 @@ def again_line(run: Run, status: dict[str, Any]) -> str | None:
         return f"again      pop rerun {run.run_id} --from STEP   (a new run, which shares what lies before STEP)"
     if state != "failed" or {"retry", "rerun"} & set(orders):
         return None
-    failed = str((status.get("error") or {}).get("instance"))
+    failed = str(_error_of(status).get("instance"))
     known = failed in status.get("tasks", {}) and not failed.endswith("+control")
     step = failed if known else "STEP"
     return f"or         pop rerun {run.run_id} --from {step}   (what lies before {'it' if known else step} is kept)"
 
 
+def _error_of(status: dict[str, Any]) -> dict[str, Any]:
+    """A status that somebody damaged may hold anything."""
+    error = status.get("error")
+    return error if isinstance(error, dict) else {}
+
+
 def next_move(root: Root, run: Run, status: dict[str, Any]) -> str:
     """What a person can do about a run that failed or was cancelled."""
-    error = status.get("error") or {}
+    error = _error_of(status)
     if status.get("state") == "cancelled":
         return f"pop retry {run.run_id}"
     if error.get("error_class") == "budget" and error.get("hint") and "pop retry" in error["hint"]:

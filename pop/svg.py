@@ -20,14 +20,14 @@ MARKS = {  # as the dashboard has them
     "pending": "○",
 }  # fmt: skip
 PAINT = {  # fill and stroke by state, and by kind of time
-    "done": ("#e3f4e6", "#2f7d43"),
+    "done": ("#e3f4e6", "#2a743d"),
     "running": ("#e0ecfb", "#2b63a8"),
     "waiting": ("#fdf0c8", "#8a6700"),
     "failed": ("#fde2e1", "#b02a2a"),
-    "skipped": ("#f2f3f5", "#737b84"),
+    "skipped": ("#f2f3f5", "#666d76"),
     "stale": ("#f2f3f5", "#8a6700"),
     "cancelled": ("#f2f3f5", "#b02a2a"),
-    "pending": ("#ffffff", "#737b84"),
+    "pending": ("#ffffff", "#666d76"),
 }
 _NOT_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff\u061c\ufeff]")
 

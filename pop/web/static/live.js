@@ -29,15 +29,21 @@
     },
   };
 
+  // What has data-follow stays at its end, until somebody scrolls back to read.
+  const atEnd = (node) => node.scrollHeight - node.scrollTop - node.clientHeight < 40;
+  function follow(left) {
+    for (const node of document.querySelectorAll("[data-follow]")) if (!left.has(node)) node.scrollTop = node.scrollHeight;
+  }
+
   function replace(html) {
     const template = document.createElement("template");
     template.innerHTML = html;
     for (const next of [...template.content.children]) {
       const old = next.id && document.getElementById(next.id);
       if (!old) continue;
-      const follow = old.dataset.follow !== undefined && old.scrollHeight - old.scrollTop - old.clientHeight < 40;
+      const left = new Set([...document.querySelectorAll("[data-follow]")].filter((node) => !atEnd(node)));
       Idiomorph.morph(old, next, { morphStyle: "outerHTML", callbacks: keep });
-      if (follow) old.scrollTop = old.scrollHeight;
+      follow(left);
     }
     localTimes(document);
     hold();
@@ -96,6 +102,7 @@
 
   localTimes(document);
   hold();
+  follow(new Set());
   addEventListener("resize", () => {
     heights.clear();
     for (const node of document.querySelectorAll("[data-steady]")) node.style.minHeight = "";
