@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,7 @@ from pop.errors import PopError
 from pop.records import BadJson, Usage, read_json
 from pop.runs import Run
 from pop.stale import place_of
-from pop.store import NotAFile, read_regular
+from pop.store import NotAFile, contained, open_regular, read_regular
 
 MAX_BYTES = 8 * 2**20  # of one file that is compared
 MAX_LINES = 20_000  # of a text that is compared line by line
@@ -78,12 +79,19 @@ def compare(a: Run, b: Run, step: str | None = None) -> list[Pair]:
     Args:
         step: Only this step, or instance.
     """
-    of_a, of_b = _tasks(a), _tasks(b)
+    return list(pairs(a, b, step))
+
+
+def pairs(a: Run, b: Run, step: str | None = None, start: int = 0) -> Iterator[Pair]:
+    """The same one after the other, each read when it is asked for; from the instance number `start` on."""
+    of_a, of_b = tasks_of(a), tasks_of(b)
     names = [name for name in dict.fromkeys([*of_a, *of_b]) if step in (None, name, place_of(name)[0])]
-    return [Pair(name, _side(a, name, of_a.get(name)), _side(b, name, of_b.get(name))) for name in names]
+    for name in names[start:]:
+        yield Pair(name, _side(a, name, of_a.get(name)), _side(b, name, of_b.get(name)))
 
 
-def _tasks(run: Run) -> Mapping[str, Mapping[str, Any]]:
+def tasks_of(run: Run) -> Mapping[str, Mapping[str, Any]]:
+    """The instances of a run with what its status tells of them."""
     tasks: Mapping[str, Mapping[str, Any]] = run.status().get("tasks") or {}
     return tasks
 
@@ -95,16 +103,25 @@ def _side(run: Run, name: str, task: Mapping[str, Any] | None) -> Side | None:
         usage = Usage.model_validate(task.get("usage") or {})
     except ValueError:
         usage = Usage()
-    folder = run.step_dir(name)
-    attempt = folder / "attempts" / str(task.get("attempt") or 0)
+    number, seconds = task.get("attempt"), task.get("seconds")
+    attempt = _inside(run, f"tasks/{name}/attempts/{number}") if isinstance(number, int) else None
+    output = _inside(run, f"tasks/{name}/output.json")
     return Side(
         str(task.get("state")),
         usage,
-        task.get("seconds"),
-        _models(attempt / "calls.jsonl"),
-        _output(folder / "output.json"),
-        _text(next(iter(sorted(attempt.glob("*-prompt.md"))), None)),
+        seconds if isinstance(seconds, int | float) else None,
+        _models(attempt / "calls.jsonl") if attempt else (),
+        comparable(output) if output else None,
+        _text(next(iter(sorted(attempt.glob("*-prompt.md"))), None)) if attempt else None,
     )
+
+
+def _inside(run: Run, path: str) -> Path | None:
+    """A path of a run that leads nowhere else; None where it would."""
+    try:
+        return contained(run.path, path)
+    except NotAFile:
+        return None
 
 
 def _text(path: Path | None) -> str | None:
@@ -116,8 +133,8 @@ def _text(path: Path | None) -> str | None:
         return None
 
 
-def _output(path: Path) -> str | None:
-    """An output as a person compares it: a text as it is, other JSON with its keys in order."""
+def comparable(path: Path) -> str | None:
+    """A JSON file as a person compares it: a text as it is, other JSON with its keys in order; None where there is none."""
     text = _text(path)
     if text is None:
         return None
@@ -131,14 +148,14 @@ def _output(path: Path) -> str | None:
 def _models(path: Path) -> tuple[str, ...]:
     found: dict[str, None] = {}
     try:
-        with open(path, "rb") as file:
+        with os.fdopen(open_regular(path, max_bytes=1 << 62), "rb") as file:
             for line in islice(file, MAX_CALLS):
                 try:
                     row = json.loads(line)
                     found[str(row.get("provider_model") or row["model"])] = None
                 except (ValueError, LookupError, TypeError, AttributeError):
                     continue
-    except OSError:
+    except (OSError, NotAFile):
         return ()
     return tuple(found)
 

@@ -190,7 +190,7 @@ def closing_lines(root: Root, run: Run, status: dict[str, Any]) -> Iterator[str]
         yield from _how_to_go_on(root, run, status)
     if state == "cancelled":
         about = run.cancelled_by()
-        yield f"cancelled  {_by(about.get('by'), about.get('reason'))}"
+        yield f"cancelled  {by_whom(about.get('by'), about.get('reason'))}"
     for order in run.waiting_orders():
         yield f"order      {order} waits to be carried out, by the daemon that serves this folder (pop up)"
     if state in ("failed", "cancelled") and "retry" not in run.waiting_orders():
@@ -249,15 +249,16 @@ def paused_by(run: Run) -> str:
         try:
             event = json.loads(line)
             if event.get("event") == events.RUN_PAUSED:
-                return _by(event.get("by"), event.get("reason"))
+                return by_whom(event.get("by"), event.get("reason"))
             if event.get("event") == events.STEP_DONE and (event.get("control") or {}).get("pause") is not None:
-                return _by(f"step {event['instance']}", event["control"]["pause"])
+                return by_whom(f"step {event['instance']}", event["control"]["pause"])
         except (ValueError, TypeError, AttributeError, LookupError):
             continue
-    return _by(None, None)
+    return by_whom(None, None)
 
 
-def _by(who: object, why: object) -> str:
+def by_whom(who: object, why: object) -> str:
+    """``by ann: too long``, of an order or an answer."""
     name = str(who or "?")
     if name.startswith("uid ") and name[4:].isdigit():  # so orders tell it; gates tell the name
         name = owner(int(name[4:]))

@@ -317,19 +317,19 @@ def test_pop_run_shows_a_live_table(make_living: Make, seed: Path) -> None:
 
 
 def test_pop_watch_shows_a_live_board(make_living: Make) -> None:
-    """All runs of the folder with their progress, until Ctrl-C; one run as `pop run` shows it, until it ends."""
+    """All runs of the folder with their progress, until Ctrl-C; one run with its steps, until it ends."""
     living = serving(make_living)
     living.drop("a.json", {})
     run_dir, _ = at_work(living)
     with on_a_terminal(living, "watch") as (board, look):
         living.wait(lambda: run_dir.name in look() and "50 %" in look() and "patient" in look(), "the board")
-        assert "\x1b[" in look() and "0 pending, 1 current" in look()
+        assert "\x1b[" in look() and "0 pending" in look() and "1 active" in look()
         with on_a_terminal(living, "watch", "last") as (one, look_at_one):
             living.wait(lambda: "patient" in look_at_one() and "running" in look_at_one(), "the table")
             go(living)
             living.wait(lambda: look_at_one() is not None and one.poll() is not None, "its end")
             assert one.returncode == 0
-        living.wait(lambda: "0 current" in look() and "complete" in look(), "the end on the board")
+        living.wait(lambda: "the newest (1)" in look(), "the end on the board")
         board.send_signal(signal.SIGINT)
         living.wait(lambda: look() is not None and board.poll() is not None, "its end")
         assert board.returncode == 130

@@ -17,6 +17,6 @@ may use it at once. What it is made from:
 from __future__ import annotations
 
 from pop.runindex.index import PAGE, RunIndex
-from pop.runindex.rows import GROUPS, Asked, Found, Row
+from pop.runindex.rows import GROUPS, Asked, Found, Row, Tally
 
-__all__ = ["GROUPS", "PAGE", "Asked", "Found", "Row", "RunIndex"]
+__all__ = ["GROUPS", "PAGE", "Asked", "Found", "Row", "RunIndex", "Tally"]

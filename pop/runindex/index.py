@@ -16,7 +16,7 @@ import orjson
 
 from pop.queue import is_candidate
 from pop.runindex.database import Database, is_busy, is_the_disks
-from pop.runindex.rows import COLUMNS, Asked, Found, Row, row_of_record, row_of_status, values_of, where
+from pop.runindex.rows import COLUMNS, Asked, Found, Row, Tally, row_of_record, row_of_status, values_of, where
 from pop.runs import Run
 from pop.settings import Root
 from pop.store import NotAFile, open_regular, read_regular
@@ -251,6 +251,13 @@ class RunIndex:
         )
         return self._cache(("pipelines",), lambda: [row[0] for row in self._db.ask(query)])
 
+    def tallies(self) -> dict[str, Tally]:
+        """What the runs of each pipeline came to, by its name."""
+        query = (
+            "SELECT pipeline, state, count(*), max(at), avg(seconds), avg(cost_usd) FROM runs GROUP BY pipeline, state"
+        )
+        return self._cache(("tallies",), lambda: _tallied(self._db.ask(query)))
+
     def finished_since(self, times: Sequence[str]) -> list[int]:
         """How many runs finished between each of these times and the next, and after the last."""
         counted = []
@@ -328,6 +335,15 @@ class _Names:
         else:
             self.names = sorted(name for name in names if is_candidate(name))
         self.mark = mtime_ns
+
+
+def _tallied(rows: Iterable[Any]) -> dict[str, Tally]:
+    found: dict[str, Tally] = {}
+    for pipeline, state, count, at, seconds, cost_usd in rows:
+        so_far = found.get(pipeline, Tally({}, "", None, None))
+        means = (seconds, cost_usd) if state == "complete" else (so_far.seconds, so_far.cost_usd)
+        found[pipeline] = Tally({**so_far.states, state: count}, max(so_far.at, at), *means)
+    return found
 
 
 def _whole_lines(file: Any) -> list[bytes]:

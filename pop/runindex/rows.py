@@ -66,6 +66,21 @@ class Found:
     pages: int
 
 
+@dataclass(frozen=True)
+class Tally:
+    """What the runs of one pipeline came to: how many are in each state, the newest's `at`; and of the complete ones the
+    mean time and cost, None where there is none."""
+
+    states: Mapping[str, int]
+    at: str
+    seconds: float | None
+    cost_usd: float | None
+
+    @property
+    def total(self) -> int:
+        return sum(self.states.values())
+
+
 def row_of_record(record: dict[str, Any]) -> Row:
     """Of a line of runs.jsonl.
 

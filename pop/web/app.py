@@ -35,8 +35,24 @@ from pop.web.keys import Keys
 from pop.web.live import Live
 from pop.web.render import HERE, page, templates
 
-PAGES = ("board", "run", "new", "gates", "act")
-NAV = (("/", "Board"), ("/gates", "Waiting"), ("/new", "New seed"))  # what a page adds, it adds here
+PAGES = (
+    "board",
+    "run",
+    "new",
+    "gates",
+    "act",
+    "pipelines",
+    "costs",
+    "compare",
+)  # fmt: skip
+NAV = (  # what a page adds, it adds here
+    ("/", "Board"),
+    ("/gates", "Waiting"),
+    ("/new", "New seed"),
+    ("/pipelines", "Pipelines"),
+    ("/costs", "Costs"),
+    ("/compare", "Compare"),
+)  # fmt: skip
 MB = 2**20
 LOOK_S = 0.5  # at most, for one look at what changed
 LOOK_AGAIN_S = 0.35
