@@ -171,6 +171,7 @@ class Notifier:
         for hint in hints:
             self._look_at(hint.strip())
             self._wake()
+        self._outbox.look_at_all(self._hooks)  # a daemon that was killed did not come to name its last run
         self._ending.set()
         self._wake()
         until = time.monotonic() + LAST_WORDS_S

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 import subprocess
@@ -33,6 +34,7 @@ class NotifierProcess:
         self._started_at = 0.0
         self._restart_s = RESTART_S
         self._missed = False
+        self._again: asyncio.TimerHandle | None = None
 
     @property
     def pid(self) -> int | None:
@@ -96,14 +98,22 @@ class NotifierProcess:
         lived = time.monotonic() - self._started_at
         if lived < self._restart_s:
             self._missed = True
+            if self._again is None:  # or nobody would be told before the next hint
+                self._again = asyncio.get_running_loop().call_later(RESTART_S, self._try_again)
             return
         self._restart_s = RESTART_S if lived > 2 * LONGEST_S else min(2 * self._restart_s, LONGEST_S)
         code = self._process.returncode if self._process else None
         log.error("notifier.died", code=code, hint="its last words: .pop/log/notifier.err")
         self.start()
 
+    def _try_again(self) -> None:
+        self._again = None
+        self.hint("*")
+
     def stop(self) -> None:
         """Let it end; what was not told is told after the next start."""
+        if self._again:
+            self._again.cancel()
         process, self._process = self._process, None
         if process is None:
             return
