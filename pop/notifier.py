@@ -184,10 +184,11 @@ class Notifier:
     def _keep_telling(self, name: str) -> None:
         while True:
             self._news[name].clear()
+            is_last_look = self._ending.is_set()  # asked first: what comes between is seen by one more look
             while found := self._outbox.next_of(name):
                 if not self._told(name, *found):
                     return  # it is told after the next start
-            if self._ending.is_set():
+            if is_last_look:
                 return
             self._news[name].wait()
 
