@@ -21,7 +21,7 @@ from pop.web.pages.run import RunSource, StepSource
 from tests.runfolders import MadeRun, begin_run
 from tests.test_report import PNG
 from tests.test_safehtml import HOSTILE, Seen
-from tests.webbing import events_of, web_client, web_server
+from tests.webbing import events_of, put_status, web_client, web_server
 
 ID = "20261121-165320-made-ab12"
 
@@ -66,6 +66,14 @@ def test_the_page_shows_all_of_a_run_and_every_link_on_it_leads_somewhere(root: 
     assert f"/runs/{ID}/steps/write" in links(html)
     for link in links(html):
         assert client.get(link).status_code == 200, link
+
+
+def test_a_damaged_status_is_shown_for_what_it_is(root: Root, client: TestClient) -> None:
+    """An error that is a text, and tasks that lack most of what they have."""
+    root.current.mkdir()
+    run = put_status(root, 5, "failed", error="no good").name
+    for path in (f"/runs/{run}", f"/runs/{run}/steps/one", f"/runs/{run}/act", f"/runs/{run}/report"):
+        assert client.get(path).status_code == 200, path
 
 
 def test_a_step_is_shown_with_all_it_kept(root: Root, client: TestClient) -> None:
