@@ -56,10 +56,11 @@ def main() -> None:
         code = _called(asked)
     except BrokenPipeError:  # `pop show last | head -1`: nobody reads any more
         _leave_quietly()
-    try:
-        sys.stderr.flush()
-    except (OSError, ValueError):  # the terminal is gone; Python would make an exit code of its own of that
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # the terminal is gone; Python would make an exit code of its own of that
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
     sys.exit(code)
 
 
