@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from pop.settings import Root
 
 
+TIMES = 4
+
+
 class CannotReason(ConfigError):
     """Only the embedded engine is there."""
 
@@ -148,8 +151,14 @@ def _continue(root: Root, asked: str, quiet: bool, as_json: bool) -> int:
 
     run = find_run(root, asked)
     seed_of(run)
-    status = run.status()
-    if status.get("state") in ("queued", "running") or (status.get("state") == "waiting" and answered(run, status)):
+    for _ in range(
+        TIMES
+    ):  # a file that answers counts when it has stood still for a second: a daemon of our own may end before
+        status = run.status()
+        if status.get("state") not in ("queued", "running") and not (
+            status.get("state") == "waiting" and answered(run, status)
+        ):
+            break
         run = _follow(root, None, run, quiet)
     return _end(root, run, as_json)
 
