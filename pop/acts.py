@@ -26,7 +26,6 @@ from pop.history import read_history
 from pop.orders import write_order
 from pop.outlook import Outlook, of_run
 from pop.pipeline_values import budget
-from pop.queue import parse_seed
 from pop.records import dump_json, read_json
 from pop.rerun import (
     AT_REST,
@@ -39,6 +38,7 @@ from pop.rerun import (
     stale_of,
 )
 from pop.runs import Run
+from pop.seeds import parse_seed
 from pop.settings import Root
 from pop.store import Disk, read_regular
 

@@ -29,8 +29,9 @@ from typing import Any
 
 from pop import events
 from pop.errors import PopError, SeedRejected
-from pop.queue import BROKEN_ZIP, MB, NotYet, folder_entries, is_a_beginning, is_written, parse_seed, zip_entries
+from pop.queue import BROKEN_ZIP, MB, NotYet, folder_entries, is_written, zip_entries
 from pop.records import BadJson, Seed, dump_json, printable
+from pop.seeds import is_a_beginning, parse_seed
 from pop.settings import Root, SeedSettings
 from pop.store import (
     Disk,

@@ -17,9 +17,10 @@ from typing import BinaryIO
 
 from pop.changes import Changes, Recorded
 from pop.errors import SeedRejected, UsageError, safe
-from pop.queue import BROKEN_ZIP, Incomplete, ignore_lease_breaks, is_a_beginning, is_candidate, parse_seed, peek
+from pop.queue import BROKEN_ZIP, Incomplete, ignore_lease_breaks, is_candidate, peek
 from pop.records import BadJson
 from pop.rootcheck import RootCheck
+from pop.seeds import is_a_beginning, parse_seed
 from pop.settings import Root, SeedSettings, load_settings
 from pop.store import rename_noreplace
 

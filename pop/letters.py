@@ -13,9 +13,9 @@ from pop.history import Instance, RunHistory
 from pop.inputs import Inputs
 from pop.pipeline import Pipeline, Task
 from pop.plan import Expand, Move, Moves, Start
-from pop.queue import parse_seed
 from pop.reading import inputs_of, item_expressions, laps_of
 from pop.records import BadJson, BudgetLimit, FileRef, Letter, Limits, read_json
+from pop.seeds import parse_seed
 from pop.settings import Root, Settings
 from pop.steps import At, instance_name
 from pop.store import NotAFile, read_regular

@@ -14,7 +14,6 @@ from pop.estimates import NOTHING, Estimate, Past, finished_runs, past_of, usage
 from pop.forks import find_parent
 from pop.history import RunHistory, read_history
 from pop.pipeline import load_pipeline
-from pop.queue import parse_seed
 from pop.records import Seed
 from pop.rerun import (
     MAX_DOCUMENT,
@@ -27,6 +26,7 @@ from pop.rerun import (
     provenances,
 )
 from pop.runs import Run
+from pop.seeds import parse_seed
 from pop.settings import Root
 from pop.stale import Stale, place_of, stale_of
 from pop.steps import Gate, Pipeline, Task

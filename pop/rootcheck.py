@@ -27,8 +27,9 @@ from pop.models.providers.replay import find_recorded
 from pop.pipeline import Each, Pipeline, Repeat, Task, read_pipeline
 from pop.pipeline_wiring import steps_around
 from pop.places import Places, find_places
-from pop.queue import BROKEN_ZIP, Incomplete, ignore_lease_breaks, parse_seed, peek
+from pop.queue import BROKEN_ZIP, Incomplete, ignore_lease_breaks, peek
 from pop.records import NAME_PATTERN, BadJson, Seed, read_json
+from pop.seeds import parse_seed
 from pop.settings import Root, SeedSettings, Settings, load_settings
 from pop.steps import Action
 from pop.taskcheck import Use, check_folder, check_task, check_task_against_seed, model_of

@@ -19,8 +19,8 @@ from typing import Any
 from pop.errors import PopError
 from pop.estimates import finished_runs
 from pop.expressions import Expression
-from pop.queue import parse_seed
 from pop.rootcheck import RootCheck, unconditional
+from pop.seeds import parse_seed
 from pop.settings import Root
 from pop.steps import Block
 from pop.store import NotAFile, read_regular

@@ -86,6 +86,7 @@ ORDER = [
     "worker",
     "executors.local",
     "executors.forkserver",
+    "seeds",
     "queue",
     "views",
     "rootcheck",

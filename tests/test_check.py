@@ -9,8 +9,8 @@ import pytest
 
 from pop.commands.run import _refuse_broken
 from pop.errors import ConfigError, SeedRejected
-from pop.queue import parse_seed
 from pop.rootcheck import RootCheck
+from pop.seeds import parse_seed
 from pop.settings import Root, load_settings
 from tests.test_cli import pop
 

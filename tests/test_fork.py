@@ -14,8 +14,8 @@ import pytest
 from pop import admission, forks
 from pop.errors import SeedRejected
 from pop.history import read_history
-from pop.queue import parse_seed
 from pop.records import dump_json
+from pop.seeds import parse_seed
 from pop.settings import Root, SeedSettings
 from pop.store import Disk
 from tests.power import recorded

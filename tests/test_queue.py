@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from pop.errors import SeedRejected
-from pop.queue import Incomplete, PendingQueue, Ready, ignore_lease_breaks, parse_seed, peek
+from pop.queue import Incomplete, PendingQueue, Ready, ignore_lease_breaks, peek
+from pop.seeds import parse_seed
 from pop.settings import Root, SeedSettings
 
 LIMITS = SeedSettings(settle_s=0.0)

@@ -16,9 +16,10 @@ from pop.drops import put_seed, submit
 from pop.errors import SeedRejected, UsageError, safe
 from pop.estimates import Estimate
 from pop.outlook import Outlook, of_run, of_seed
-from pop.queue import Incomplete, ignore_lease_breaks, parse_seed, peek
+from pop.queue import Incomplete, ignore_lease_breaks, peek
 from pop.records import Seed
 from pop.runs import Run, find_run
+from pop.seeds import parse_seed
 from pop.settings import Root, load_settings
 
 

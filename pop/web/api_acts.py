@@ -24,10 +24,10 @@ from pop.errors import PopError, SeedRejected, UsageError, did_you_mean
 from pop.gateshow import MAX_OUTPUT_BYTES, diff
 from pop.outlook import Outlook, of_seed
 from pop.pipeline_values import budget as budgets
-from pop.queue import parse_seed
 from pop.records import BadJson, read_json
 from pop.rootcheck import RootCheck
 from pop.runs import Run
+from pop.seeds import parse_seed
 from pop.settings import Root, load_settings
 from pop.store import contained, lock_holder, read_regular
 from pop.web import shapes

@@ -14,11 +14,11 @@ from pop import acts
 from pop.changes import changes_of
 from pop.errors import PopError, UsageError
 from pop.gateshow import diff
-from pop.queue import parse_seed
 from pop.records import STAGES, BadJson, read_json
 from pop.rerun import documents_of, read_sets
 from pop.runs import Run
 from pop.safehtml import diff_text
+from pop.seeds import parse_seed
 from pop.stale import place_of
 from pop.store import NotAFile, lock_holder, read_regular
 from pop.web.api_runs import open_gates
