@@ -2,7 +2,7 @@
 
 ``run_daemon`` is the whole life of a daemon. It holds the root's lock, repairs what a crash left, starts the gateway
 and the executor, and then goes round: look at the queue (a hint from the kernel wakes it, a scan finds what the hint
-missed), fill the free places, take orders, promote what is finished.
+missed), fill the free places, promote what is finished. The `OrderDesk` looks for orders beside that.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from pop.active import ActiveRun
 from pop.admission import Claimed
 from pop.confine import landlock_version, protect_keys
 from pop.diskwork import MIN_FREE_BYTES, DiskWork
-from pop.errors import PopError, RootError
+from pop.errors import RootError
 from pop.executors import open_executor
-from pop.executors.process import reap_orphans
+from pop.executors.process import end_orphans, reap_orphans
 from pop.gatekeeper import GatewayProcess
 from pop.intake import Intake
 from pop.ledger import Ledger
+from pop.lineup import Lineup
 from pop.models.spent import Spent
 from pop.notifying import NotifierProcess
 from pop.orchestrator import Orchestrator
-from pop.orders import ANSWER, Order, Orders
+from pop.orderdesk import OrderDesk
 from pop.queue import ignore_lease_breaks
 from pop.records import dump_json
 from pop.rerun import changed_tasks
 from pop.settings import Root, Settings, load_settings
-from pop.startup import prepare_root, resting_runs, unfinished_runs
+from pop.startup import prepare_root, unfinished_runs
 from pop.store import Disk, DiskFailed, HeldRoot, RootHeld, hold_root
 from pop.tally import Tally
-from pop.waiting import WaitingRuns
 from pop.watch import Watch
 from pop.webkeeper import WebKeeper
 
@@ -90,17 +90,13 @@ class Daemon:
             gateway_life=lambda: self.gateway.life,
         )
         self._ends = self.orchestrator.ends
-        self.waiting = WaitingRuns()
-        self.orders = Orders(root, self.disk, self.waiting)
-        self._ordered: Path | None = None  # an order to this run at rest is being carried out
         self._wake = asyncio.Event()
+        self.lineup = Lineup(self.orchestrator.runs, self._wake.set)
+        self.desk = OrderDesk(root, self.work, self.orchestrator, self.lineup, only_active=only is not None)
         self._hints: set[str] = set()
-        self._backlog: deque[Path] = deque()
-        self._opening: set[Path] = set()
         self._unsealed: deque[Claimed] = deque()
         self._busy = 0
         self._finished: list[ActiveRun] = []
-        self._ending: set[str] = set()  # complete, on their way to pipeline-complete/: no orders for them
         self._promoting = False
         self._stopping = False
         self._error: BaseException | None = None
@@ -126,7 +122,7 @@ class Daemon:
             watch = Watch(self.root.pending, self._hint)
         self._say_started()
         self.orchestrator.spawn(self._keep_orders())
-        self.orchestrator.spawn(self._begin_accounts())
+        self.orchestrator.spawn(self.desk.begin_accounts())
         try:
             await self._go_round(watch)
         finally:
@@ -143,10 +139,9 @@ class Daemon:
         if self.only is None:
             self._unsealed.extend(admission.unfinished_claims(self.root))
             claimed = {claim.run_dir for claim in self._unsealed}
-            unfinished = (path for path in unfinished_runs(self.root) if path not in claimed)
-            self._backlog.extend(path for path in unfinished if not self.waiting.add_from(path))
+            self.lineup.take_over(path for path in unfinished_runs(self.root) if path not in claimed)
         elif self.only.run:
-            self._backlog.append(self.root.current / self.only.run)
+            self.lineup.backlog.append(self.root.current / self.only.run)
 
     async def _go_round(self, watch: Watch | None) -> None:
         next_scan = 0.0
@@ -219,9 +214,8 @@ class Daemon:
             return
         while self._room() and self._unsealed:
             self._take(self._seal_and_drive(self._unsealed.popleft()))
-        while self._room() and self._backlog and self._backlog[0] != self._ordered:
-            self._opening.add(self._backlog[0])
-            self._take(self._resume(self._backlog.popleft()))
+        while self._room() and (run_dir := self.lineup.next_up()):
+            self._take(self._resume(run_dir))
         if self.only is not None:
             await self._fill_only()
             return
@@ -265,11 +259,11 @@ class Daemon:
     # -- one run -----------------------------------------------------------------------------------------------
 
     async def _seal_and_drive(self, claimed: Claimed) -> None:
-        self._opening.add(claimed.run_dir)
+        self.lineup.opening.add(claimed.run_dir)
         try:
             run = await self.intake.seal(claimed)
         finally:
-            self._opening.discard(claimed.run_dir)
+            self.lineup.opening.discard(claimed.run_dir)
         if run:
             await self._drive(run)
         elif self.only is not None:
@@ -287,8 +281,8 @@ class Daemon:
             log.error("run.unreadable", run=run_dir.name, error=f"{type(error).__name__}: {error}")
             return
         finally:
-            self._opening.discard(run_dir)
-        self.waiting.drop(run.run_id)
+            self.lineup.opening.discard(run_dir)
+        self.lineup.waiting.drop(run.run_id)
         log.info("run.resumed", run=run.run_id)
         await self._drive(run)
 
@@ -297,11 +291,11 @@ class Daemon:
             await self.orchestrator.drive(run)
             self.notifier.hint(run.run_id)
         if run.history.state == "waiting":
-            self.waiting.add(run.run_id, run.history.waiting(), run.wake_at)
+            self.lineup.waiting.add(run.run_id, run.history.waiting(), run.wake_at)
         if run.history.state == "paused":
             self._ends.unsettled.add(run.run_dir)  # an earlier daemon may not have lived to tell all it cost
         if run.history.state == "complete":
-            self._ending.add(run.run_id)
+            self.lineup.ending.add(run.run_id)
             if not run.record:  # a daemon before us journaled the end
                 await self.work.surely(self._ends.write_record, self.disk, run)
             self._finished.append(run)
@@ -316,7 +310,7 @@ class Daemon:
                 runs, self._finished = self._finished, []
                 lines = {run.run_id: dump_json(run.record, pretty=False) for run in runs}
                 stuck = await self.work.surely(self.ledger.promote, lines)
-                self._ending.difference_update(lines)
+                self.lineup.ending.difference_update(lines)
                 for run_id in stuck:
                     log.error("run.stuck", run=run_id, error="it cannot be moved to pipeline-complete/")
                 for run in (run for run in runs if run.run_id not in stuck):
@@ -334,99 +328,9 @@ class Daemon:
         """Look for orders once a second, whatever the queue is busy with; and for runs whose accounts are open."""
         while not self._over():
             if self.work.is_well:
-                await self._obey()
-            await self._keep_accounts()
+                await self.desk.look()
+            await self.desk.keep_accounts()
             await asyncio.sleep(self.settings.daemon.scan_s)
-
-    async def _begin_accounts(self) -> None:
-        """Runs at rest get what was spent after they came there and an earlier daemon did not live to tell."""
-        if self.only is None:
-            resting = await self.work.in_thread(resting_runs, self.root)
-            await self._ends.settle_resting([*resting, *(self.root.current / run for run in self.waiting.gates)])
-
-    async def _keep_accounts(self) -> None:
-        """Runs at rest get what was spent after they came there: calls that came late."""
-        for run_dir in list(self._ends.unsettled):
-            if self.work.is_well and await self._ends.may_settle(run_dir):
-                self._settle(run_dir)
-
-    def _settle(self, run_dir: Path) -> None:
-        if run_dir.name in self.orchestrator.runs or run_dir in self._opening or run_dir in self._backlog:
-            return  # it is not at rest
-        self._ends.unsettled.discard(run_dir)
-        if not run_dir.is_dir():
-            return
-        try:
-            history = self._ends.settle(run_dir)
-            if history:
-                self.orders.show(run_dir, history)
-        except Exception as error:  # somebody damaged or removed it
-            log.error("run.unsettled", run=run_dir.name, error=f"{type(error).__name__}: {error}")
-
-    async def _obey(self) -> None:
-        active = self.orchestrator.runs
-        self.orchestrator.attendant.look(active.values())
-        for run_id in self.waiting.expired(time.time()) if self.only is None else ():
-            self._take_up(self.root.current / run_id)
-        try:
-            if not os.listdir(self.root.current):  # an idle daemon wakes no thread
-                return
-            found = await self.work.in_thread(self.orders.find, set(active))
-        except OSError as error:
-            log.warning("orders.unreadable", error=str(error))
-            return
-        for order in found:
-            if (
-                order.run_dir in self._opening
-                or order.run_id in self._ending
-                or (self.only is not None and order.run_id not in active)
-            ):
-                continue  # it will be at work in a moment; and the orders of other runs wait for their daemon
-            try:
-                self._ordered = None if order.run_id in active else order.run_dir
-                await self._carry_out(order)
-                if order.verb != ANSWER:
-                    await self.work.surely(self.orders.file_away, order)
-            except RootError:
-                return
-            except DiskFailed:
-                raise
-            except PopError as error:
-                log.error("order.refused", run=order.run_id, verb=order.verb, error=error.message, hint=error.hint)
-                await self.work.surely(self.orders.file_away, order, error)
-            except Exception as error:
-                log.error("order.failed", run=order.run_id, verb=order.verb, error=f"{type(error).__name__}: {error}")
-            finally:
-                self._ordered = None
-
-    async def _carry_out(self, order: Order) -> None:
-        run = self.orchestrator.runs.get(order.run_id)
-        if run:
-            await self._order_active(run, order)
-        elif order.verb == ANSWER or await self.work.surely(self.orders.apply_to_resting, order):
-            self._take_up(order.run_dir)
-        else:
-            self.waiting.drop(order.run_id)
-            await self.work.in_thread(self.waiting.add_from, order.run_dir)  # the order changed nothing
-            self._ends.unsettled.add(order.run_dir)  # it may be cancelled before it was taken up
-
-    async def _order_active(self, run: ActiveRun, order: Order) -> None:
-        obey = {
-            "cancel": self.orchestrator.cancel,
-            "pause": self.orchestrator.pause,
-            "resume": self.orchestrator.resume,
-        }
-        if order.verb in obey:
-            await obey[order.verb](run, order.by, order.reason)
-        elif order.verb == "rerun":
-            log.error("order.refused", run=run.run_id, verb=order.verb, error="it is at work: pop pause it first")
-
-    def _take_up(self, run_dir: Path) -> None:
-        """A run at rest is to go on."""
-        self.waiting.drop(run_dir.name)
-        if run_dir.name not in self.orchestrator.runs and run_dir not in self._opening and run_dir not in self._backlog:
-            self._backlog.append(run_dir)
-            self._wake.set()
 
     def _on_recovery(self) -> None:
         self.orchestrator.wake_all()
@@ -506,8 +410,6 @@ def run_daemon(root: Root, *, only: Only | None = None, command: str = "pop up",
     _raise_file_limit()
     patience_s = 3.0 if only is None else ONLY_PATIENCE_S  # of several `pop run` one comes after the other
     with hold_root(root.machine_room, command, patience_s=patience_s) as held:
-        from pop.executors.process import end_orphans
-
         end_orphans(root.path)
         asyncio.run(_serve(root, settings, held, only, web))
 
