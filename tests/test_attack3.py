@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from pop.models import answers, router
+from pop.models import answers, tries
 from pop.models.answers import AnswerStore
 from pop.models.calls import CallLine, nano
 from pop.models.providers import openai_wire
@@ -381,13 +381,13 @@ def fails_without_key() -> ModelError:
 
 
 class Clock:
-    """The `time` module of the router and the clock of its budgets, with a day that the test says."""
+    """The `time` module of the tries and the clock of its budgets, with a day that the test says."""
 
     def __init__(self, desk: GateDesk, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = calendar.timegm((2026, 11, 21, 23, 59, 59))
         self.perf_counter, self.monotonic = time.perf_counter, time.monotonic
-        monkeypatch.setattr(router, "time", self)
-        desk.router._budgets._clock = self.time
+        monkeypatch.setattr(tries, "time", self)
+        desk.router._tries._budgets._clock = self.time
 
     def time(self) -> float:
         return float(self.now)

@@ -306,7 +306,7 @@ def test_a_note_that_an_answer_held_a_key_stays_beside_other_warnings(tmp_path: 
     async def work() -> None:
         desk = Desk(tmp_path, {"budget": {"warn": {"run_calls": 0}}})
         keys = Keys({"A_KEY": "sk-0123456789abcdef"})
-        desk.router._clean = keys.redact_answer
+        desk.router._clean = desk.router._tries._clean = keys.redact_answer
         desk.text = "It is sk-0123456789abcdef."
         desk.gate.set()
         answer = await desk.ask("one", "r")

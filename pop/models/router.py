@@ -1,11 +1,9 @@
-"""One call's way to a model and back: store, reuse, fallback, deadline, permits, circuit, budget, retries, ledger.
+"""One call's way to a model and back: store, reuse, flights, fallback, ledger. What one model is asked: `tries`.
 
     ask -> the store, by the answer's key; or, where `reuse` allows it, by what was asked
         -> one flight for all who ask the same at once
         -> the models of the name's rung, one after the other while the next one can cure the error
-            -> at most `tries` tries before one deadline, which stands still while a permit is waited for
-                -> permit of the model, permit of its endpoint, circuit, budget, intent
-                -> the provider
+            -> its tries, before one deadline
         -> the answer and the ledger's lines are durable before the answer is handed out
 
 A request that was sent is waited for even when its worker is gone: it has been paid for, and the next attempt finds its
@@ -17,60 +15,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import random
-import resource
-import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
-import tenacity
 
 from pop.errors import ConfigError
-from pop.events import rfc3339
-from pop.models import forms
 from pop.models.answers import AnswerStore, NotStored
-from pop.models.budgets import Budgets, NoRoomYet, Reservation
 from pop.models.calls import CallLine
 from pop.models.catalogue import Catalogue, ModelEntry
-from pop.models.circuit import Circuit
-from pop.models.flights import Deadline, Flight, Wait, Waited
-from pop.models.limits import Lane, Permit
-from pop.models.prices import cost_usd
+from pop.models.flights import Flight, Waited
 from pop.models.providers import Provider
-from pop.models.request import (
-    Answer,
-    ModelError,
-    ModelRequest,
-    Origin,
-    Tokens,
-    Try,
-    answer_key,
-    request_hash,
-)
-from pop.models.tokens import TokenCounter, weigh
-from pop.records import BudgetLimit
+from pop.models.request import Answer, ModelError, ModelRequest, Origin, Tokens, Try, answer_key, request_hash
+from pop.models.tokens import TokenCounter
+from pop.models.tries import Tries, counted, not_stored
 from pop.settings import BudgetSettings
 
 log = structlog.get_logger()
 
-BASE_S, CAP_S = 0.5, 30.0
 NEXT_MODEL = frozenset({"unavailable", "rate_limited", "auth"})  # classes that another model can cure
 NEXT_MODEL_CODES = frozenset({"insufficient-quota", "context-length", "not-found", "no-program"})  # of other classes
 REFUSALS = ("refusal", "content_filter")
-TYPICAL_OUTPUT = 500.0  # tokens, until a model's own answers say more
-_COUNTED = tuple(Tokens.model_fields)
-MOST_OUTPUT = 200_000  # no server's count of one answer moves the estimate further
-
-
-@dataclass(frozen=True, slots=True)
-class _Expected:
-    """What a call will use, rather too much, and its price."""
-
-    tokens: Tokens
-    cost_usd: float | None
-    prices: str | None
 
 
 class Router:
@@ -93,23 +58,18 @@ class Router:
     ) -> None:
         self._store = store
         self._catalogue = catalogue
-        self._budget = budget
-        self._provider = provider
         self._clean = clean
-        self._budgets = Budgets(store.totals)
-        self._standing: tuple[BudgetSettings | None, list[BudgetLimit]] = (None, [])  # the limits of pop.toml
         self.tokens = TokenCounter(store)
-        self._lanes: dict[str, Lane] = {}
-        self._limits: dict[str, tuple[Any, ...]] = {}  # of the lanes
-        self._circuits: dict[str, Circuit] = {}
-        self._typical: dict[str, float] = {}
+        self._tries = Tries(store, budget=budget, provider=provider, clean=clean, tokens=self.tokens)
         self._flights: set[Flight] = set()
         self._by_key: dict[str, Flight] = {}  # those that may be joined
         self._by_question: dict[str, Flight] = {}
         self._waited: dict[tuple[str, str, int], Waited] = {}
-        self._places = asyncio.Semaphore(max(8, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))  # connections
-        self._rng = random.Random()
-        self.somebody_waits = asyncio.Event()  # or did within the last second
+
+    @property
+    def somebody_waits(self) -> asyncio.Event:
+        """Set while a call waits for its permit, or did within the last second: then `refresh` is worth its while."""
+        return self._tries.lanes.somebody_waits
 
     # -- asking ------------------------------------------------------------------------------------------------
 
@@ -122,7 +82,7 @@ class Router:
         try:
             return await self._ask(request, origin)
         except NotStored as error:
-            raise _not_stored(error) from None
+            raise not_stored(error) from None
 
     async def _ask(self, request: ModelRequest, origin: Origin) -> Answer:
         asked = request_hash(request)
@@ -169,7 +129,7 @@ class Router:
         except ConfigError as error:
             raise ModelError("bad_input", error.message, where=error.where, hint=error.hint, code=error.code) from None
         rung = route.rung(request.round + origin.generation - 1)
-        self._configure(rung)
+        self._tries.lanes.configure(rung)
         return rung
 
     def _launch(self, flight: Flight, rung: tuple[ModelEntry, ...]) -> None:
@@ -226,7 +186,7 @@ class Router:
             await self._store.put(flight.key, flight.asked_sha256, shared_key, answer, lines)
             return answer
         except NotStored as error:
-            raise self._with_tries(_not_stored(error), flight) from None
+            raise self._with_tries(not_stored(error), flight) from None
         finally:
             if flight.notes:
                 await asyncio.gather(*flight.notes, return_exceptions=True)
@@ -240,7 +200,7 @@ class Router:
         for number, entry in enumerate(rung, 1):
             last = number == len(rung)
             try:
-                answer, line = await self._before_its_deadline(flight, entry, last)
+                answer, line = await self._tries.answer(flight, entry, last)
             except ModelError as error:
                 self._with_tries(error, flight)
                 if last or not flight.askers or not _another_may(error):
@@ -252,327 +212,28 @@ class Router:
             log.warning("model.passed_over", model=entry.name, error_class="refused")
             flight.tries.append(
                 Try(model=entry.name, error_class="refused", message=answer.text[:500], ms=answer.ms, billed=True,
-                    tokens=Tokens(**_counted(answer)), cost_usd=answer.cost_usd)
+                    tokens=Tokens(**counted(answer)), cost_usd=answer.cost_usd)
             )  # fmt: skip
-            self._note(flight, line.model_copy(update={"outcome": "refused"}))
+            self._tries.note(flight, line.model_copy(update={"outcome": "refused"}))
         raise AssertionError("a name stands for at least one model")
-
-    async def _before_its_deadline(self, flight: Flight, entry: ModelEntry, last: bool) -> tuple[Answer, CallLine]:
-        """All tries of one model, within `timeout_s` without the time that permits were waited for."""
-        flight.model = entry.name
-        with self._waiting(flight):  # loading an SDK is nobody's lost time
-            provider = await self._provider(entry.provider)
-        try:
-            async with asyncio.timeout(None) as timeout:
-                deadline = Deadline(timeout, entry.timeout_s)
-                return await self._with_retries(flight, entry, provider, deadline, last)
-        except TimeoutError:
-            message = f"no answer within {entry.timeout_s:g} s, all tries together"
-            hint = f"raise `timeout_s` of {entry.name!r} in pop.toml, or ask for less"
-            raise ModelError(
-                "unavailable", message, where=f"model {entry.name!r}", hint=hint, code="deadline"
-            ) from None
-
-    async def _with_retries(
-        self, flight: Flight, entry: ModelEntry, provider: Provider, deadline: Deadline, last: bool
-    ) -> tuple[Answer, CallLine]:
-        """The first try is made without the machinery of those that follow: nearly all calls need no second one."""
-        try:
-            return await self._try(flight, entry, provider, deadline, last)
-        except ModelError as error:
-            if not error.curable:
-                raise
-            failed: list[ModelError] = [error]
-
-        def is_over(state: tenacity.RetryCallState) -> bool:
-            return not flight.askers or state.upcoming_sleep > deadline.left_s
-
-        async def attempt() -> tuple[Answer, CallLine]:
-            if failed:  # the first one was made above
-                raise failed.pop()
-            return await self._try(flight, entry, provider, deadline, last)
-
-        retrying = tenacity.AsyncRetrying(
-            stop=lambda state: state.attempt_number >= entry.tries or is_over(state),
-            wait=self._wait_s,
-            retry=tenacity.retry_if_exception(lambda error: isinstance(error, ModelError) and error.curable),
-            reraise=True,
-        )
-        return await retrying(attempt)
-
-    def _wait_s(self, state: tenacity.RetryCallState) -> float:
-        """Full jitter below a doubling bound, or what the server asked for."""
-        error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, ModelError) and error.retry_after_s is not None:
-            return error.retry_after_s + self._rng.uniform(0, BASE_S)
-        return self._rng.uniform(0, min(CAP_S, BASE_S * 2.0**state.attempt_number))
-
-    # -- one try -----------------------------------------------------------------------------------------------
-
-    async def _try(
-        self, flight: Flight, entry: ModelEntry, provider: Provider, deadline: Deadline, last: bool
-    ) -> tuple[Answer, CallLine]:
-        """One request to one model, with all that bounds it."""
-        expected = self._expected(flight.request, entry)
-        circuit = self._circuit(entry)
-        while True:
-            circuit.check(deadline.left_s if last else 0.0)  # before anybody waits for a permit
-            permits = await self._permits(flight, entry, deadline, expected.tokens)
-            try:
-                await circuit.before(deadline.left_s if last else 0.0)
-                try:
-                    await self._store.ready()
-                    at = rfc3339(time.time())  # the day of the budget is that of the ledger
-                    reservation = self._reserve(flight, entry, expected, at)
-                    line = self._line(flight, entry, expected, at)
-                    return await self._send(flight, entry, provider, line, reservation, permits, circuit)
-                except NoRoomYet:
-                    circuit.left()
-                except BaseException:
-                    circuit.left()
-                    raise
-            finally:
-                self._places.release()
-                for permit in permits:
-                    permit.end()
-            with self._waiting(flight, deadline):
-                await self._budgets.room()
-
-    async def _send(
-        self,
-        flight: Flight,
-        entry: ModelEntry,
-        provider: Provider,
-        line: CallLine,
-        reservation: Reservation,
-        permits: list[Permit],
-        circuit: Circuit,
-    ) -> tuple[Answer, CallLine]:
-        try:
-            self._store.begin(line)
-        except NotStored as error:
-            reservation.release()
-            raise _not_stored(error) from None
-        began, flight.sent = time.perf_counter(), True
-        try:
-            answer = await forms.ask(provider, flight.request, entry, flight.origin, self._store)
-        except ModelError as error:
-            self._failed(flight, entry, line, error, _ms(began), reservation, permits, circuit)
-            raise
-        except asyncio.CancelledError:
-            lost = ModelError("unavailable", "given up while the provider was at work", tokens=Tokens(**_counted(line)))
-            self._failed(flight, entry, line, lost, _ms(began), reservation, permits, circuit)
-            raise
-        except BaseException as error:  # a mistake in a provider: its call is not left open
-            bug = ModelError("bug", f"{type(error).__name__}: {error}", tokens=Tokens(**_counted(line)))
-            self._failed(flight, entry, line, bug, _ms(began), reservation, permits, circuit)
-            raise
-        finally:
-            flight.sent = False
-        return self._answered(flight, entry, line, answer, reservation, permits, circuit)
-
-    def _answered(
-        self,
-        flight: Flight,
-        entry: ModelEntry,
-        line: CallLine,
-        answer: Answer,
-        reservation: Reservation,
-        permits: list[Permit],
-        circuit: Circuit,
-    ) -> tuple[Answer, CallLine]:
-        answer, more = self._clean(answer), dict[str, Any]()  # before the ledger's line is made of it
-        if answer.cost_usd is None:
-            more["cost_usd"], more["prices"] = cost_usd(answer, entry, answer.provider_model)
-        if entry.provider == "replay":  # paid for when it was recorded
-            more["cached"] = True
-        answer = answer.model_copy(update=more) if more else answer
-        circuit.succeeded()
-        if entry.provider == "replay":
-            reservation.release()
-        else:
-            reservation.settle(answer, answer.cost_usd)
-        for permit in permits:
-            permit.settle(answer.input_tokens + answer.output_tokens)
-            permit.heard(answer.rate, limited=False)
-        if not answer.estimated:
-            self._learn(flight.request, entry, answer)
-        return answer, line.model_copy(
-            update={
-                **_counted(answer),
-                "outcome": "answer",
-                "billed": not answer.cached,
-                "provider_model": answer.provider_model,
-                "cost_usd": answer.cost_usd,
-                "prices": answer.prices,
-                "ms": answer.ms,
-            }
-        )
-
-    def _failed(
-        self,
-        flight: Flight,
-        entry: ModelEntry,
-        line: CallLine,
-        error: ModelError,
-        ms: float,
-        reservation: Reservation,
-        permits: list[Permit],
-        circuit: Circuit,
-    ) -> None:
-        """Settle what a request cost that brought no answer: nothing, what the provider said, or our estimate."""
-        counted = error.tokens
-        if counted and counted.estimated and not counted.input_tokens + counted.output_tokens:
-            counted = Tokens(**_counted(line))
-        usd, prices = cost_usd(counted, entry, entry.model) if counted else (0.0, None)
-        if counted:
-            reservation.settle(counted, usd)
-        else:
-            reservation.release()
-        limited = error.error_class == "rate_limited"
-        for permit in permits:
-            permit.settle(counted.input_tokens + counted.output_tokens if counted else 0)
-            permit.heard(error.rate, limited=limited)
-        if error.error_class == "unavailable":
-            circuit.failed()
-        else:
-            circuit.succeeded()  # it answered, though not well
-        tokens = counted or Tokens()
-        flight.tries.append(
-            Try(model=entry.name, error_class=error.error_class, message=error.message[:500], ms=ms,
-                billed=bool(counted), tokens=tokens, cost_usd=usd if counted else None)
-        )  # fmt: skip
-        about = {"outcome": error.error_class, "billed": bool(counted), "ms": ms}
-        self._note(flight, line.model_copy(update={**about, **tokens.model_dump(), "cost_usd": usd, "prices": prices}))
-
-    def _note(self, flight: Flight, line: CallLine) -> None:
-        """Write a line for the ledger at once; the flight ends only when it is durable."""
-        flight.notes.append(asyncio.ensure_future(self._store.note([line])))
-
-    def _line(self, flight: Flight, entry: ModelEntry, expected: _Expected, at: str) -> CallLine:
-        origin = flight.origin
-        return CallLine(
-            id=f"{self._rng.getrandbits(64):016x}",
-            at=at,
-            run_id=origin.run_id,
-            pipeline=origin.pipeline,
-            step=origin.step,
-            instance=origin.instance,
-            attempt=origin.attempt,
-            key=flight.key,
-            model=entry.name,
-            provider=entry.provider,
-            provider_model=entry.model,
-            outcome="lost",
-            billed=True,
-            **_counted(expected.tokens),
-            cost_usd=expected.cost_usd,
-            prices=expected.prices,
-        )
-
-    # -- what bounds it ----------------------------------------------------------------------------------------
-
-    async def _permits(self, flight: Flight, entry: ModelEntry, deadline: Deadline, estimate: Tokens) -> list[Permit]:
-        """The permit of the model, then that of its endpoint, and a place; meanwhile the deadline stands still."""
-        tokens = estimate.input_tokens + estimate.output_tokens
-        permits: list[Permit] = []
-        try:
-            with self._waiting(flight, deadline):
-                for lane in self._lanes_of(entry):
-                    permits.append(await lane.permit(flight.origin.run_id, tokens))
-                await self._places.acquire()
-            return permits
-        except BaseException:
-            for permit in permits:
-                permit.end()
-            raise
-
-    def _waiting(self, flight: Flight, deadline: Deadline | None = None) -> Wait:
-        self.somebody_waits.set()
-        return Wait(flight, deadline)
-
-    def _lanes_of(self, entry: ModelEntry) -> list[Lane]:
-        return [self._lanes.get(name) or self._lane(name, limits) for name, limits in _limits(entry)]
-
-    def _lane(self, name: str, limits: tuple[Any, ...]) -> Lane:
-        """The lane, with these limits from now on."""
-        concurrency, requests, tokens = limits
-        about: dict[str, Any] = {
-            "concurrency": concurrency, "requests_per_minute": requests, "tokens_per_minute": tokens
-        }  # fmt: skip
-        lane = self._lanes.get(name)
-        if lane is None:
-            lane = self._lanes[name] = Lane(name, **about)
-        elif self._limits[name] != limits:
-            lane.configure(**about)
-        self._limits[name] = limits
-        return lane
 
     def refresh(self) -> None:
         """Take changed limits into account for those who wait already; a broken pop.toml changes nothing."""
         catalogue = self._catalogue()
         names = {flight.model for flight in self._flights if flight.waiting}
         if not names:
-            self.somebody_waits.clear()
+            self._tries.lanes.somebody_waits.clear()
         for name in names:
             with contextlib.suppress(ConfigError):
-                self._configure(catalogue.resolve(name))
-
-    def _configure(self, entries: Iterable[ModelEntry]) -> None:
-        for entry in entries:
-            for name, limits in _limits(entry):
-                self._lane(name, limits)
-
-    def _circuit(self, entry: ModelEntry) -> Circuit:
-        name = entry.shared.name if entry.base_url or entry.provider == "openai" else f"{entry.provider} {entry.model}"
-        if name not in self._circuits:
-            self._circuits[name] = Circuit(name)
-        return self._circuits[name]
-
-    def _expected(self, request: ModelRequest, entry: ModelEntry) -> _Expected:
-        text = "".join(message.content for message in request.messages)
-        most = request.max_output_tokens or entry.max_output_tokens
-        typical = self._typical.get(entry.identity, TYPICAL_OUTPUT)
-        tokens = Tokens(
-            input_tokens=self.tokens.count(text, entry.model)[0] + 4 * len(request.messages),
-            output_tokens=most or int(typical),
-            estimated=True,
-        )
-        return _Expected(tokens, *cost_usd(tokens, entry, entry.model))
-
-    def _learn(self, request: ModelRequest, entry: ModelEntry, answer: Answer) -> None:
-        before = self._typical.get(entry.identity, TYPICAL_OUTPUT)
-        self._typical[entry.identity] = before + 0.1 * (min(answer.output_tokens, MOST_OUTPUT) - before)
-        self.tokens.learn(entry.model, sum(weigh(message.content) for message in request.messages), answer.input_tokens)
-
-    def _reserve(self, flight: Flight, entry: ModelEntry, expected: _Expected, at: str) -> Reservation:
-        settings = self._budget()
-        if settings is not self._standing[0]:
-            self._standing = settings, _limits_of(settings)
-        limits = [*flight.origin.budgets, *self._standing[1]]
-        if entry.provider == "replay":
-            limits = []  # it was paid for when it was recorded
-        try:
-            reservation = self._budgets.reserve(
-                flight.origin, limits, expected.tokens, expected.cost_usd, at[:10], model=entry.name
-            )
-        except NoRoomYet:
-            raise
-        except ModelError as error:
-            raise self._with_tries(error, flight) from None
-        for warning in reservation.warnings:
-            flight.warnings.append(warning)
-            log.warning("budget.soft", run=flight.origin.run_id, warning=warning)
-            self._store.warn(flight.origin.run_id, flight.origin.instance, warning, at)
-        return reservation
+                self._tries.lanes.configure(catalogue.resolve(name))
 
     # -- figures -----------------------------------------------------------------------------------------------
 
     def figures(self) -> dict[str, Any]:
         """What goes on now: lanes by name (`Lane.figures`), circuits that are not closed, flights and open calls."""
         return {
-            "lanes": {name: lane.figures() for name, lane in self._lanes.items()},
-            "circuits": {name: circuit.state for name, circuit in self._circuits.items()},
+            "lanes": self._tries.lanes.figures(),
+            "circuits": self._tries.circuits(),
             "flights": len(self._flights),
         }
 
@@ -604,15 +265,6 @@ class Router:
             await asyncio.wait(tasks, timeout=patience_s)
 
 
-def _limits(entry: ModelEntry) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """The lanes that bound a model, and their limits: its own, and its endpoint's where that has any."""
-    yield f"model {entry.name}", (entry.concurrency, entry.requests_per_minute, entry.tokens_per_minute)
-    shared = entry.shared
-    limits = (shared.concurrency, shared.requests_per_minute, shared.tokens_per_minute)
-    if any(limits):
-        yield f"provider {shared.name}", limits
-
-
 def _from_store(answer: Answer) -> Answer:
     return answer.model_copy(update={"cached": True, "warnings": [], "tries": []})
 
@@ -623,10 +275,6 @@ def _is_its_own(error: ModelError, origin: Origin, other: Origin) -> bool:
     return error.error_class == "budget" and error.code in ("budget", "no-price") and not same
 
 
-def _not_stored(error: NotStored) -> ModelError:
-    return ModelError("unavailable", error.message, where=error.where, hint=error.hint, code=error.code)
-
-
 def _another_may(error: ModelError) -> bool:
     return error.error_class in NEXT_MODEL or error.code in NEXT_MODEL_CODES
 
@@ -635,19 +283,3 @@ def _shared_key(rung: tuple[ModelEntry, ...], asked_sha256: str, n: int) -> str:
     """What `reuse` looks for: the same question to the same models, for the same how-manieth time."""
     parts = (*(entry.shared_identity for entry in rung), asked_sha256, str(n))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def _limits_of(settings: BudgetSettings) -> list[BudgetLimit]:
-    found = []
-    for soft, table in ((False, settings), (True, settings.warn)):
-        for name, limit in table.model_dump(exclude={"warn"}, exclude_none=True).items():
-            found.append(BudgetLimit(name=name, limit=limit, source="pop.toml", soft=soft))
-    return found
-
-
-def _counted(tokens: Tokens | CallLine) -> dict[str, Any]:
-    return {name: getattr(tokens, name) for name in _COUNTED}
-
-
-def _ms(began: float) -> float:
-    return round((time.perf_counter() - began) * 1000, 3)
