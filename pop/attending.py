@@ -12,7 +12,7 @@ from pop.diskwork import DiskWork
 from pop.executors import Executor
 from pop.gates import Answer
 from pop.journal import Journal
-from pop.plan import Moves
+from pop.moves import Moves
 from pop.rerun import pipeline_of
 
 log = structlog.get_logger()

@@ -27,8 +27,8 @@ from pop.gates import Answer, BadEdit, Edit, Shown
 from pop.history import CONTROL, RunHistory
 from pop.letters import loop_keys
 from pop.loopwork import at_of
+from pop.moves import Expire, Open
 from pop.pipeline import Pipeline
-from pop.plan import Expire, Open
 from pop.reading import inputs_of
 from pop.stale import Stale, stale_of
 from pop.statuses import MOST_TOLD

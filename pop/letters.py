@@ -11,8 +11,8 @@ from pop import events
 from pop.durations import reuse_s
 from pop.history import Instance, RunHistory
 from pop.inputs import Inputs
+from pop.moves import Expand, Move, Moves, Start
 from pop.pipeline import Pipeline, Task
-from pop.plan import Expand, Move, Moves, Start
 from pop.reading import inputs_of, item_expressions, laps_of
 from pop.records import BadJson, BudgetLimit, FileRef, Letter, Limits, read_json
 from pop.seeds import parse_seed

@@ -14,8 +14,8 @@ from pop import events
 from pop.history import Instance, RunHistory
 from pop.letters import LetterWriter
 from pop.loops import verdict
+from pop.moves import Judge
 from pop.pipeline import Pipeline
-from pop.plan import Judge
 from pop.reading import instances_in
 from pop.records import dump_json
 from pop.steps import At, Gate, Repeat, instance_name

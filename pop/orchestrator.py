@@ -31,7 +31,8 @@ from pop.errors import PopError, RootError
 from pop.executors import Attempt, Executor, Result
 from pop.journal import Journal
 from pop.loopwork import judge
-from pop.plan import Moves, Start, next_moves
+from pop.moves import Moves, Start
+from pop.plan import next_moves
 from pop.records import ErrorRecord, Letter, dump_json
 from pop.remedies import recovery
 from pop.rerun import pipeline_of

@@ -2,7 +2,7 @@
 
 ``next_moves`` reads no clock, no disk and no values. An expression is handed out as a `Decide` or an `Expand`; whoever
 evaluates it records the result among the facts and asks again. So a restart that replays the recorded facts is told
-what the daemon was told before.
+what the daemon was told before. What the facts are, and each move, stands in `moves`.
 
 | facts say of a block                    | the answer                                            |
 |-----------------------------------------|-------------------------------------------------------|
@@ -34,155 +34,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from itertools import islice
-from typing import Literal, Protocol, TypeAlias, TypeVar, assert_never, cast
+from typing import assert_never, cast
 
-from pop.expressions import Expression
-from pop.loops import LoopFacts
+from pop.moves import Decide, Expand, Expire, Facts, Judge, Moves, Open, Outcome, Skip, Start
 from pop.remedies import MAX_WAIT_S
 from pop.steps import At, Block, Each, Gate, Parallel, Pipeline, Repeat, Sequence, Task, instance_name, step_of
 
-Outcome = Literal["complete", "failed", "waiting", "paused", "cancelled"]
-
 BATCH = 256  # moves in one answer, starts and expired gates not counted
-
-
-class InstanceFacts(Protocol):
-    """One instance of a step; `state` is ``running``, ``done``, ``failed``, ``skipped``, ``retry``, ``waiting`` (for a
-    person) or ``stale`` (it is to run again, when its turn comes)."""
-
-    @property
-    def state(self) -> str: ...
-
-    @property
-    def not_before(self) -> float | None:
-        """Unix time in seconds before which a ``retry`` must not start."""
-
-    @property
-    def expires_at(self) -> float | None:
-        """Unix time in seconds at which a ``waiting`` one is answered by its timeout."""
-
-
-class Facts(Protocol):
-    """What is known about a run. An instance that is ``done`` or ``skipped`` stays so, and a loop that has ended, until
-    a rerun: then the facts belong to a new `Settled`."""
-
-    @property
-    def instances(self) -> Mapping[str, InstanceFacts]:
-        """By name; a dict in the order they came, which none ever leaves."""
-
-    @property
-    def decisions(self) -> Mapping[str, bool]:
-        """By key of a `Decide`."""
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """Number of items by key of an `Expand`."""
-
-    @property
-    def loops(self) -> Mapping[str, LoopFacts]:
-        """By key of a `Judge`."""
-
-    @property
-    def skips(self) -> Mapping[str, str]:
-        """Steps that a task ordered not to run, with its reason."""
-
-    @property
-    def held(self) -> bool:
-        """Whether nothing may start until a person has answered a gate that is open."""
-
-    @property
-    def paused(self) -> bool: ...
-
-    @property
-    def cancelled(self) -> bool: ...
-
-
-@dataclass(frozen=True)
-class Start:
-    """Begin an attempt of `step`."""
-
-    instance: str
-    step: str
-    at: At
-
-
-@dataclass(frozen=True)
-class Decide:
-    """Evaluate the `when` of the step or block `step` and record it under `key`."""
-
-    key: str
-    step: str
-    expression: Expression
-    at: At
-
-
-@dataclass(frozen=True)
-class Expand:
-    """Evaluate the list of the `each` called `step` and record its length under `key`."""
-
-    key: str
-    step: str
-    expression: Expression
-    at: At
-
-
-@dataclass(frozen=True)
-class Skip:
-    """Record that an instance will not run."""
-
-    instance: str
-    step: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Open:
-    """Open a gate; `step` is a `Gate`, or the `Repeat` whose end a person is asked about."""
-
-    instance: str
-    step: str
-    at: At
-
-
-@dataclass(frozen=True)
-class Expire:
-    """A gate's time is over: record this answer."""
-
-    instance: str
-    answer: Literal["approve", "reject"]
-
-
-@dataclass(frozen=True)
-class Judge:
-    """Evaluate the condition of the `repeat` called `step` for a lap, and record the verdict under `key`; `at` is the
-    lap's."""
-
-    key: str
-    step: str
-    lap: int
-    at: At
-
-
-Move: TypeAlias = Start | Decide | Expand | Open | Judge
-
-
-@dataclass(frozen=True)
-class Moves:
-    """What may happen now; starts and skips are to be taken from the front.
-
-    `outcome` is None as long as something can happen by itself; `wake_at` is the Unix time in seconds at which a retry
-    becomes due or a gate's time is over.
-    """
-
-    start: tuple[Start, ...] = ()
-    decide: tuple[Decide, ...] = ()
-    expand: tuple[Expand, ...] = ()
-    skip: tuple[Skip, ...] = ()
-    open: tuple[Open, ...] = ()
-    expire: tuple[Expire, ...] = ()
-    judge: tuple[Judge, ...] = ()
-    outcome: Outcome | None = None
-    wake_at: float | None = None
 
 
 @dataclass
@@ -195,7 +53,6 @@ class _ItemsSeen:
 
 
 _OVER = frozenset({"converged", "kept", "accepted"})  # verdicts that end a loop
-_Seen = TypeVar("_Seen")
 
 
 @dataclass

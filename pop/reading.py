@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TypeAlias
 
-from pop.plan import Expand, Facts, Move
+from pop.moves import Expand, Facts, Move
 from pop.steps import At, Block, Each, Gate, Pipeline, Repeat, Task, instance_name
 
 References: TypeAlias = "str | list[References] | None"

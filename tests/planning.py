@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pop.expressions import Expression
 from pop.history import Lap, Loop
 from pop.loops import verdict
-from pop.plan import Decide, Expand, Expire, Judge, Move, Moves, Open, Settled, Skip, Start, next_moves
+from pop.moves import Decide, Expand, Expire, Judge, Move, Moves, Open, Skip, Start
+from pop.plan import Settled, next_moves
 from pop.reading import inputs_of, laps_of
 from pop.steps import (
     ROOT,

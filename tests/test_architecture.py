@@ -32,6 +32,7 @@ ORDER = [
     "pipeline_schema",
     "pipeline_wiring",
     "pipeline",
+    "moves",
     "plan",
     "reading",
     "graph",

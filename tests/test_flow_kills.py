@@ -27,9 +27,9 @@ import pytest
 from pop import gates, gatework
 from pop.gateanswers import AlreadyAnswered, GateNotOpen
 from pop.history import read_history
+from pop.moves import Open
 from pop.orders import Order, Orders
 from pop.pipeline import Pipeline, load_pipeline
-from pop.plan import Open
 from pop.records import dump_json
 from pop.settings import Root
 from pop.steps import At

@@ -13,8 +13,8 @@ import pytest
 from pop import admission
 from pop.history import Instance, RunHistory, read_history
 from pop.letters import LetterWriter
+from pop.moves import Start
 from pop.pipeline import load_pipeline
-from pop.plan import Start
 from pop.records import Letter
 from pop.settings import Root, Settings
 from pop.steps import At

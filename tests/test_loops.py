@@ -13,7 +13,8 @@ from pop.expressions import Expression
 from pop.history import Lap, Loop, RunHistory
 from pop.instances import Instance as InstanceHistory
 from pop.loops import Ruling, verdict
-from pop.plan import Expire, Judge, Moves, Open, Settled, Skip, next_moves
+from pop.moves import Expire, Judge, Moves, Open, Skip
+from pop.plan import Settled, next_moves
 from pop.reading import inputs_of, instances_in, laps_of
 from pop.steps import ROOT, At, Block, Each, Gate, Parallel, Pipeline, Repeat, Sequence, Task
 from tests.planning import Instance, Run, moves, reads, starts

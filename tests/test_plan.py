@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from pop.moves import Moves, Skip
 from pop.pipeline import load_pipeline
-from pop.plan import Moves, Settled, Skip, next_moves
+from pop.plan import Settled, next_moves
 from pop.reading import inputs_of, instances_in, item_expressions
 from pop.steps import ROOT, At, Gate, Pipeline, Repeat, Sequence, Task, step_of
 from tests.planning import ENDED, Driver, Instance, Run, expected, moves, pipelines, reads, starts

@@ -17,8 +17,9 @@ from pop.control import additions, extended
 from pop.errors import UsageError
 from pop.expressions import compile_expression
 from pop.history import Instance, Lap, Loop, RunHistory
+from pop.moves import Moves
 from pop.pipeline import load_pipeline
-from pop.plan import Moves, next_moves
+from pop.plan import next_moves
 from pop.reading import inputs_of, laps_of
 from pop.rerun import (
     RerunRefused,
