@@ -29,7 +29,17 @@ from typing import Any
 
 from pop import events
 from pop.errors import PopError, SeedRejected
-from pop.queue import BROKEN_ZIP, MB, NotYet, folder_entries, is_written, zip_entries
+from pop.queue import (
+    BROKEN_ZIP,
+    MB,
+    NotYet,
+    entry_pieces,
+    folder_entries,
+    is_written,
+    open_archive,
+    read_entry,
+    zip_entries,
+)
 from pop.records import BadJson, Seed, dump_json, printable
 from pop.seeds import is_a_beginning, parse_seed
 from pop.settings import Root, SeedSettings
@@ -205,26 +215,16 @@ def _copy_folder(source: Path, files: Path, limits: SeedSettings) -> bytes:
 
 def _unpack(source: Path, files: Path, limits: SeedSettings) -> bytes:
     shutil.rmtree(files, ignore_errors=True)
-    with os.fdopen(open_regular(source, max_bytes=1 << 62), "rb") as file, zipfile.ZipFile(file) as archive:
+    with open_archive(source) as file, zipfile.ZipFile(file) as archive:
         entries = zip_entries(archive, limits, source.name)
         for name, entry in entries.items():
             if name == "seed.json":
                 continue
             target = contained(files, name)
             target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with archive.open(entry) as reader, open(target, "xb") as writer:
-                _copy_at_most(reader, writer, entry.file_size, name)
-        return archive.read(entries["seed.json"])
-
-
-def _copy_at_most(reader: Any, writer: Any, size_bytes: int, name: str) -> None:
-    """Copy, but trust no header: an entry that yields more than it declared is refused."""
-    left = size_bytes
-    while chunk := reader.read(min(1 << 16, left + 1)):
-        left -= len(chunk)
-        if left < 0:
-            raise SeedRejected(f"the entry {name[:120]!r} is larger than it says")
-        writer.write(chunk)
+            with open(target, "xb") as writer:
+                writer.writelines(entry_pieces(archive, entry))
+        return read_entry(archive, entries["seed.json"])
 
 
 def seal(

@@ -15,14 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from pop.admission import NAMES_AT_FAULT
 from pop.changes import Changes, Recorded
 from pop.errors import SeedRejected, UsageError, safe
-from pop.queue import BROKEN_ZIP, Incomplete, ignore_lease_breaks, is_candidate, peek
+from pop.queue import (
+    BROKEN_ZIP,
+    Incomplete,
+    entry_pieces,
+    ignore_lease_breaks,
+    is_candidate,
+    open_archive,
+    peek,
+    zip_entries,
+)
 from pop.records import BadJson
 from pop.rootcheck import RootCheck
 from pop.seeds import is_a_beginning, parse_seed
 from pop.settings import Root, SeedSettings, load_settings
-from pop.store import rename_noreplace
+from pop.store import NotAFile, contained, rename_noreplace
 
 LONG_AGO_S = 60.0
 CERTAIN = frozenset({"no-price", "unknown-run"})  # what a model lacks whatever the daemon's environment holds
@@ -190,7 +200,7 @@ def _lay_out(root: Root, source: Path, draft: Path, asked: str, *, check: bool =
         _copy_folder(source, draft, asked, _limits(root))
     elif _is_zip(source):
         _check(source, asked, _limits(root))
-        _unpack(source, draft, asked)
+        _unpack(source, draft, asked, _limits(root))
     else:
         draft.mkdir()
         _copy_json(source, draft / "seed.json", asked, _limits(root))
@@ -325,13 +335,26 @@ def _copy_folder(source: Path, draft: Path, asked: str, limits: SeedSettings) ->
     _make_old(draft)
 
 
-def _unpack(source: Path, draft: Path, asked: str) -> None:
-    """The names and sizes in it were looked at by `_check`."""
+def _unpack(source: Path, draft: Path, asked: str, limits: SeedSettings) -> None:
+    """The names and sizes in it were looked at by `_check`.
+
+    Raises:
+        SeedRejected: It is damaged, or a file in it stands where a folder does.
+    """
+    draft.mkdir()
     try:
-        with zipfile.ZipFile(source) as archive:
-            archive.extractall(draft)
-    except BROKEN_ZIP as error:
+        with open_archive(source) as file, zipfile.ZipFile(file) as archive:
+            for name, entry in zip_entries(archive, limits, asked).items():
+                target = contained(draft, name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with open(target, "xb") as writer:
+                    writer.writelines(entry_pieces(archive, entry))
+    except (*BROKEN_ZIP, NotAFile) as error:
         raise SeedRejected(f"it cannot be unpacked: {error}", where=asked) from None
+    except OSError as error:
+        if error.errno not in NAMES_AT_FAULT:
+            raise
+        raise SeedRejected(f"it cannot be unpacked: {error.strerror}", where=asked) from None
 
 
 def _make_old(folder: Path) -> None:

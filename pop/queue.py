@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import heapq
+import io
 import lzma
 import os
 import signal
@@ -27,10 +28,10 @@ import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pop.errors import PopError, SeedRejected
 from pop.events import unix_s
@@ -42,6 +43,8 @@ from pop.store import NotAFile, open_regular
 HEAP_LIMIT = 200_000
 FOLDER_WITHOUT_SEED_S = 10.0
 MB = 2**20
+ZIP_PIECE_BYTES = 2**16  # of an archive that are unpacked at once
+MOST_LIST_BYTES = 16 * MB  # of an archive's list of entries; in memory it is about ten times as much
 
 
 @dataclass(frozen=True)
@@ -213,20 +216,57 @@ def _check_totals(count: int, total_bytes: int, limits: SeedSettings, where: str
 
 
 def _peek_zip(path: Path, info: os.stat_result, limits: SeedSettings) -> Peek:
-    fd = open_regular(path, max_bytes=1 << 62)
-    with os.fdopen(fd, "rb") as file:
+    with open_archive(path) as file:
         if is_written(file.fileno(), info):
             return Incomplete("somebody is still writing it", _signature(info))
         head = file.read(4)
         try:
             with zipfile.ZipFile(file) as archive:
                 entries = zip_entries(archive, limits, path.name)
-                data = archive.read(entries["seed.json"])
+                data = read_entry(archive, entries["seed.json"])
         except (*BROKEN_ZIP, OSError, ValueError) as error:
             if "File is not a zip file" in str(error) and b"PK\x03\x04".startswith(head):  # its end is missing
                 return Incomplete("it ends in the middle: waiting for the rest", _signature(info), cut_off=True)
             raise SeedRejected(f"it cannot be unpacked: {error}", where=path.name) from None
     return Ready(path.name, parse_seed(data, where=f"{path.name}/seed.json"), info.st_ctime_ns)
+
+
+class _Archive(io.BufferedReader):
+    """A zip file whose list of entries is read only when it is not too long: each costs memory, whatever its size."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MOST_LIST_BYTES:
+            raise zipfile.BadZipFile("its list of entries is too long")
+        return super().read(size)
+
+
+def open_archive(path: Path) -> BinaryIO:
+    """A zip file to read from; `zip_entries` looks at what it says, `entry_pieces` reads it.
+
+    Raises:
+        NotAFile: It is no regular file.
+    """
+    return _Archive(io.FileIO(open_regular(path, max_bytes=1 << 62)))
+
+
+def entry_pieces(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
+    """What an entry holds, in small pieces: whatever its header tells, no more of it is ever in memory.
+
+    Raises:
+        SeedRejected: It is more than its header tells.
+    """
+    left = entry.file_size
+    with archive.open(entry) as reader:
+        while piece := reader.read(min(ZIP_PIECE_BYTES, left + 1)):
+            left -= len(piece)
+            if left < 0:
+                raise SeedRejected(f"the entry {entry.filename[:120]!r} is larger than it says")
+            yield piece
+
+
+def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """The whole of an entry; its size was looked at by `zip_entries`."""
+    return b"".join(entry_pieces(archive, entry))
 
 
 def zip_entries(archive: zipfile.ZipFile, limits: SeedSettings, where: str) -> dict[str, zipfile.ZipInfo]:
@@ -249,6 +289,9 @@ def zip_entries(archive: zipfile.ZipFile, limits: SeedSettings, where: str) -> d
             raise SeedRejected(f"the entry {name[:120]!r} is no regular file", where=where)
         if entry.flag_bits & 1:
             raise SeedRejected(f"the entry {name[:120]!r} is encrypted", where=where)
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others expand without bounds
+            hint = "pack it with deflate, as `zip` does by itself"
+            raise SeedRejected(f"the entry {name[:120]!r} is not packed with deflate", where=where, hint=hint)
         if name in entries:
             raise SeedRejected(f"the entry {name[:120]!r} stands twice", where=where)
         if any(len(part.encode()) > 255 for part in parts):

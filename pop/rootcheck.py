@@ -27,7 +27,7 @@ from pop.models.providers.replay import find_recorded
 from pop.pipeline import Each, Pipeline, Repeat, Task, read_pipeline
 from pop.pipeline_wiring import steps_around
 from pop.places import Places, find_places
-from pop.queue import BROKEN_ZIP, Incomplete, ignore_lease_breaks, peek
+from pop.queue import BROKEN_ZIP, Incomplete, ignore_lease_breaks, open_archive, peek, read_entry
 from pop.records import NAME_PATTERN, BadJson, Seed, read_json
 from pop.seeds import parse_seed
 from pop.settings import Root, SeedSettings, Settings, load_settings
@@ -417,8 +417,8 @@ def _content(path: Path) -> tuple[Any, Places]:
     """The JSON of a seed that was found to be one, and the places in it."""
     file = path / "seed.json" if path.is_dir() else path
     if file.suffix.lower() == ".zip":
-        with zipfile.ZipFile(file) as archive:
-            data = archive.read("seed.json")
+        with open_archive(file) as opened, zipfile.ZipFile(opened) as archive:
+            data = read_entry(archive, archive.getinfo("seed.json"))
         return read_json(data), find_places(data.decode(), f"{path}/seed.json")
     data = file.read_bytes()
     return read_json(data), find_places(data.decode(), str(file))
@@ -426,8 +426,8 @@ def _content(path: Path) -> tuple[Any, Places]:
 
 def _explained(path: Path, error: SeedRejected) -> list[PopError]:
     """A refusal, with line and column where it is about a key of the envelope."""
-    if error.code != SeedRejected.code:
-        return [error]
+    if error.code != SeedRejected.code or (path.suffix.lower() == ".zip" and error.where == path.name):
+        return [error]  # the second: of an archive that is not to be unpacked
     try:
         value, places = _content(path)
     except (*BROKEN_ZIP, OSError, BadJson, KeyError, UnicodeDecodeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
+import tracemalloc
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -14,10 +15,13 @@ import pytest
 
 from pop import admission
 from pop.admission import Claimed
+from pop.changes import Changes
+from pop.drops import submit
 from pop.errors import SeedRejected
 from pop.queue import Ready, ignore_lease_breaks, peek
 from pop.settings import SeedSettings
 from tests.living import LivingRoot
+from tests.webbing import make_root
 
 Make = Callable[..., LivingRoot]
 LIMITS = SeedSettings(settle_s=0.0)
@@ -43,6 +47,22 @@ def special(name: str, kind: int) -> zipfile.ZipInfo:
     entry.create_system = 3
     entry.external_attr = (kind | 0o644) << 16
     return entry
+
+
+def packed(method: int) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo("a.txt")
+    entry.compress_type = method
+    return entry
+
+
+def folders_alone(path: Path, count: int) -> None:
+    """An archive that is nothing but a list of folders, and a seed."""
+    make_zip(path, ("x/", b""))
+    data = path.read_bytes()
+    end, start = data.rfind(b"PK\5\6"), data.find(b"PK\1\2", data.find(b"PK\1\2") + 1)
+    more = data[start:end] * count
+    size = end - data.find(b"PK\1\2") + len(more)
+    path.write_bytes(data[:end] + more + data[end : end + 12] + struct.pack("<I", size) + data[end + 16 :])
 
 
 def patch(
@@ -81,6 +101,9 @@ REFUSED_AT_ONCE: dict[str, tuple[Callable[[Path], object], str]] = {
     "device": (lambda path: make_zip(path, (special("a", stat.S_IFCHR), b"")), "'a' is no regular file"),
     "backslash": (lambda path: make_zip(path, ("a\\..\\b", b"")), "plain relative path"),
     "drive": (lambda path: make_zip(path, ("c:/b", b"")), "plain relative path"),
+    "bzip2": (lambda path: make_zip(path, (packed(zipfile.ZIP_BZIP2), b"x")), "'a.txt' is not packed with deflate"),
+    "lzma": (lambda path: make_zip(path, (packed(zipfile.ZIP_LZMA), b"x")), "'a.txt' is not packed with deflate"),
+    "too many folders": (lambda path: folders_alone(path, 400_000), "list of entries is too long"),
     "long name": (lambda path: make_zip(path, ("x" * 256, b"")), "too long a name"),
 }
 
@@ -156,6 +179,38 @@ def test_an_entry_never_yields_more_than_it_declares(tmp_path: Path) -> None:
     with pytest.raises(SeedRejected):
         admission.read_claim(Claimed(run_dir, "a.zip"), LIMITS)
     assert (run_dir / "files" / "a.txt").stat().st_size <= 10
+
+
+def test_an_entry_is_never_in_memory_beyond_its_declared_size(tmp_path: Path) -> None:
+    """Half a kilobyte could stand for gigabytes: it is unpacked in small pieces, up to what its header tells."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("seed.json", b" " * 2**28)
+    patch(tmp_path / "a.zip", "seed.json", size=100)
+    tracemalloc.start()
+    try:
+        with pytest.raises(SeedRejected, match="cannot be unpacked"):
+            peek(tmp_path / "a.zip", LIMITS)
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["file and folder", "folder and file", "leads out"])
+def test_an_archive_that_is_laid_out_for_its_envelope_stays_in_its_folder(tmp_path: Path, kind: str) -> None:
+    """Where a pipeline is chosen for it, `submit` unpacks it; folders' names count as well as files'."""
+    root = make_root(tmp_path / "root")
+    (root.pipelines).mkdir()
+    (root.pipelines / "other.json").write_text('{"tasks": ["one"]}')
+    if kind == "leads out":
+        make_zip(tmp_path / "a.zip", ("../../evil/", b""), ("/evil/", b""), ("x" * 300 + "/", b""))
+    else:
+        LATER[kind](tmp_path / "a.zip")
+    try:
+        path = submit(root, str(tmp_path / "a.zip"), Changes(pipeline="other"))
+        assert kind == "leads out" and os.listdir(path) == ["seed.json"]
+    except SeedRejected as error:
+        assert kind != "leads out" and "cannot be unpacked" in str(error)
+    assert not list(tmp_path.rglob("evil")) and not list(root.pending.glob(".*"))
 
 
 def test_an_archive_that_cannot_be_unpacked_ends_no_daemon(make_living: Make, tmp_path: Path) -> None:
