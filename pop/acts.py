@@ -164,10 +164,10 @@ def order(run: Run, verb: str, reason: str | None = None, *, budget: dict[str, f
 
 
 def carry_out(plan: Plan, reason: str | None = None, *, budget: dict[str, float] | None = None) -> Given:
-    """Take back the orders that are older, and write the new one."""
+    """Write the new order, then take back those that are older: a crash in between leaves both, which are obeyed by age."""
+    file = write_order(Disk(), plan.run.path, plan.verb, reason, budget) if plan.verb else None
     for verb in plan.withdraws:
         withdraw(plan.run, verb)
-    file = write_order(Disk(), plan.run.path, plan.verb, reason, budget) if plan.verb else None
     return Given(plan.run, file, plan.note)
 
 
@@ -338,8 +338,7 @@ def carry_out_rerun(root: Root, run: Run, wish: Wish, checked: Checked) -> Rerun
     """Write the order, or drop the fork's seed."""
     if checked.seed is not None:
         return Rerun(run, checked.stale, put_seed(root, dump_json(checked.seed), checked.file_name), True)
+    file = write_order(Disk(), run.path, "rerun", wish.reason, more=_order_of(wish))
     for verb in ("retry", "resume"):
         withdraw(run, verb)
-    return Rerun(
-        run, checked.stale, write_order(Disk(), run.path, "rerun", wish.reason, more=_order_of(wish)), fork=False
-    )
+    return Rerun(run, checked.stale, file, fork=False)

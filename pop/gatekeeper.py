@@ -17,6 +17,7 @@ from pathlib import Path
 
 import structlog
 
+from pop.lastwords import errors_of
 from pop.models.catalogue import describe_default
 from pop.models.keys import keys_of
 from pop.settings import Root, Settings
@@ -79,7 +80,7 @@ class GatewayProcess:
         self._lives += 1
         self._started_at = time.monotonic()
         self._socket.unlink(missing_ok=True)
-        log_file = open(self._log_path, "ab")
+        log_file = errors_of(self._root.machine_room, "gateway")
         self._log_from_bytes = log_file.tell()
         command = [sys.executable, "-P", "-m", "pop.models.gateway", "--root", str(self._root.path)]
         with log_file:

@@ -1,7 +1,7 @@
 """Orders to a run are files in its folder, written by a command, the dashboard or a person.
 
 ``orders/<verb>.json``; the content is optional: ``{"by": str, "reason": str, "budget": {"run_usd": 5}}``. An order that was carried out moves to
-``orders/done/``. They work while the daemon is down and are carried out when it is back.
+``orders/done/``. Several are carried out by age, so that the newest has the last word. They work while the daemon is down and are carried out when it is back.
 
 | verb   | a run that is active        | a run at rest                                       |
 |--------|-----------------------------|-----------------------------------------------------|
@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import time
@@ -136,7 +137,8 @@ class Orders:
             names = os.listdir(run_dir / "orders")
         except OSError:  # none, or a folder that nobody can read orders from
             return []
-        return [self._read(run_dir, verb) for verb in VERBS if f"{verb}.json" in names or verb in names]
+        given = [verb for verb in VERBS if f"{verb}.json" in names or verb in names]
+        return [self._read(run_dir, verb) for verb in sorted(given, key=lambda verb: _placed_at(run_dir, verb))]
 
     def _read(self, run_dir: Path, verb: str) -> Order:
         by, reason, budget, content = "a file", None, dict[str, float](), dict[str, Any]()
@@ -229,3 +231,11 @@ class Orders:
                 os.rename(source, done / f"{number}-{name}")
             elif source.is_file():
                 source.unlink()
+
+
+def _placed_at(run_dir: Path, verb: str) -> int:
+    """When its file came to stand there; a `mv` keeps the file's own time, but not this one."""
+    for name in (f"{verb}.json", verb):
+        with contextlib.suppress(OSError):
+            return os.lstat(run_dir / "orders" / name).st_ctime_ns
+    return 0

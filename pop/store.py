@@ -16,6 +16,7 @@ import os
 import shutil
 import stat
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,11 +119,11 @@ class Disk:
             durable: False skips both fsyncs (a view that can be derived again).
             folder: False leaves the fsync of the folder to the caller, who does it once for several files.
         """
-        draft = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
+        draft = path.with_name(f".{path.name[:200]}.{os.getpid()}.{threading.get_native_id()}.tmp")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             fd = os.open(draft, flags, 0o600)
-        except FileExistsError:  # left by a crash of a process that had our number
+        except FileExistsError:  # left by a crash of a thread that had our number
             draft.unlink()
             fd = os.open(draft, flags, 0o600)
         try:

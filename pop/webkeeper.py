@@ -22,13 +22,13 @@ from contextlib import suppress
 
 import structlog
 
+from pop.lastwords import errors_of
 from pop.settings import Root, Settings
 from pop.store import lock_holder
 
 log = structlog.get_logger()
 
 ALLOWED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "USER", "LOGNAME")  # and so no keys
-MOST_BYTES = 10_000_000  # of web.err, which then starts anew
 QUICK_S = 5.0
 PAUSE_S = 2.0
 PATIENCE_S = 3.0
@@ -116,9 +116,7 @@ class WebKeeper:
         command = [sys.executable, "-P", "-m", "pop.web.server", "--root", str(self._root.path), "--fd", str(number)]
         names = [*ALLOWED, *(name for name in os.environ if name.startswith("LC_"))]
         try:
-            path = self._root.machine_room / "log" / "web.err"
-            mode = "wb" if path.exists() and path.stat().st_size > MOST_BYTES else "ab"
-            with open(path, mode) as errors:
+            with errors_of(self._root.machine_room, "web") as errors:
                 self._process = subprocess.Popen(
                     [*command, "--parent", str(os.getpid())],
                     stdin=subprocess.DEVNULL,

@@ -21,6 +21,7 @@ ORDER = [
     "yamlplaces",
     "settings",
     "store",
+    "lastwords",
     "confine",
     "places",
     "expression_sandbox",

@@ -12,12 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
 TABLES = """
 CREATE TABLE IF NOT EXISTS runs (
     run_id TEXT PRIMARY KEY, place TEXT, state TEXT, at TEXT, name TEXT, pipeline TEXT, created_at TEXT, started_at TEXT,
     finished_at TEXT, seconds REAL, progress REAL, doing TEXT, error TEXT, steps INTEGER, calls INTEGER, tokens INTEGER,
-    cost_usd REAL, models TEXT, words TEXT, version TEXT
+    cost_usd REAL, unpriced_calls INTEGER, models TEXT, words TEXT, version TEXT
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS by_state ON runs (state, at DESC, run_id DESC);
 CREATE INDEX IF NOT EXISTS by_time ON runs (at DESC, run_id DESC);

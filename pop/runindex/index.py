@@ -254,7 +254,8 @@ class RunIndex:
     def tallies(self) -> dict[str, Tally]:
         """What the runs of each pipeline came to, by its name."""
         query = (
-            "SELECT pipeline, state, count(*), max(at), avg(seconds), avg(cost_usd) FROM runs GROUP BY pipeline, state"
+            "SELECT pipeline, state, count(*), max(at), avg(seconds), avg(CASE unpriced_calls WHEN 0 THEN cost_usd END) "
+            "FROM runs GROUP BY pipeline, state"
         )
         return self._cache(("tallies",), lambda: _tallied(self._db.ask(query)))
 

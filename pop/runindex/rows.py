@@ -17,14 +17,15 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 }
 COLUMNS = (
     "run_id", "place", "state", "at", "name", "pipeline", "created_at", "started_at", "finished_at", "seconds", "progress",
-    "doing", "error", "steps", "calls", "tokens", "cost_usd", "models", "words", "version",
+    "doing", "error", "steps", "calls", "tokens", "cost_usd", "unpriced_calls",
+    "models", "words", "version",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Row:
     """One run. `at` is when it finished or came to rest, and while it runs when it was made; `doing` what it does or
-    waits for. Times RFC 3339, `seconds` between start and finish."""
+    waits for. Times RFC 3339, `seconds` between start and finish; `cost_usd` leaves out the `unpriced_calls`."""
 
     run_id: str
     state: str
@@ -42,6 +43,7 @@ class Row:
     calls: int
     tokens: int
     cost_usd: float
+    unpriced_calls: int
     models: str
 
 
@@ -69,7 +71,7 @@ class Found:
 @dataclass(frozen=True)
 class Tally:
     """What the runs of one pipeline came to: how many are in each state, the newest's `at`; and of the complete ones the
-    mean time and cost, None where there is none."""
+    mean time and cost, None where there is none; runs with calls that nobody knows a price of are in no mean cost."""
 
     states: Mapping[str, int]
     at: str
@@ -106,6 +108,7 @@ def row_of_record(record: dict[str, Any]) -> Row:
         calls=int(_number(usage.get("calls"))),
         tokens=int(_number(usage.get("input_tokens")) + _number(usage.get("output_tokens"))),
         cost_usd=_number(usage.get("cost_usd")),
+        unpriced_calls=int(_number(usage.get("unpriced_calls"))),
         models=_text(", ".join(map(str, record.get("models") or ()))) or "",
     )
 
@@ -137,8 +140,8 @@ def values_of(row: Row, place: str, version: str) -> Sequence[Any]:
     words = f"{row.run_id} {row.name} {row.pipeline} {row.models} {row.error or ''} {row.doing or ''}".casefold()
     return (
         row.run_id, place, row.state, row.at, row.name, row.pipeline, row.created_at, row.started_at, row.finished_at,
-        row.seconds, row.progress, row.doing, row.error, row.steps, row.calls, row.tokens, row.cost_usd, row.models, words,
-        version,
+        row.seconds, row.progress, row.doing, row.error, row.steps, row.calls, row.tokens, row.cost_usd,
+        row.unpriced_calls, row.models, words, version,
     )  # fmt: skip
 
 

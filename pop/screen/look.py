@@ -235,7 +235,9 @@ def _entry(row: Row, part: str, now: float) -> Entry:
         at=clock(row.at, now),
         share="" if row.state == "complete" else f"{100 * row.progress:.0f} %",
         took=span(since(row.started_at or row.created_at, now) if running else row.seconds),
-        cost=money(row.cost_usd),
+        cost=(f"{money(row.cost_usd)}+?" if row.cost_usd else "unpriced")
+        if row.unpriced_calls
+        else money(row.cost_usd),
         about=line(about),
     )
 

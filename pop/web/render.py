@@ -54,7 +54,7 @@ def templates() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    made.filters |= {"clock": clock, "seconds": seconds, "money": money, "count": count, "short": short}
+    made.filters |= {"clock": clock, "seconds": seconds, "money": money, "paid": paid, "count": count, "short": short}
     made.globals |= {"static": static, "csrf_field": csrf_field, "marks": MARKS}
     return made
 
@@ -94,6 +94,13 @@ def money(value: float | None) -> str:
     if not value:
         return "$0"
     return f"${value:,.2f}" if value >= 1 else dollars(value)
+
+
+def paid(row: Any) -> str:
+    """What a run cost, as far as somebody knows: ``$0.01``, ``$0.01+?``, ``unpriced``."""
+    if row.unpriced_calls and row.unpriced_calls >= row.calls:
+        return "unpriced"
+    return money(row.cost_usd) + "+?" * bool(row.unpriced_calls)
 
 
 def count(value: float | None) -> str:

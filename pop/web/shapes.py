@@ -291,6 +291,7 @@ class RunRow(Shape):
     calls: int
     tokens: int
     cost_usd: float
+    unpriced_calls: int
     models: str
 
 

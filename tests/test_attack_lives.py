@@ -1,0 +1,83 @@
+"""The dashboard's life cycles: files that are removed under it, kills, ports, restarts, many streams."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+
+from pop.lastwords import MOST_BYTES, errors_of
+from tests.living import LivingRoot, living_root
+from tests.webbing import free_port
+
+TASKS = {"a.py": "def infer(prompt, ctx):\n    return {}\n"}
+
+
+@contextlib.contextmanager
+def served(path: Path, settings: str = "", port: int | None = None) -> Iterator[tuple[LivingRoot, int]]:
+    """A root that `pop up` serves with its dashboard, without a token."""
+    number = port or free_port()
+    web = f"[web]\nport = {number}\ntoken = false\n"
+    with living_root(path, pipeline={"tasks": ["a"]}, tasks=TASKS, settings=web + settings) as living:
+        living.up(web=True)
+        living.wait(lambda: status(number) == 200, "the dashboard")
+        yield living, number
+
+
+def status(port: int, path: str = "/") -> int:
+    """What a request is answered with; 0 when it is not."""
+    with contextlib.suppress(httpx2.HTTPError):
+        return httpx2.get(f"http://127.0.0.1:{port}{path}", trust_env=False, timeout=10).status_code
+    return 0
+
+
+def pids(living: LivingRoot, module: str) -> list[int]:
+    return [process.pid for process in living.processes() if module in process.cmdline()]
+
+
+# -- .pop/log ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("harm", ["gone", "a file"])
+def test_processes_come_again_without_a_place_for_their_last_words(tmp_path: Path, harm: str) -> None:
+    """Somebody removed .pop/log: dashboard, gateway and workers go on."""
+    with served(tmp_path) as (living, port):
+        modules = ("pop.web.server", "pop.models.gateway", "pop.executors.forkserver")
+        before = {module: pids(living, module) for module in modules}
+        assert all(before.values())
+        shutil.rmtree(living.root.machine_room / "log")
+        if harm == "a file":
+            (living.root.machine_room / "log").touch()
+        for module in modules:
+            for pid in before[module]:
+                with contextlib.suppress(psutil.Error):
+                    os.kill(pid, signal.SIGKILL)
+        living.wait(lambda: status(port) == 200, "the dashboard", 15)
+        living.drop("one.json", {})
+        living.wait_complete(1, 30)
+        for module in modules:
+            assert pids(living, module) not in ([], before[module])
+
+
+def test_last_words_begin_anew_when_there_are_too_many(tmp_path: Path) -> None:
+    with errors_of(tmp_path, "web") as file:
+        file.write(b"one\n")
+    with errors_of(tmp_path, "web") as file:
+        assert file.tell() == 4
+        file.truncate(MOST_BYTES + 1)
+    with errors_of(tmp_path, "web") as file:
+        assert file.tell() == 0
+
+
+def test_a_pipe_in_the_place_of_last_words_holds_nobody_up(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    os.mkfifo(tmp_path / "log" / "web.err")
+    with errors_of(tmp_path, "web") as file:
+        file.write(b"one\n")
