@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from pop.settings import Root
 from tests.browsing import WITHOUT, chromium, somebody, started_browser
-from tests.webbing import Server, make_root, put_status, web_server
+from tests.webbing import Server, make_root, put_status, run_id, web_server
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason=WITHOUT)
 
@@ -67,3 +67,56 @@ def test_the_first_of_each_moves_nothing(browser: Browser, server: Server, root:
             put_status(root, number)
         expect(page.locator("#part-newest")).to_contain_text("brief 6")
         assert places(page)["part-failed"][1] == tall[1], "it does not shrink under somebody's pointer"
+
+
+def test_runs_are_chosen_while_the_list_lives_and_ordered_together(
+    browser: Browser, server: Server, root: Root
+) -> None:
+    """With the keyboard alone; what was ticked stays so while rows change, come and move."""
+    for number in (1, 2, 3):
+        put_status(root, number)
+    with somebody(browser, server) as person:
+        page = person.goes("/?state=active")
+        person.stays()
+        boxes = page.locator("#runs input[type=checkbox]")
+        expect(boxes).to_have_count(3)
+        for number in (1, 3):
+            person.tabs_to(page.locator(f"#c-{run_id(number)}"))
+            page.keyboard.press("Space")
+            page.locator("#q").focus()
+        put_status(root, 4)
+        put_status(root, 1, current=["another"], progress=0.75)
+        put_status(root, 3, "paused")
+        expect(page.locator(f"#r-{run_id(1)}")).to_contain_text("another")
+        expect(page.locator(f"#r-{run_id(3)}")).to_contain_text("paused")
+        expect(boxes).to_have_count(4)
+        assert [box.is_checked() for box in (page.locator(f"#c-{run_id(n)}") for n in (4, 3, 2, 1))] == [
+            False,
+            True,
+            False,
+            True,
+        ]
+        assert person.stayed() and not person.unread() and person.sideways() <= 0
+        person.tabs_to(page.get_by_role("button", name="Orders to the chosen runs"))
+        person.enters()
+        expect(page.get_by_role("heading", level=1)).to_have_text("Orders to 2 runs")
+        assert not person.unread() and person.sideways() <= 0
+        person.tabs_to(page.get_by_role("button", name="Pause 1 of 2"))
+        person.enters()
+        expect(page.get_by_role("heading", level=1)).to_have_text("Pause: 1 order given, 1 run left as it is")
+        expect(page.locator(".rows .file")).to_have_text(f"pipeline-current/{run_id(1)}/orders/pause.json")
+        expect(page.locator(".rows")).to_contain_text(f"{run_id(3)} is paused already")
+        assert not person.unread() and person.sideways() <= 0
+
+
+def test_runs_are_ordered_together_without_a_script_on_a_phone(browser: Browser, server: Server, root: Root) -> None:
+    """The boxes belong to a form."""
+    for number in (1, 2):
+        put_status(root, number)
+    about = {"java_script_enabled": False, "viewport": {"width": 360, "height": 700}, "color_scheme": "dark"}
+    with somebody(browser, server, **about) as person:
+        page = person.goes("/?state=active")
+        page.get_by_label("Choose brief 2").check()
+        page.get_by_role("button", name="Orders to the chosen runs").click()
+        page.get_by_role("button", name="Cancel 1 of 1").click()
+        expect(page.locator(".rows .file")).to_have_text(f"pipeline-current/{run_id(2)}/orders/cancel.json")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -23,6 +23,28 @@ class OrderBody(Shape):
 
     reason: str | None = Field(default=None, max_length=4000)
     budget: dict[str, float] = Field(default_factory=dict)
+
+
+class OrdersBody(OrderBody):
+    """`runs` are ids, at most 500."""
+
+    runs: list[Annotated[str, Field(max_length=200)]] = Field(min_length=1, max_length=500)
+
+
+class OrderedRun(Shape):
+    """What an order came to for a run: the file that was written; or null, with a `note` or a `problem`."""
+
+    run_id: str
+    file: str | None
+    note: str | None
+    problem: Problem | None
+
+
+class Ordered(Shape):
+    """A line for every run that was named, each once. `served`: a daemon carries the orders out now."""
+
+    orders: list[OrderedRun]
+    served: bool
 
 
 class AnswerBody(Shape):
