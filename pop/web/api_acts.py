@@ -32,6 +32,7 @@ from pop.settings import Root, load_settings
 from pop.store import contained, lock_holder, read_regular
 from pop.web import shapes
 from pop.web.api_runs import plan_shape
+from pop.web.ordering import order_all
 from pop.web.reading import ARun, ASite, problem, relative
 
 router = APIRouter(tags=["acts"])
@@ -177,14 +178,32 @@ def plan_of_seed(root: Root, data: bytes) -> shapes.PlanShape:
 @router.post("/runs/{run_id}/orders/{verb}")
 def give(site: ASite, run: ARun, verb: Verb, body: shapes.OrderBody) -> shapes.Written:
     """End a run, let it rest, let it go on."""
+    given = acts.order(run, verb, body.reason, budget=_amounts(verb, body))
+    return shapes.Written(**written(site.root, given.file, given.note))
+
+
+@router.post("/orders/{verb}")
+def give_many(site: ASite, verb: Verb, body: shapes.OrdersBody) -> shapes.Ordered:
+    """The same order to many runs. One that it does not fit is told with its problem, and stops no other."""
+    told = order_all(site, body.runs, verb, body.reason, _amounts(verb, body))
+    return shapes.Ordered(
+        orders=[
+            shapes.OrderedRun(
+                run_id=one.run_id, file=one.file, note=one.note, problem=problem(one.error) if one.error else None
+            )
+            for one in told
+        ],
+        served=lock_holder(site.root.machine_room) is not None,
+    )
+
+
+def _amounts(verb: Verb, body: shapes.OrderBody) -> dict[str, float]:
     if body.budget and verb != "retry":
         raise UsageError("a budget is raised by a retry", where="budget")
     try:
-        amounts = budgets("step", "run", "pipeline")(body.budget) if body.budget else {}
+        return budgets("step", "run", "pipeline")(body.budget) if body.budget else {}
     except (TypeError, ValueError) as error:
         raise UsageError(f"budget: {error}", where="budget", hint='{"run_usd": 5}') from None
-    given = acts.order(run, verb, body.reason, budget=amounts)
-    return shapes.Written(**written(site.root, given.file, given.note))
 
 
 @router.post("/runs/{run_id}/rerun")

@@ -19,7 +19,7 @@ from pop.pipeline import Each, Gate, Parallel, Pipeline, Repeat, Task
 from pop.queue import ignore_lease_breaks
 from pop.records import BadJson, RunRecord, printable, read_json
 from pop.rootcheck import Read, RootCheck
-from pop.runindex import GROUPS, Asked, Found
+from pop.runindex import GROUPS, Asked
 from pop.runs import pending, pending_names, rejected, seed_limits
 from pop.seedform import seed_schema
 from pop.settings import Root, load_settings
@@ -54,8 +54,8 @@ def board(site: ASite) -> shapes.Board:
         default=describe_default(settings, keys_of(settings)),
         counts=site.index.counts(),
         now=shapes.Now(**dataclasses.asdict(site.figures.newest)),
-        waiting=_rows(site.index.query(Asked(state="waiting"), size=SHOWN)),
-        active=_rows(site.index.query(Asked(state="active"), size=SHOWN)),
+        waiting=site.index.query(Asked(state="waiting"), size=SHOWN).rows,
+        active=site.index.query(Asked(state="active"), size=SHOWN).rows,
         behind_bytes=site.index.behind_bytes,
     )
 
@@ -86,11 +86,7 @@ def runs(
     """Runs, the newest first; all parameters narrow."""
     site.look(LOOK_S)
     found = site.index.query(Asked(state, text, pipeline, since), page, size)
-    return shapes.RunPage(total=found.total, page=found.page, pages=found.pages, size=size, runs=_rows(found))
-
-
-def _rows(found: Found) -> list[shapes.RunRow]:
-    return [shapes.RunRow(**dataclasses.asdict(row)) for row in found.rows]
+    return shapes.RunPage(total=found.total, page=found.page, pages=found.pages, size=size, runs=found.rows)
 
 
 # -- the queue -----------------------------------------------------------------------------------------------------------

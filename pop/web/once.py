@@ -27,13 +27,25 @@ KEPT = 1000
 
 
 @dataclass(frozen=True)
+class DoneRow:
+    """What an act upon many things came to for one of them: its file, or why there is none."""
+
+    name: str
+    address: str | None
+    file: str | None
+    note: str | None = None
+    failed: bool = False
+
+
+@dataclass(frozen=True)
 class Done:
-    """What an act came to: a sentence, the file it wrote (relative to the root), and where to go on."""
+    """What an act came to: a sentence, the file it wrote (relative to the root) or what it did to each, and where to go on."""
 
     title: str
     file: str | None
     note: str | None = None
     links: tuple[tuple[str, str], ...] = ()
+    rows: tuple[DoneRow, ...] = ()
 
 
 @dataclass

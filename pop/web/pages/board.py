@@ -50,6 +50,11 @@ class Wish:
         return bool(self.state or self.q or self.pipeline or self.since)
 
     @property
+    def choosable(self) -> bool:
+        """Whether the list has runs that can be given an order."""
+        return self.narrows and self.state not in ("pending", "complete")
+
+    @property
     def asked(self) -> Asked:
         """The index's words for it; the time is whole minutes, so that a minute's answers are the same."""
         since = rfc3339(time.time() // 60 * 60 - SINCE[self.since][1]) if self.since in SINCE else ""

@@ -24,6 +24,7 @@
     },
     beforeNodeMorphed(before, after) {
       if (before === document.activeElement && before.matches("input, textarea, select")) return false;
+      if (before.type === "checkbox" && before.id === after.id) return false; // what a person ticked stays ticked
       if (before.isEqualNode(after)) return false;
       return undefined;
     },
