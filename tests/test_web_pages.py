@@ -17,8 +17,8 @@ from pop.models.calls import CallLine, append_calls
 from pop.runs import Run
 from pop.settings import Root
 from pop.store import Disk
+from pop.web import costbook
 from pop.web.pages import compare as compare_page
-from pop.web.pages import costs as costs_page
 from tests.runfolders import begin_run
 from tests.webbing import make_root, put_status, record, run_id, web_client, write_ledger
 
@@ -167,12 +167,12 @@ def test_costs_of_a_file_that_grows_or_is_replaced(client: TestClient, root: Roo
 
 def test_the_book_of_costs_is_bounded(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     """Days that do not fit into memory are read again, with the same sums."""
-    monkeypatch.setattr(costs_page, "KEPT_ROWS", 4)
+    monkeypatch.setattr(costbook, "KEPT_ROWS", 4)
     for days in range(8):
         spend(root, days, days_ago=days)
-    book = costs_page.CostBook(root, "run")
+    book = costbook.CostBook(root, "run")
     for _ in range(3):
-        assert costs_page.add_up(book, "", "", "run").total.calls == 8
+        assert costbook.add_up(book, "", "", "run").total.calls == 8
         assert sum(len(day.rows) for day in book._days.values()) <= 4
 
 

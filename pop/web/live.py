@@ -1,8 +1,9 @@
 """Pages that stay current: fragments of HTML by server-sent events, rendered once for all who look at the same.
 
-A page that is live has a `Source`. While anybody looks, it is asked at most twice a second where it stands; when that
-changed, its fragments are rendered once, and every reader gets those it has not seen. An event's id is where the source
-stood, so that a reader that comes back says what it has, to this process or to the next one:
+A page that is live has a `Source`. While anybody looks, it is asked at most twice a second where it stands (one that is
+dear to make once in two seconds, and less often the longer it takes); when that changed, its fragments are rendered once,
+and every reader gets those it has not seen. An event's id is where the source stood, so that a reader that comes back says
+what it has, to this process or to the next one:
 
     id: 17f3-4021
     event: fragments
@@ -25,7 +26,9 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 log = structlog.get_logger()
 
 EVERY_S = 0.5  # a page changes at most twice a second
-SHARE = 2  # and between two rounds this many times the processor's time that the last one took
+SELDOM_S = 2.0  # and one that is dear to make at most once in two
+DEAR = 8  # and then it takes at most the 8th part of the time
+SHARE = 2  # between two rounds this many times the processor's time that the last one took
 PING_S = 15
 STALLED_S = 20.0  # a reader that takes nothing for so long is left
 MARKS_KEPT = 64
@@ -47,6 +50,8 @@ class _Channel:
     """One source and its readers. `serial` counts the rounds in which something changed."""
 
     source: Source
+    every_s: float = EVERY_S
+    due: float = 0.0
     readers: int = 0
     mark: str | None = None
     serial: int = 0
@@ -57,7 +62,17 @@ class _Channel:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def look(self) -> bool:
-        """Ask the source; whether there is anything new. In a thread."""
+        """Ask the source, where it is time to; whether there is anything new. In a thread."""
+        began = time.monotonic()
+        if began < self.due:
+            return False
+        try:
+            return self._ask()
+        finally:
+            took = time.monotonic() - began
+            self.due = began + max(self.every_s, DEAR * took) if self.every_s > EVERY_S else 0.0
+
+    def _ask(self) -> bool:
         mark = self.source.mark()
         if mark is None or mark == self.mark:
             self.over = mark is None
@@ -94,25 +109,30 @@ class Live:
     def readers(self) -> int:
         return sum(channel.readers for channel in self._channels.values())
 
-    def stream(self, request: Request, key: Hashable, source: Callable[[], Source]) -> EventSourceResponse:
+    def stream(
+        self, request: Request, key: Hashable, source: Callable[[], Source], every_s: float = EVERY_S
+    ) -> EventSourceResponse:
         """The answer to a request for events.
 
         Args:
             key: The same for readers that see the same.
             source: Makes the source when nobody has looked at this key yet.
+            every_s: Seconds between two changes of this page, at least.
         """
         seen = request.headers.get("last-event-id") or request.query_params.get("after") or ""
         return EventSourceResponse(
-            self._events(key, source, seen[:200]),
+            self._events(key, source, seen[:200], every_s),
             ping=PING_S,
             send_timeout=STALLED_S,
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
 
-    async def _events(self, key: Hashable, source: Callable[[], Source], seen: str) -> AsyncIterator[ServerSentEvent]:
+    async def _events(
+        self, key: Hashable, source: Callable[[], Source], seen: str, every_s: float = EVERY_S
+    ) -> AsyncIterator[ServerSentEvent]:
         channel = self._channels.get(key)
         if channel is None:
-            channel = self._channels[key] = _Channel(source())
+            channel = self._channels[key] = _Channel(source(), every_s)
         channel.readers += 1
         try:
             yield ServerSentEvent(retry=1000, comment="POP")

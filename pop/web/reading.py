@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -71,6 +72,38 @@ ARun = Annotated[Run, Depends(run_of)]
 def relative(root: Root, path: Path) -> str:
     """A path as the API tells it."""
     return printable(os.path.relpath(path, root.path))
+
+
+def stamp(*paths: Path) -> str:
+    """Another text when one of these files changed, or one that lies in one of these folders; the same in every process."""
+    found = hashlib.sha256()
+    for path in paths:
+        for one in [path, *names_in(path)]:
+            try:
+                info = os.stat(one)
+                about = f"{info.st_mtime_ns}.{info.st_size}.{info.st_ino}"
+            except OSError:
+                about = "-"
+            found.update(f"{os.fspath(one)}\0{about}\n".encode("utf-8", "replace"))
+    return found.hexdigest()[:12]
+
+
+def mark_of(run: Run) -> str:
+    """Where the run stands: its journal's size, and when its status was written."""
+    parts = []
+    for name in ("events.jsonl", "tasks-status.json"):
+        try:
+            info = os.stat(run.path / name)
+        except OSError:
+            parts.append("-")
+        else:
+            parts.append(f"{info.st_size:x}" if name == "events.jsonl" else f"{info.st_mtime_ns:x}")
+    return "-".join(parts)
+
+
+def digest(value: Any) -> str:
+    """Of what a page shows, by how that is written; the same in every process."""
+    return hashlib.sha256(repr(value).encode("utf-8", "replace")).hexdigest()[:12]
 
 
 def inside(base: Path, name: str) -> Path:

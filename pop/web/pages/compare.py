@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, Response
 from markupsafe import Markup
 
 from pop.compare import Pair, Side, comparable, pairs, tasks_of
@@ -21,7 +21,9 @@ from pop.runlook import usage_of
 from pop.runs import Run
 from pop.safehtml import difference, left_out, plain, text
 from pop.web.app import Site
-from pop.web.render import page, templates
+from pop.web.live import SELDOM_S
+from pop.web.reading import digest, mark_of
+from pop.web.render import page, rendered, templates
 
 router = APIRouter()
 templates().filters.update(FILTERS)
@@ -266,13 +268,68 @@ def context_of(site: Site, wish: Wish, a: Run, b: Run) -> dict[str, Any]:
     }
 
 
+PARTS = ("whole", "given", "steps", "differences", "texts")
+
+
+class CompareSource:
+    """The page while one of the two is at work; or while sides are chosen, what may be chosen."""
+
+    def __init__(self, site: Site, wish: Wish) -> None:
+        self._site = site
+        self._wish = wish
+        self._known = len(self._runs())
+
+    def mark(self) -> str | None:
+        """None: a run is gone that was there, or there that was not; that is another page."""
+        known = len(self._runs())
+        if known < 2:
+            self._site.look_now()
+        return self.known_mark() if known == self._known else None
+
+    def known_mark(self) -> str:
+        """By what is known already."""
+        runs = self._runs()
+        return "-".join(map(mark_of, runs)) if len(runs) == 2 else digest(self._choices())
+
+    def fragments(self) -> dict[str, str]:
+        context = self.context()
+        names = PARTS if context["wholes"] else ("choices",)
+        return {f"compare-{name}": rendered(f"compare_{name}.html", **context) for name in names}
+
+    def context(self) -> dict[str, Any]:
+        wish, runs = self._wish, self._runs()
+        found = {"wish": wish, "wholes": [], "choices": self._choices(), "left_out": left_out, "parts": PARTS}
+        return found | (context_of(self._site, wish, *runs) if len(runs) == 2 else {})
+
+    def _runs(self) -> list[Run]:
+        """Those of the two that there are."""
+        return [run for words in (self._wish.a, self._wish.b) if (run := run_of(self._site, words))]
+
+    def _choices(self) -> list[Choice]:
+        return choices_of(self._site, self._wish, [run_of(self._site, words) for words in (self._wish.a, self._wish.b)])
+
+    @property
+    def moves(self) -> bool:
+        """Whether anything here may change."""
+        runs = self._runs()
+        return len(runs) < 2 or any(run.place == "current" for run in runs)
+
+
+AWish = Annotated[Wish, Depends(wish_of)]
+
+
 @router.get("/compare")
-def compare_page(request: Request, wish: Annotated[Wish, Depends(wish_of)]) -> HTMLResponse:
+def compare_page(request: Request, wish: AWish) -> HTMLResponse:
     site: Site = request.app.state.site
     site.look(LOOK_S)
-    a, b = run_of(site, wish.a), run_of(site, wish.b)
-    about: dict[str, Any] = {"wish": wish, "wholes": [], "choices": choices_of(site, wish, (a, b))}
-    about["newest"] = site.index.query(size=NEWEST).rows
-    if a is not None and b is not None:
-        about |= context_of(site, wish, a, b)
-    return page(request, "compare.html", left_out=left_out, **about)
+    source = CompareSource(site, wish)
+    moves, mark = source.moves, source.known_mark()
+    newest = site.index.query(size=NEWEST).rows
+    live = "/live" + wish.to(start=wish.start) if moves else None
+    return page(request, "compare.html", mark=mark, live=live, newest=newest, **source.context())
+
+
+@router.get("/live/compare")
+async def live_compare(request: Request, wish: AWish) -> Response:
+    site: Site = request.app.state.site
+    return site.live.stream(request, ("compare", wish), lambda: CompareSource(site, wish), SELDOM_S)

@@ -1,33 +1,32 @@
 """What model calls cost: by day, pipeline, step, model and run, over a time; and today's budgets, and how much is used.
 
-It is `pop cost` (pop/costs.py) on a page. The sums of a day's file are kept while the file only grows, so that a page
-reads what is new.
+It is `pop cost` (pop/costs.py) on a page.
 """
 
 from __future__ import annotations
 
+import math
 import os
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Depends, Query, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, Response
 
-from pop.costs import KEYS, read_day
+from pop.costs import read_day
 from pop.errors import PopError, UsageError
-from pop.models.calls import CallLine, Sum, calls_in, day_files, usd
+from pop.models.calls import Sum, day_files, usd
 from pop.rootcheck import RootCheck
 from pop.safehtml import plain
 from pop.settings import Root, Settings, load_settings
-from pop.store import NotAFile
 from pop.web.app import Site
-from pop.web.render import money, page, templates
+from pop.web.costbook import add_up, book_of
+from pop.web.live import SELDOM_S
+from pop.web.reading import stamp
+from pop.web.render import money, page, rendered, templates
 
 router = APIRouter()
 templates().filters["plain"] = plain
@@ -45,109 +44,6 @@ UNITS = ("usd", "tokens", "calls")
 DAYS_DRAWN = 120  # beyond that a bar is a month
 BARS = 20
 ROWS = 300
-KEPT_ROWS = 100_000  # sums that are kept for the next page
-
-Key = tuple[str, str, str, str]
-PLACES = {"day": 0, "pipeline": 1, "step": 2, "run": 2, "model": 3}  # in a key
-
-
-# -- the sums ------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class DaySums:
-    """The sums of one file of the ledger, as far as it was read."""
-
-    inode: int
-    offset: int = 0
-    rows: dict[Key, Sum] = field(default_factory=dict)
-    passed_over: int = 0
-
-    def read(self, path: Path, third: Callable[[CallLine], str]) -> None:
-        """Take in what was added to the file."""
-        for end, line in calls_in(path, self.offset):
-            self.offset = end
-            if line is None:
-                self.passed_over += 1
-            elif line.billed:
-                key = (KEYS["day"](line), KEYS["pipeline"](line), third(line), KEYS["model"](line))
-                self.rows.setdefault(key, Sum()).add(line)
-
-
-class CostBook:
-    """The sums of a root's days; at most `KEPT_ROWS` of them stay in memory. Whoever asks holds the `lock`.
-
-    Args:
-        third: What the sums are told apart by beside day, pipeline and model: ``step`` or ``run``.
-    """
-
-    def __init__(self, root: Root, third: str) -> None:
-        self._root = root
-        self._third = KEYS[third]
-        self.lock = threading.Lock()
-        self._days: OrderedDict[str, DaySums] = OrderedDict()
-
-    def days(self, since: str, until: str) -> Iterator[DaySums]:
-        """The days of a time, the oldest first, as their files stand now."""
-        for path in day_files(self._root.calls, since=since, until=until or "9"):
-            try:
-                found = self._taken(path)
-                found.read(path, self._third)
-            except (OSError, NotAFile):  # removed meanwhile, or not ours to read
-                continue
-            self._keep(path.name, found)
-            yield found
-
-    def _taken(self, path: Path) -> DaySums:
-        """What is known of a file; nothing, where it is another one now."""
-        info, known = os.stat(path), self._days.pop(path.name, None)
-        if known is None or info.st_ino != known.inode or info.st_size < known.offset:
-            return DaySums(info.st_ino)
-        return known
-
-    def _keep(self, name: str, day: DaySums) -> None:
-        """Instead of the day before it, where there is no room for all: days are read in their order, again and again."""
-        held = sum(len(one.rows) for one in self._days.values()) + len(day.rows)
-        while held > KEPT_ROWS and self._days:
-            held -= len(self._days.popitem()[1].rows)
-        self._days[name] = day
-
-
-_BOOKS: dict[tuple[Path, str], CostBook] = {}
-
-
-def book_of(root: Root, by: str) -> CostBook:
-    """The one book of a root in this process that knows this."""
-    third = "run" if by == "run" else "step"
-    return _BOOKS.setdefault((root.path, third), CostBook(root, third))
-
-
-@dataclass
-class Added:
-    """What a page shows: sums by key, all together, the models nobody knows a price of, and lines that are none."""
-
-    rows: dict[str, Sum] = field(default_factory=dict)
-    total: Sum = field(default_factory=Sum)
-    unpriced: set[str] = field(default_factory=set)
-    pipelines: set[str] = field(default_factory=set)
-    passed_over: int = 0
-
-
-def add_up(book: CostBook, since: str, until: str, by: str, pipeline: str = "") -> Added:
-    """The sums of a time; `pipeline` narrows."""
-    found = Added()
-    with book.lock:
-        for day in book.days(since, until):
-            found.passed_over += day.passed_over
-            for key, part in day.rows.items():
-                found.pipelines.add(key[1])
-                if pipeline in ("", key[1]):
-                    found.total.plus(part)
-                    found.rows.setdefault(key[PLACES[by]], Sum()).plus(part)
-                    if part.unpriced:
-                        found.unpriced.add(key[3])
-    return found
-
 
 # -- what is asked -------------------------------------------------------------------------------------------------
 
@@ -162,6 +58,14 @@ class Wish:
     pipeline: str
     since: str
     until: str
+
+    def today(self) -> Wish:
+        """The same as asked today: a period ends today, also on a page that was opened yesterday."""
+        return replace(self, since=_first_day(self.period)) if self.period else self
+
+    @property
+    def live(self) -> str:
+        return "/live" + self.to()
 
     def to(self, **changes: str) -> str:
         """The address of the same with something else."""
@@ -194,10 +98,12 @@ def wish_of(
         return Wish(by, "", measure, pipeline, first, last)
     if period not in ("", *PERIODS):
         raise UsageError(f"no period {period[:10]!r}", hint=f"one of {', '.join(PERIODS)}")
-    period = period or "30d"
-    days, today = PERIODS[period][1], datetime.now(UTC).date()
-    first = (today - timedelta(days=days - 1)).isoformat() if days else ""
-    return Wish(by, period, measure, pipeline, first, "")
+    return Wish(by, period or "30d", measure, pipeline, "", "").today()
+
+
+def _first_day(period: str) -> str:
+    days = PERIODS[period][1]
+    return (datetime.now(UTC).date() - timedelta(days=days - 1)).isoformat() if days else ""
 
 
 # -- the picture ---------------------------------------------------------------------------------------------------
@@ -219,7 +125,7 @@ def paid(part: Sum) -> str:
 
 @dataclass(frozen=True)
 class Bar:
-    """`share` of the longest one, 0 to 100; None where nothing is drawn: what is all the others together."""
+    """`share` of the scale, 0 to 100; None where nothing is drawn: what is all the others together."""
 
     name: str
     part: Sum
@@ -244,12 +150,20 @@ def days_between(rows: dict[str, Sum], wish: Wish) -> dict[str, Sum]:
     return {day: rows.get(day) or Sum() for day in sorted({*days, *rows})}
 
 
+def scale_of(most: float) -> float:
+    """A round number that is not below: while figures grow, a chart keeps its scale, and its bars do not all move."""
+    if most <= 0:
+        return 0.0
+    power = 10.0 ** math.floor(math.log10(most))
+    return next((part * power for part in (1, 2, 4, 6, 8) if most <= part * power), 10 * power)
+
+
 def bars_of(rows: dict[str, Sum], measure: str, most: int) -> list[Bar]:
     """The first of them, and a last line with the sum of the others, which has no bar: it would dwarf the rest."""
     value = VALUE[measure]
     shown, rest = list(rows.items())[:most], list(rows.items())[most:]
-    longest = max((value(part) for _, part in shown), default=0)
-    bars = [Bar(name, part, value(part), 100 * value(part) / longest if longest else 0.0) for name, part in shown]
+    scale = scale_of(max((value(part) for _, part in shown), default=0))
+    bars = [Bar(name, part, value(part), 100 * value(part) / scale if scale else 0.0) for name, part in shown]
     if rest:
         others = Sum()
         for _, part in rest:
@@ -281,7 +195,12 @@ def _amount(part: Sum, unit: str) -> float:
     return {"usd": usd(part.nano_usd), "tokens": part.tokens, "calls": part.calls}[unit]
 
 
-def budgets_of(site: Site, settings: Settings) -> list[Budget]:
+def own_budgets(root: Root) -> dict[str, dict[str, float]]:
+    """What pipelines say themselves."""
+    return {name: dict(read.pipeline.budget) for name, read in RootCheck(root).pipelines.items() if read.pipeline}
+
+
+def budgets_of(site: Site, settings: Settings, own: dict[str, dict[str, float]]) -> list[Budget]:
     """Today's budgets of the day and of the pipelines that were at work or have one of their own."""
     today = datetime.now(UTC).date().isoformat()
     spent = add_up(book_of(site.root, "pipeline"), today, today, "pipeline")
@@ -292,7 +211,6 @@ def budgets_of(site: Site, settings: Settings) -> list[Budget]:
             limit = getattr(table, f"day_{unit}")
             if limit is not None:
                 found.append(Budget("", unit, limit, _amount(spent.total, unit), source, soft))
-    own = {name: read.pipeline.budget for name, read in RootCheck(site.root).pipelines.items() if read.pipeline}
     for name in sorted({*spent.rows, *(name for name, budget in own.items() if budget)}):
         part = spent.rows.get(name, Sum())
         given = [
@@ -345,7 +263,12 @@ def link_of(site: Site, wish: Wish) -> Callable[[str], str | None]:
     return {"day": day, "run": run, "pipeline": pipeline}.get(wish.by, lambda name: None)
 
 
-def context_of(site: Site, wish: Wish) -> dict[str, Any]:
+def context_of(site: Site, wish: Wish, own: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """What the page shows.
+
+    Args:
+        own: The budgets that pipelines give themselves.
+    """
     try:
         settings, trouble = load_settings(site.root), None
     except PopError as error:
@@ -353,6 +276,7 @@ def context_of(site: Site, wish: Wish) -> dict[str, Any]:
     found = add_up(book_of(site.root, wish.by), wish.since, wish.until, wish.by, wish.pipeline)
     rows = order_of(wish, found.rows)
     drawn = days_between(rows, wish) if wish.by == "day" else rows
+    most = max((VALUE[wish.measure](part) for part in drawn.values()), default=0)
     listed = list(reversed(rows.items())) if wish.by == "day" else list(rows.items())
     return {
         "wish": wish,
@@ -363,19 +287,65 @@ def context_of(site: Site, wish: Wish) -> dict[str, Any]:
         "total": found.total,
         "bars": bars_of(drawn, wish.measure, len(drawn) if wish.by == "day" else BARS),
         "rows": listed[:ROWS],
-        "most": max((VALUE[wish.measure](part) for part in drawn.values()), default=0),
+        "most": most,
+        "scale": scale_of(most),
         "more_rows": max(0, len(listed) - ROWS),
         "to": link_of(site, wish),
         "paid": paid,
         "total_usd": usd(found.total.nano_usd),
         "unpriced": sorted(found.unpriced)[:20],
         "passed_over": found.passed_over,
-        "budgets": budgets_of(site, settings),
+        "budgets": budgets_of(site, settings, own),
         "of_each": of_each(settings),
         "trouble": trouble,
     }
 
 
+# -- the page ------------------------------------------------------------------------------------------------------
+
+
+PARTS = ("totals", "drawn", "notes", "budgets")
+
+
+class CostsSource:
+    """The page while calls are made: the files of the ledger that it adds up grow, or somebody changes a budget."""
+
+    def __init__(self, site: Site, wish: Wish) -> None:
+        self._site = site
+        self._wish = wish
+        self._own: tuple[str, dict[str, dict[str, float]]] | None = None
+
+    def mark(self) -> str:
+        """Also by the day, with which a period and the budgets begin anew, and by what today's budgets are told from."""
+        root, wish = self._site.root, self._wish.today()
+        today = datetime.now(UTC).date().isoformat()
+        files = {*day_files(root.calls, since=wish.since, until=wish.until or "9"), root.calls / f"{today}.jsonl"}
+        return f"{today}-{stamp(*sorted(files))}-{self._made_of()}"
+
+    def fragments(self) -> dict[str, str]:
+        context = self.context()
+        return {f"costs-{name}": rendered(f"costs_{name}.html", **context) for name in PARTS}
+
+    def context(self) -> dict[str, Any]:
+        made_of = self._made_of()
+        if self._own is None or self._own[0] != made_of:
+            self._own = (made_of, own_budgets(self._site.root))
+        return context_of(self._site, self._wish.today(), self._own[1])
+
+    def _made_of(self) -> str:
+        root = self._site.root
+        return stamp(root.settings_file, root.pipeline_file, root.pipelines)
+
+
 @router.get("/costs")
 def costs(request: Request, wish: Annotated[Wish, Depends(wish_of)]) -> HTMLResponse:
-    return page(request, "costs.html", **context_of(request.app.state.site, wish))
+    source = CostsSource(request.app.state.site, wish)
+    mark = source.mark()
+    return page(request, "costs.html", mark=mark, **source.context())
+
+
+@router.get("/live/costs")
+async def live_costs(request: Request, wish: Annotated[Wish, Depends(wish_of)]) -> Response:
+    site: Site = request.app.state.site
+    key = ("costs", replace(wish, since="") if wish.period else wish)
+    return site.live.stream(request, key, lambda: CostsSource(site, wish), SELDOM_S)

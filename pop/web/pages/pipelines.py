@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, HTTPException, Request
@@ -15,16 +15,18 @@ from markupsafe import Markup
 from pop.drawing import draw
 from pop.errors import PopError
 from pop.pipeline import Gate, Pipeline, Task
-from pop.records import STAGES, BadJson, read_json
 from pop.report import FILTERS
 from pop.rootcheck import Read, RootCheck
-from pop.runindex import Asked, Tally
-from pop.safehtml import json_tree, left_out, text
+from pop.runindex import Asked, Row, Tally
+from pop.safehtml import left_out, text
 from pop.seedform import seed_schema
-from pop.store import NotAFile, read_regular
-from pop.tasks import TaskFiles, bound_names, find_task
+from pop.settings import Root
+from pop.tasks import find_task
 from pop.web.app import Site
-from pop.web.render import page, templates
+from pop.web.live import SELDOM_S
+from pop.web.reading import digest, stamp
+from pop.web.render import page, rendered, templates
+from pop.web.tasklook import TEXT, TaskLook, TaskReader, file_of
 
 router = APIRouter()
 templates().filters.update(FILTERS)
@@ -32,24 +34,9 @@ templates().filters.update(FILTERS)
 LOOK_S = 0.3
 NEWEST = 10
 GRAPH_BYTES = 90_000  # of a graph inside the page; a larger one has an address of its own
-TEXT = 20_000  # characters of one file
-TEXTS = 150_000  # of all files on one page
 MOST_STEPS = 300
-MAX_BYTES = 2_000_000
 ALONE = "default-src 'none'; style-src 'unsafe-inline'; sandbox allow-popups"
 NOTHING = Tally({}, "", None, None)
-STAGE_WORDS = {  # what a stage is where a task does not bring it (docs/tasks.md)
-    "ingest": "nothing", "preprocess": "as it is", "prompt": "none", "infer": "asks the model",
-    "parse": "the text", "validate_structure": "none", "validate_quality": "none", "critique": "the list of problems",
-    "refine": "the talk goes on", "finalize": "as it is",
-}  # fmt: skip
-TITLES = {
-    ".schema.json": "Schema of the output",
-    ".critique.md": "Critique",
-    ".refine.md": "Refinement",
-    ".md": "Prompt",
-    ".py": "Python",
-}
 
 
 # -- how its runs went ---------------------------------------------------------------------------------------------
@@ -124,11 +111,6 @@ def files_of(look: RootCheck, read: Read) -> set[str]:
     return found
 
 
-def file_of(problem: PopError) -> str:
-    """The file in which a problem stands."""
-    return str(problem.where or "").partition("  ")[0].partition(":")[0]
-
-
 def _paths(look: RootCheck, task: str) -> list[Path]:
     try:
         return find_task(look.root.tasks, task).all()
@@ -175,99 +157,6 @@ def steps_of(pipeline: Pipeline) -> Iterator[StepRow]:
         )
 
 
-@dataclass(frozen=True)
-class TaskFile:
-    """A file of a task; `shown` None: there is no room for it on the page."""
-
-    path: str
-    title: str
-    size: int
-    shown: Markup | None
-
-
-@dataclass(frozen=True)
-class TaskLook:
-    """A task: which steps are made of it, its files, and where each of the ten stages comes from."""
-
-    name: str
-    kind: str
-    steps: list[str]
-    files: list[TaskFile]
-    stages: list[tuple[str, str, bool]]
-    problems: list[PopError]
-    module: str | None
-
-
-class TaskReader:
-    """Reads the tasks of one page, which has room for so much text."""
-
-    def __init__(self, look: RootCheck, problems: list[PopError]) -> None:
-        self._look = look
-        self._problems = problems
-        self._room = TEXTS
-
-    def read(self, name: str, steps: list[str]) -> TaskLook:
-        kind = self._look.tasks.get(name, "missing")
-        try:
-            files = find_task(self._look.root.tasks, name)
-        except PopError:
-            return TaskLook(name, kind, steps, [], [], [], None)
-        folder = self._look.root.tasks.name
-        paths = {f"{folder}/{path.name}" for path in files.all()}
-        mine = [one for one in self._problems if file_of(one) in paths]
-        read = [self._file(f"{folder}/{path.name}", path) for path in files.all()]
-        return TaskLook(name, kind, steps, read, list(stages_of(files)), mine, files.module)
-
-    def _file(self, path: str, at: Path) -> TaskFile:
-        suffix = next(one for one in TITLES if at.name.endswith(one))
-        try:
-            data = read_regular(at, max_bytes=MAX_BYTES)
-        except (OSError, NotAFile):
-            return TaskFile(path, TITLES[suffix], 0, Markup('<p class="faint">cannot be read</p>'))
-        if self._room <= 0:
-            return TaskFile(path, TITLES[suffix], len(data), None)
-        shown = _schema(data) if suffix == ".schema.json" else text(data.decode("utf-8", "replace"), TEXT)
-        self._room -= len(shown)
-        return TaskFile(path, TITLES[suffix], len(data), shown)
-
-
-def _schema(data: bytes) -> Markup:
-    try:
-        return json_tree(read_json(data), 400)
-    except (BadJson, PopError):
-        return text(data.decode("utf-8", "replace"), TEXT)
-
-
-def stages_of(files: TaskFiles) -> Iterator[tuple[str, str, bool]]:
-    """Each of the ten stages, where it comes from, and whether the task brings it. Nothing is run for it."""
-    bound = _bound(files)
-    brought = {
-        "prompt": files.path(".md"),
-        "validate_structure": files.path(".schema.json"),
-        "critique": files.path(".critique.md"),
-        "refine": files.path(".refine.md"),
-    }
-    for stage in STAGES:
-        if stage in bound:
-            yield stage, f"{files.stem}.py", True
-        elif path := brought.get(stage):
-            yield stage, path.name, True
-        elif stage == "validate_structure" and "Output" in bound:
-            yield stage, f"Output in {files.stem}.py", True
-        elif stage == "parse" and (brought["validate_structure"] or "Output" in bound):
-            yield stage, "JSON", False
-        else:
-            yield stage, "see the package" if files.module else STAGE_WORDS[stage], False
-
-
-def _bound(files: TaskFiles) -> set[str]:
-    path = files.path(".py")
-    try:
-        return bound_names(ast.parse(read_regular(path, max_bytes=MAX_BYTES))) if path else set()
-    except (OSError, NotAFile, SyntaxError, ValueError, RecursionError, MemoryError):
-        return set()
-
-
 # -- the pages -----------------------------------------------------------------------------------------------------
 
 
@@ -275,55 +164,157 @@ def address(name: str) -> str:
     return f"/pipelines/{quote(name, safe='')}"
 
 
+class Looked:
+    """What `pop check` finds in a root; it is looked at again when a file that it reads has changed."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self.made_of = ""
+
+    def look(self) -> str:
+        """Look, where that is needed; returns what the files are like from outside."""
+        root = self._root
+        made_of = stamp(root.settings_file, root.pipeline_file, root.pipelines, root.tasks)
+        if made_of != self.made_of:
+            self.check = RootCheck(root)
+            self.problems = self.check.problems()
+            self.made_of = made_of
+        return made_of
+
+
+class CatalogueSource:
+    """The catalogue while runs go on and files are edited."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._looked = Looked(site.root)
+
+    def mark(self) -> str:
+        self._site.look_now()
+        return self.known_mark()
+
+    def known_mark(self) -> str:
+        """By what is known already."""
+        return f"{self._looked.look()}-{digest(sorted(self._site.index.tallies().items()))}"
+
+    def fragments(self) -> dict[str, str]:
+        return {"pipelines": rendered("pipelines_all.html", **self.context())}
+
+    def context(self) -> dict[str, Any]:
+        self._looked.look()
+        look, problems = self._looked.check, self._looked.problems
+        told = {str(one) for name, read in look.pipelines.items() for one in problems_of(look, name, read, problems)}
+        return {
+            "entries": entries_of(self._site, look, problems),
+            "address": address,
+            "elsewhere": [one for one in problems if str(one) not in told],
+            "notes": look.notes(),
+        }
+
+
 @router.get("/pipelines")
 def pipelines(request: Request) -> HTMLResponse:
     site: Site = request.app.state.site
     site.look(LOOK_S)
-    look = RootCheck(site.root)
-    problems = look.problems()
-    entries = entries_of(site, look, problems)
-    told = {str(one) for name, read in look.pipelines.items() for one in problems_of(look, name, read, problems)}
-    return page(
-        request,
-        "pipelines.html",
-        entries=entries,
-        address=address,
-        elsewhere=[one for one in problems if str(one) not in told],
-        notes=look.notes(),
-    )
+    source = CatalogueSource(site)
+    mark = source.known_mark()
+    return page(request, "pipelines.html", mark=mark, **source.context())
+
+
+@router.get("/live/pipelines")
+async def live_pipelines(request: Request) -> Response:
+    site: Site = request.app.state.site
+    return site.live.stream(request, "pipelines", lambda: CatalogueSource(site), SELDOM_S)
+
+
+class PipelineSource:
+    """The page of one of them. What is made from its files alone is made again only when one of those changed."""
+
+    def __init__(self, site: Site, name: str) -> None:
+        self._site = site
+        self._name = name
+        self._looked = Looked(site.root)
+        self._made: tuple[str, dict[str, str]] = ("", {})
+
+    def mark(self) -> str | None:
+        self._site.look_now()
+        return self.known_mark()
+
+    def known_mark(self) -> str | None:
+        """By what is known already; None: there is no such pipeline, and no run of it."""
+        made_of = self._looked.look()
+        if self._looked.check.pipelines.get(self._name) is None and not self._standing.tally.total:
+            return None
+        return f"{made_of}-{digest((self._standing, self._newest))}"
+
+    def fragments(self) -> dict[str, str]:
+        made_of, context = self._looked.look(), self._of_runs()
+        if self._made[0] != made_of:
+            found = {**context, **self._of_files()}
+            self._made = (made_of, {f"pipeline-{name}": rendered(f"pipeline_{name}.html", **found) for name in MADE})
+        moved = {f"pipeline-{name}": rendered(f"pipeline_{name}.html", **context) for name in MOVED}
+        return {**moved, **self._made[1]}
+
+    def context(self) -> dict[str, Any]:
+        return {**self._of_runs(), **self._of_files()}
+
+    @property
+    def _standing(self) -> Standing:
+        return Standing(self._site.index.tallies().get(self._name, NOTHING))
+
+    @property
+    def _newest(self) -> list[Row]:
+        return self._site.index.query(Asked(pipeline=self._name), size=NEWEST).rows
+
+    def _of_runs(self) -> dict[str, Any]:
+        read = self._looked.check.pipelines.get(self._name)
+        return {
+            "called": self._name,
+            "read": read,
+            "pipeline": read.pipeline if read else None,
+            "address": address,
+            "standing": self._standing,
+            "newest": self._newest,
+        }
+
+    def _of_files(self) -> dict[str, Any]:
+        look = self._looked.check
+        read = look.pipelines.get(self._name)
+        found = read.pipeline if read else None
+        problems = problems_of(look, self._name, read, self._looked.problems) if read else []
+        drawn = _drawn(found) if found else None
+        return {
+            "problems": problems,
+            "graph": drawn if drawn and len(drawn) <= GRAPH_BYTES else None,
+            "too_large": drawn is not None and len(drawn) > GRAPH_BYTES,
+            "steps": list(steps_of(found))[:MOST_STEPS] if found else [],
+            "more_steps": max(0, len(found.steps) - MOST_STEPS) if found else 0,
+            "tasks": list(_tasks(look, found, problems)) if found else [],
+            "seed": seed_schema(look, self._name) if found else None,
+            "document": text(read.data.decode("utf-8", "replace"), TEXT) if read else None,
+            "left_out": left_out,
+        }
+
+
+MOVED = ("head", "runs")
+MADE = ("check", "made")
 
 
 @router.get("/pipelines/{name}")
 def pipeline_page(request: Request, name: str) -> HTMLResponse:
     site: Site = request.app.state.site
     site.look(LOOK_S)
-    look = RootCheck(site.root)
-    read = look.pipelines.get(name)
-    standing = Standing(site.index.tallies().get(name, NOTHING))
-    if read is None and not standing.tally.total:
+    source = PipelineSource(site, name)
+    mark = source.known_mark()
+    if mark is None:
         raise HTTPException(404, f"no pipeline {name[:80]!r}")
-    problems = problems_of(look, name, read, look.problems()) if read else []
-    found = read.pipeline if read else None
-    drawn = _drawn(found) if found else None
-    return page(
-        request,
-        "pipeline.html",
-        called=name,
-        read=read,
-        pipeline=found,
-        address=address,
-        problems=problems,
-        standing=standing,
-        newest=site.index.query(Asked(pipeline=name), size=NEWEST).rows,
-        graph=drawn if drawn and len(drawn) <= GRAPH_BYTES else None,
-        too_large=drawn is not None and len(drawn) > GRAPH_BYTES,
-        steps=list(steps_of(found))[:MOST_STEPS] if found else [],
-        more_steps=max(0, len(found.steps) - MOST_STEPS) if found else 0,
-        tasks=list(_tasks(look, found, problems)) if found else [],
-        seed=seed_schema(look, name) if found else None,
-        document=text(read.data.decode("utf-8", "replace"), TEXT) if read else None,
-        left_out=left_out,
-    )
+    return page(request, "pipeline.html", mark=mark, live=f"/live{address(name)}", **source.context())
+
+
+@router.get("/live/pipelines/{name}")
+async def live_pipeline(request: Request, name: str) -> Response:
+    site: Site = request.app.state.site
+    return site.live.stream(request, ("pipeline", name), lambda: PipelineSource(site, name), SELDOM_S)
 
 
 def _drawn(pipeline: Pipeline) -> Markup:

@@ -20,6 +20,7 @@ from pop.safehtml import plain
 from pop.stale import CONTROL, place_of
 from pop.steplook import StepLook, instances_of, look_into, readable
 from pop.web.pages.files import address, raw_address
+from pop.web.reading import mark_of
 from pop.web.render import page, rendered, templates
 
 router = APIRouter()
@@ -45,19 +46,6 @@ templates().filters.update(FILTERS)
 def step_address(run: Run) -> Any:
     """Where a step, or an instance, is shown; for pictures and tables."""
     return lambda name: address(run.run_id, "steps", name)
-
-
-def mark_of(run: Run) -> str:
-    """Where the run stands: its journal's size, and when its status was written."""
-    parts = []
-    for name in ("events.jsonl", "tasks-status.json"):
-        try:
-            info = os.stat(run.path / name)
-        except OSError:
-            parts.append("-")
-        else:
-            parts.append(f"{info.st_size:x}" if name == "events.jsonl" else f"{info.st_mtime_ns:x}")
-    return "-".join(parts)
 
 
 def context_of(site: Any, run: Run) -> dict[str, Any]:
