@@ -55,6 +55,7 @@ ORDER = [
     "models.prices",
     "models.calls",
     "models.spent",
+    "models.answerwriter",
     "models.answers",
     "models.budgets",
     "models.circuit",
