@@ -19,7 +19,8 @@ import pytest
 
 from pop.errors import PopError
 from pop.models import answers
-from pop.models.answers import AnswerStore, NotStored, prune
+from pop.models.answers import AnswerStore, prune
+from pop.models.answerwriter import NotStored
 from pop.models.calls import LOST, CallLine, Sum, calls_in, day_files
 from pop.models.request import Answer, ModelError
 from pop.models.spent import Spent
@@ -63,8 +64,8 @@ def ledger(root: Path) -> list[CallLine]:
 HERE = Path(__file__).parent.parent
 BEGIN = (
     "import asyncio, os, signal, sys; from pathlib import Path\n"
-    "from pop.models.answers import AnswerStore; from pop.models.request import Answer\n"
-    "from pop.models import answers, calls\n"
+    "from pop.models.answers import AnswerStore; from pop.models.answerwriter import AnswerWriter; from pop.models.request import Answer\n"
+    "from pop.models import answerwriter, calls\n"
     "from tests.test_calls import line\n"
     "root = Path(sys.argv[1]); (root / '.pop').mkdir(exist_ok=True)\n"
     "a = Answer(text='kept', model='m', provider='p', provider_model='m')\n"
@@ -86,7 +87,7 @@ def run(script: str, root: Path) -> subprocess.CompletedProcess[bytes]:
 def test_every_connection_is_as_durable_as_asked(open_store: Open, durable: bool, level: int) -> None:
     """With `safe` SQLite waits for the disk at each commit, with `fast` never; that of the writer's too."""
     store = open_store(durable=durable)
-    for connection in (store._reader, store._writer_db):
+    for connection in (store._reader, store._writer._db):
         assert connection.execute("PRAGMA synchronous").fetchone() == (level,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
@@ -180,7 +181,7 @@ def test_the_store_works_again_after_the_kernel_took_no_more_bytes(tmp_path: Pat
     """With a limit on the size of files, at whatever write it strikes: SQLite's, the ledger's, the intents'."""
     script = (
         "import resource\n"
-        "from pop.models.answers import NotStored\n"
+        "from pop.models.answerwriter import NotStored\n"
         "big = a.model_copy(update={'text': 'x' * 20000}); told = []\n"
         "store = open_store(); failed = 0\n"
         "async def work():\n"
@@ -296,13 +297,13 @@ def test_a_file_that_is_damaged_at_work_is_made_anew_too(open_store: Open, tmp_p
     """Who reads is told once, and the next answer is stored."""
     store = open_store()
     asyncio.run(store.put("k", "q", None, answer("x" * 100_000), [line(1)]))
-    store._writer_db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    store._writer._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     path = tmp_path / ".pop" / "answers.db"
     with path.open("r+b") as file:
         file.seek(4096)
         file.write(b"\xff" * (path.stat().st_size - 4096))
     store._reader.close()
-    store._reader = store._connect()
+    store._reader = store._writer.connect()
     with pytest.raises(NotStored):
         store.get("k")
     asyncio.run(store.put("l", "q", None, answer("y"), [line(2)]))
@@ -342,7 +343,7 @@ def test_what_a_kill_left_between_ledger_and_sums_is_folded_at_the_next_start(tm
     script = (
         "store = open_store()\n"
         "asyncio.run(store.put('1', 'q', None, a, [line(1)]))\n"
-        "store._transact = die\n"
+        "store._writer._transact = die\n"
         "asyncio.run(store.put('2', 'q', None, a, [line(2)]))\n"
     )
     assert run(script, tmp_path).returncode == -9
@@ -412,7 +413,7 @@ def test_a_request_under_way_at_a_kill_is_counted_once_with_the_tokens_we_expect
         assert store.totals(("run", "r")) == Sum(2, 107, 13, nano_usd=2_000_000, estimated=1)
 
 
-@pytest.mark.parametrize("victim", ["answers.append_calls", "AnswerStore._catch_up", "calls.InFlight.start"])
+@pytest.mark.parametrize("victim", ["answerwriter.append_calls", "AnswerWriter._catch_up", "calls.InFlight.start"])
 @pytest.mark.parametrize("before", [True, False])
 def test_a_kill_while_lost_requests_are_counted_counts_none_twice(
     tmp_path: Path, open_store: Open, victim: str, before: bool

@@ -56,6 +56,7 @@ ORDER = [
     "models.prices",
     "models.calls",
     "models.spent",
+    "models.answerwriter",
     "models.answers",
     "models.budgets",
     "models.circuit",

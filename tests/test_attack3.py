@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from pop.models import answers, tries
+from pop.models import answerwriter, tries
 from pop.models.answers import AnswerStore
 from pop.models.calls import CallLine, nano
 from pop.models.providers import openai_wire
@@ -731,7 +731,7 @@ def test_a_store_without_room_spends_nothing_more(small_disk: Path, fake_openai:
 
 def locked(desk: Desk) -> sqlite3.Connection:
     """Another program holds the store, for longer than the gateway waits."""
-    desk.store._writer_db.execute("PRAGMA busy_timeout = 50")
+    desk.store._writer._db.execute("PRAGMA busy_timeout = 50")
     other = sqlite3.connect(desk._root / ".pop" / "answers.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     return other
@@ -798,7 +798,7 @@ def test_what_was_paid_while_the_store_was_locked_is_written_though_nobody_asks(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store tries again by itself, and at its end."""
-    monkeypatch.setattr(answers, "RETRY_S", 0.05)
+    monkeypatch.setattr(answerwriter, "RETRY_S", 0.05)
 
     async def work() -> None:
         await desk.ask(text="warm")
@@ -822,13 +822,13 @@ def test_what_was_paid_while_the_store_was_locked_is_written_though_nobody_asks(
 
 def test_of_answers_that_cannot_be_stored_only_so_many_are_kept(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those under way when the store failed; what is beyond is paid for and asked again."""
-    monkeypatch.setattr(answers, "MAX_KEPT_BYTES", 2000)
+    monkeypatch.setattr(answerwriter, "MAX_KEPT_BYTES", 2000)
     desk.fake.delay_s = 0.3
 
     async def work() -> None:
         other = locked(desk)
         await asyncio.gather(*(desk.ask(text=f"{n}") for n in range(20)), return_exceptions=True)
-        kept = list(desk.store._state.kept)
+        kept = list(desk.store._writer._kept)
         assert 1 <= len(kept) < 20
         other.execute("ROLLBACK")
         other.close()

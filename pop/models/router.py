@@ -21,7 +21,8 @@ from typing import Any
 import structlog
 
 from pop.errors import ConfigError
-from pop.models.answers import AnswerStore, NotStored
+from pop.models.answers import AnswerStore
+from pop.models.answerwriter import NotStored
 from pop.models.calls import CallLine
 from pop.models.catalogue import Catalogue, ModelEntry
 from pop.models.flights import Flight, Waited

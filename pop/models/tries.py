@@ -21,7 +21,8 @@ import tenacity
 
 from pop.events import rfc3339
 from pop.models import forms
-from pop.models.answers import AnswerStore, NotStored
+from pop.models.answers import AnswerStore
+from pop.models.answerwriter import NotStored
 from pop.models.budgets import Budgets, NoRoomYet, Reservation
 from pop.models.calls import CallLine
 from pop.models.catalogue import ModelEntry
