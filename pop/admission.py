@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from pop import events
 from pop.errors import PopError, SeedRejected
 from pop.queue import (
@@ -48,6 +50,7 @@ from pop.store import (
     Later,
     NotAFile,
     contained,
+    open_file,
     open_regular,
     open_up,
     read_regular,
@@ -419,13 +422,13 @@ def put_back(root: Root, disk: Disk, claimed: Claimed) -> str:
 
 def newest_of_run(run_dir: Path) -> dict[str, Any] | None:
     """The newest event of the run itself (not of its steps), as far as the journal's end tells."""
-    with open(run_dir / "events.jsonl", "rb") as file:
+    with open_file(run_dir / "events.jsonl") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - TAIL_BYTES))
         lines = file.read().split(b"\n")
     for line in reversed(lines):
         try:
-            row = json.loads(line)
+            row = orjson.loads(line)
         except ValueError:
             continue
         if isinstance(row, dict) and str(row.get("event")).startswith("run."):

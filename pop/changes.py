@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import orjson
+
 from pop.errors import ConfigError, ConfigErrors, PopError, UsageError, did_you_mean
 from pop.models.catalogue import Catalogue, UnknownModel
 from pop.models.providers.replay import Recording, find_recorded
@@ -17,6 +19,7 @@ from pop.records import Seed, dump_json, read_json
 from pop.rootcheck import RootCheck
 from pop.runs import Run, find_run
 from pop.settings import Root, load_settings
+from pop.store import lines_of
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,7 @@ class Recorded:
     def stem(self) -> str:
         """What its seed was called."""
         try:
-            with open(self.path / "events.jsonl", "rb") as file:
-                name = str(json.loads(file.readline())["seed_file"])
+            name = str(orjson.loads(next(lines_of(self.path / "events.jsonl"), b""))["seed_file"])
         except (OSError, ValueError, LookupError, TypeError):
             name = ""
         return Path(name).stem or "seed"

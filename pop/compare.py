@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from pop.errors import PopError
 from pop.records import BadJson, Usage, read_json
 from pop.runs import Run
 from pop.stale import place_of
-from pop.store import NotAFile, contained, open_regular, read_regular
+from pop.store import NotAFile, contained, lines_of, read_regular
 
 MAX_BYTES = 8 * 2**20  # of one file that is compared
 MAX_LINES = 20_000  # of a text that is compared line by line
@@ -148,13 +149,12 @@ def comparable(path: Path) -> str | None:
 def _models(path: Path) -> tuple[str, ...]:
     found: dict[str, None] = {}
     try:
-        with os.fdopen(open_regular(path, max_bytes=1 << 62), "rb") as file:
-            for line in islice(file, MAX_CALLS):
-                try:
-                    row = json.loads(line)
-                    found[str(row.get("provider_model") or row["model"])] = None
-                except (ValueError, LookupError, TypeError, AttributeError):
-                    continue
+        for line in islice(lines_of(path), MAX_CALLS):
+            try:
+                row = orjson.loads(line)
+                found[str(row.get("provider_model") or row["model"])] = None
+            except (ValueError, LookupError, TypeError, AttributeError):
+                continue
     except (OSError, NotAFile):
         return ()
     return tuple(found)

@@ -13,7 +13,7 @@ from pop.records import ErrorRecord
 from pop.rerun import pipeline_file, pipeline_name
 from pop.settings import Root
 from pop.steps import step_of
-from pop.store import NotAFile, read_regular
+from pop.store import NotAFile, read_file, read_regular
 from pop.tasks import list_tasks
 
 MAX_ORDERS_BYTES = 4_000_000
@@ -29,7 +29,7 @@ def orders_of(root: Root, run_dir: Path, history: RunHistory, instance: str, att
         return _refused(instance, ControlRefused(error.message))
     try:
         checked = control.check(
-            (run_dir / pipeline_file(history)).read_bytes(),
+            read_file(run_dir / pipeline_file(history)),
             additions(history),
             history,
             step_of(instance),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from pop import events
 from pop.gateanswers import answer_of, owner, problem_of
@@ -247,7 +248,7 @@ def paused_by(run: Run) -> str:
         lines = []
     for line in reversed(lines):
         try:
-            event = json.loads(line)
+            event = orjson.loads(line)
             if event.get("event") == events.RUN_PAUSED:
                 return by_whom(event.get("by"), event.get("reason"))
             if event.get("event") == events.STEP_DONE and (event.get("control") or {}).get("pause") is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import orjson
 
 from pop.records import Usage
 from pop.runs import Run, ledger_tail
@@ -95,7 +96,7 @@ def finished_runs(root: Root, pipeline: str) -> list[Run]:
     found: list[Run] = []
     for line in reversed(ledger_tail(root, LOOKED_THROUGH)):
         try:
-            row = json.loads(line)
+            row = orjson.loads(line)
         except ValueError:
             continue
         run = Run(root.complete / str(row.get("run_id")), "complete")

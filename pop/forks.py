@@ -37,7 +37,7 @@ from pop.rerun import asked_of, changed_documents, documents_of, pipeline_of
 from pop.settings import Root
 from pop.stale import CONTROL, Stale, place_of, stale_of
 from pop.steps import At, Gate, Pipeline, Repeat, instance_name
-from pop.store import Disk, NotAFile, open_regular, remove_tree
+from pop.store import Disk, NotAFile, lines_of, open_file, open_regular, read_file, remove_tree
 
 _OF_A_STEP = re.compile(r"output(\.before-[^/]*)?\.json|artifacts(\.before-[^/]*)?")
 _OF_A_GATE = re.compile(
@@ -101,7 +101,7 @@ def _take_over(parent: Path, seed: Seed, fork: Fork) -> TakenOver:
         raise SeedRejected(f"fork: {wrong[0]!r} is the seed's own", hint="write it into `data`")
     documents = documents_of(parent)
     data = changed_documents(parent, documents, fork.set, name).get("pipeline")
-    data = data if data is not None else (parent / documents.pipeline).read_bytes()
+    data = data if data is not None else read_file(parent / documents.pipeline)
     pipeline = pipeline_of(parent, history)
     stale = stale_of(pipeline, history, fork.from_)
     lines = list(_kept_lines(parent, pipeline, history, stale))
@@ -145,7 +145,7 @@ def _rerun_line(parent: Path, fork: Fork, stale: Stale) -> dict[str, Any]:
 
 
 def _journal(run_dir: Path) -> Iterator[dict[str, Any]]:
-    for line in (run_dir / "events.jsonl").read_bytes().split(b"\n"):
+    for line in lines_of(run_dir / "events.jsonl"):
         try:
             event = orjson.loads(line)
         except orjson.JSONDecodeError:
@@ -258,7 +258,7 @@ def _brings_files(run_dir: Path) -> bool:
         return False
     if path.is_dir():
         return True
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return file.read(4) == b"PK\x03\x04"
 
 
@@ -274,7 +274,7 @@ def _copy_instance(taken: TakenOver, run_dir: Path, name: str, sha256: str | Non
             _copy_tree(source / entry, target / entry)
         elif entry == "output.json" or stat.S_ISREG(os.lstat(source / entry).st_mode):
             _copy_file(source / entry, target / entry)
-    if sha256 and hashlib.sha256((target / "output.json").read_bytes()).hexdigest() != sha256:
+    if sha256 and hashlib.sha256(read_file(target / "output.json")).hexdigest() != sha256:
         raise _changed(taken, f"the output of {name!r} is not what its journal says")
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pop.errors import PopError, safe
 from pop.events import GATE_DECIDED, LAP_ENDED, RUN_CREATED, STEP_ATTEMPT_FAILED, STEP_DONE, rfc3339
 from pop.gateshow import Shown
 from pop.records import BadJson, read_json
-from pop.store import contained, open_regular
+from pop.store import contained, lines_of, open_regular
 
 GLANCE_LINES = 60
 GLANCE_BYTES = 16_384
@@ -106,14 +107,12 @@ def read_journal(run_dir: Path, instance: str, *, whole: bool = True) -> Journal
     found, key, asked = Journal(), loop_key(instance), instance.removesuffix(CONTROL_MARK)
     needles = [f'"{name}"'.encode() for name in (RUN_CREATED, instance, key, asked)]
     try:
-        with open(run_dir / "events.jsonl", "rb") as file:
-            lines = file.read().split(b"\n") if whole else [file.readline(MAX_LINE_BYTES)]
+        for line in islice(lines_of(run_dir / "events.jsonl"), None if whole else 1):
+            if any(needle in line for needle in needles):
+                with suppress(BadJson, LookupError, TypeError, AttributeError):
+                    _note(found, read_json(line), instance, key, asked)
     except OSError:
-        return found
-    for line in lines:
-        if any(needle in line for needle in needles):
-            with suppress(BadJson, LookupError, TypeError, AttributeError):
-                _note(found, read_json(line), instance, key, asked)
+        pass
     return found
 
 

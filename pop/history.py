@@ -6,7 +6,6 @@ that a restart that replays ``events.jsonl`` knows what the daemon knew.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from pop.instances import Instance as Instance
 from pop.instances import Lap as Lap
 from pop.instances import Loop as Loop
 from pop.records import Usage
-from pop.store import NotAFile, read_regular
+from pop.store import read_file
 
 MOST_BYTES = 2**30  # of a journal; 200,000 instances write a third of it
 CONTROL = "+control"  # ends the name of the gate that an invalid order of an instance opens
@@ -380,11 +379,7 @@ def read_history(run_dir: Path) -> RunHistory:
         OSError: It is no file that can be read whole.
     """
     history = RunHistory()
-    try:
-        data = read_regular(run_dir / "events.jsonl", max_bytes=MOST_BYTES)
-    except NotAFile as error:
-        raise OSError(errno.EINVAL, error.message, str(error.where)) from None
-    for line in data.split(b"\n"):
+    for line in read_file(run_dir / "events.jsonl", max_bytes=MOST_BYTES).split(b"\n"):
         try:
             event = orjson.loads(line)
         except orjson.JSONDecodeError:

@@ -18,7 +18,7 @@ from pop.records import BadJson, BudgetLimit, FileRef, Letter, Limits, read_json
 from pop.seeds import parse_seed
 from pop.settings import Root, Settings
 from pop.steps import At, instance_name
-from pop.store import NotAFile, read_regular
+from pop.store import NotAFile, read_file, read_regular
 
 MAX_PROBLEMS_BYTES = 2**20
 
@@ -44,7 +44,7 @@ class LetterWriter:
         self._created = created
         path, sha256 = seed or ("seed.json", created["seed_sha256"])
         self._seed_file = FileRef(path=path, sha256=sha256)
-        data = seed_data if seed_data is not None else (run_dir / self._seed_file.path).read_bytes()
+        data = seed_data if seed_data is not None else read_file(run_dir / self._seed_file.path)
         self._envelope = parse_seed(data).model_copy(update={"data": None})
         self._lock = threading.Lock()
         self._lists: dict[str, list[Any]] = {}
@@ -201,7 +201,7 @@ class LetterWriter:
         return known
 
     def _seed(self) -> Any:
-        return parse_seed((self._run_dir / self._seed_file.path).read_bytes()).data
+        return parse_seed(read_file(self._run_dir / self._seed_file.path)).data
 
 
 def loop_keys(pipeline: Pipeline, name: str, at: At) -> list[str]:

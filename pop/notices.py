@@ -14,6 +14,7 @@ from pop import events
 from pop.errors import safe
 from pop.records import Record
 from pop.settings import NoticeKind
+from pop.store import open_file
 
 MAX_LINE_BYTES = 2**20
 
@@ -43,7 +44,7 @@ def notices_in(run_dir: Path, start: int) -> tuple[list[Notice], int]:
         OSError: There is no such journal.
     """
     found: list[Notice] = []
-    with open(run_dir / "events.jsonl", "rb") as file:
+    with open_file(run_dir / "events.jsonl") as file:
         about = _created(file.readline(MAX_LINE_BYTES))
         at = file.seek(start if file.seek(0, 2) >= start else 0)
         while (line := file.readline()).endswith(b"\n"):

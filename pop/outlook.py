@@ -30,7 +30,7 @@ from pop.seeds import parse_seed
 from pop.settings import Root
 from pop.stale import Stale, place_of, stale_of
 from pop.steps import Gate, Pipeline, Task
-from pop.store import read_regular
+from pop.store import read_file, read_regular
 from pop.tasks import list_tasks
 
 What = Literal["reuse", "run", "blocked", "done"]
@@ -85,7 +85,7 @@ def of_seed(root: Root, seed: Seed) -> Outlook:
     name = seed.pipeline or "default"
     path = root.pipeline_path(name)
     try:
-        document = path.read_bytes()
+        document = read_file(path)
     except OSError:
         hint = did_you_mean(name, root.pipeline_names())
         raise ConfigError(f"no pipeline {name!r}", hint=hint, code="unknown-pipeline") from None
@@ -271,7 +271,7 @@ def _has_code(root: Root, task: str) -> bool:
 def _notes(root: Root, run: Run, pipeline: Pipeline) -> list[str]:
     notes = []
     try:
-        if root.pipeline_path(pipeline.name).read_bytes() != (run.path / "pipeline.json").read_bytes():
+        if read_file(root.pipeline_path(pipeline.name)) != read_file(run.path / "pipeline.json"):
             notes.append("the pipeline changed since; the run keeps its own (drop the seed again to use the new one)")
     except OSError:
         notes.append(f"the pipeline {pipeline.name!r} is not here any more; the run keeps its own")

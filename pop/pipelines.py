@@ -14,6 +14,7 @@ from pop import __version__
 from pop.errors import ConfigError, ConfigErrors, SeedRejected, did_you_mean
 from pop.pipeline import Pipeline, load_pipeline
 from pop.settings import Root
+from pop.store import read_file
 from pop.tasks import hash_task, list_tasks
 from pop.views import known_views
 
@@ -107,7 +108,7 @@ class PipelineShelf:
         Raises:
             ConfigError: Somebody broke the run's own copy.
         """
-        data, place = (run_dir / "pipeline.json").read_bytes(), os.path.relpath(run_dir, self._root.path)
+        data, place = read_file(run_dir / "pipeline.json"), os.path.relpath(run_dir, self._root.path)
         return load_pipeline(data, where=f"{place}/pipeline.json", name=name)
 
     def provenance(self, pipeline: Pipeline) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pop.orders import VERBS
 from pop.queue import Incomplete, Ready, is_candidate, peek
 from pop.settings import Root, SeedSettings, load_settings
 from pop.statuses import status_of
-from pop.store import NotAFile, read_regular
+from pop.store import NotAFile, read_file, read_regular
 
 MOST_STATUS_BYTES = 2**29  # of a run of a million instances
 MOST_REASON_BYTES = 2**20
@@ -75,13 +75,13 @@ class Run:
     def cancelled_by(self) -> dict[str, Any]:
         """``{"by": str | None, "reason": str | None}`` of the newest cancellation, as far as the journal tells."""
         try:
-            lines = (self.path / "events.jsonl").read_bytes().splitlines()
+            lines = read_file(self.path / "events.jsonl").splitlines()
         except OSError:
             return {}
         for line in reversed(lines):
             if events.RUN_CANCELLED.encode() in line:
                 try:
-                    return dict(json.loads(line))
+                    return dict(orjson.loads(line))
                 except (ValueError, TypeError):
                     continue
         return {}
@@ -189,7 +189,7 @@ def _ledger_rows(root: Root, asked: str) -> list[dict[str, Any]]:
         for number, line in enumerate(file, 1):
             if any(word in line for word in words):
                 try:
-                    found.append({**json.loads(line), "line": number})
+                    found.append({**orjson.loads(line), "line": number})
                 except (ValueError, TypeError):
                     continue
     return [row for row in found if isinstance(row.get("run_id"), str)]

@@ -11,7 +11,6 @@ It is a help for writing, never a check: a seed with other keys is as good as ev
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from pop.errors import PopError
 from pop.estimates import finished_runs
 from pop.expressions import Expression
+from pop.records import BadJson, read_json
 from pop.rootcheck import RootCheck, unconditional
 from pop.seeds import parse_seed
 from pop.settings import Root
@@ -117,6 +117,6 @@ def read_fields(schema: dict[str, Any], fields: dict[str, str]) -> dict[str, Any
 
 def _read(text: str) -> Any:
     try:
-        return json.loads(text)
-    except ValueError:
+        return read_json(text)
+    except BadJson:
         return text

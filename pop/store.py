@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pop.errors import PopError, RootError
 from pop.records import dump_json
@@ -282,17 +282,37 @@ def read_regular(path: Path | str, *, max_bytes: int) -> bytes:
     return data
 
 
+def open_file(path: Path | str) -> BinaryIO:
+    """A regular file to read from, of any size (see `open_regular`), for who looks for OSErrors alone.
+
+    Raises:
+        OSError: There is no such file, or it is none.
+    """
+    try:
+        return os.fdopen(open_regular(path, max_bytes=1 << 62), "rb")
+    except NotAFile as error:
+        raise OSError(errno.EINVAL, error.message, str(path)) from None
+
+
+def read_file(path: Path | str, *, max_bytes: int = 2**30) -> bytes:
+    """The same for who looks for OSErrors alone: what is no regular file, or too large, is one too.
+
+    Raises:
+        OSError: There is no such file, or it is none.
+    """
+    try:
+        return read_regular(path, max_bytes=max_bytes)
+    except NotAFile as error:
+        raise OSError(errno.EINVAL, error.message, str(path)) from None
+
+
 def lines_of(path: Path | str, most: int = 2**26) -> Iterator[bytes]:
     """The lines of a regular file; it ends before a line that is longer than `most`.
 
     Raises:
         OSError: There is no such file, or it is none.
     """
-    try:
-        fd = open_regular(path, max_bytes=1 << 62)
-    except NotAFile as error:
-        raise OSError(errno.EINVAL, error.message, str(path)) from None
-    with os.fdopen(fd, "rb") as file:
+    with open_file(path) as file:
         while (line := file.readline(most)) and len(line) < most:
             yield line
 

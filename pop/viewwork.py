@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import structlog
 
-from pop.store import Disk
+from pop.store import Disk, open_file
 from pop.views import load_view
 
 log = structlog.get_logger()
@@ -41,7 +41,7 @@ class RunViews:
                 self._say(name, error)
 
     def _read_on(self) -> None:
-        with open(self._run_dir / "events.jsonl", "rb") as file:
+        with open_file(self._run_dir / "events.jsonl") as file:
             file.seek(self._read_bytes)
             new = file.read()
         whole = new[: new.rfind(b"\n") + 1]

@@ -78,9 +78,11 @@ _BELOW = "<!-- Write above this line what is to be done otherwise. What stands b
 
 
 def _edited(run: Run, instance: str) -> str | None:
+    from pop.store import read_file
+
     request = run.path / "tasks" / instance / "request.md"
     try:
-        about = request.read_text(encoding="utf-8", errors="replace")
+        about = read_file(request, max_bytes=2**24).decode("utf-8", "replace")
     except OSError:
         about = ""
     text = click.edit(f"\n\n{_BELOW}\n\n{about}", extension=".md")

@@ -226,10 +226,11 @@ def _runs(root: Root) -> Iterator[Finding]:
 def _broken_copy(run: Run, status: dict[str, Any]) -> Finding | None:
     """A run whose own pipeline.json somebody broke is not taken up again."""
     from pop.pipeline import load_pipeline
+    from pop.store import read_file
 
     try:
         where = f"pipeline-current/{run.run_id}/pipeline.json"
-        load_pipeline((run.path / "pipeline.json").read_bytes(), where=where, name=str(status.get("pipeline")))
+        load_pipeline(read_file(run.path / "pipeline.json"), where=where, name=str(status.get("pipeline")))
     except FileNotFoundError:
         return None if run.here() != run else Finding(False, "runs", f"{run.run_id} has lost its pipeline.json")
     except (OSError, PopError) as error:

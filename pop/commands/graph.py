@@ -21,6 +21,7 @@ def command(what: str | None, svg: bool, as_json: bool, root: str | None) -> Non
     """Print a pipeline as a Mermaid graph, or as an SVG; of a RUN, with the states of its steps."""
     from pop.pipeline import load_pipeline
     from pop.runs import find_run
+    from pop.store import read_file
 
     if svg and as_json:
         raise UsageError("--svg and --json do not go together", hint="--svg prints the picture itself")
@@ -28,7 +29,7 @@ def command(what: str | None, svg: bool, as_json: bool, root: str | None) -> Non
     if what is None or what in chosen.pipeline_names():
         path = pipeline_file(chosen, what)
         where = os.path.relpath(path, chosen.path)
-        pipeline = load_pipeline(path.read_bytes(), where=where, name=what or "default")
+        pipeline = load_pipeline(read_file(path), where=where, name=what or "default")
         _tell(what or "default", pipeline, None, svg, as_json)
         return
     try:
@@ -48,7 +49,7 @@ def command(what: str | None, svg: bool, as_json: bool, root: str | None) -> Non
     status = run.status()
     own = run.path / "pipeline.json"
     where = os.path.relpath(own, chosen.path)
-    pipeline = load_pipeline(own.read_bytes(), where=where, name=str(status.get("pipeline")))
+    pipeline = load_pipeline(read_file(own), where=where, name=str(status.get("pipeline")))
     states = {name: task["state"] for name, task in status["tasks"].items()}
     _tell(run.run_id, pipeline, states, svg, as_json)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -15,9 +14,10 @@ import click
 from pop.commands._shared import as_json, chosen_root, with_root
 from pop.errors import UsageError, did_you_mean
 from pop.runs import Run, find_run, safe
-from pop.store import NotAFile, open_regular
+from pop.store import open_file
 
 FILES = ("log.jsonl", "stdout.txt", "trail.jsonl")
+MOST_LINE_BYTES = 2**24
 
 
 @click.command()
@@ -86,13 +86,13 @@ def _new_lines(path: Path, places: dict[Path, int]) -> Iterator[str]:
     """Lines that were not printed yet; a run that moved keeps its place by the file's tail."""
     key = Path(*path.parts[-5:])
     try:
-        with os.fdopen(open_regular(path, max_bytes=1 << 62), "rb") as file:
+        with open_file(path) as file:
             file.seek(places.get(key, 0))
-            data = file.read()
-    except (OSError, NotAFile):
+            while line := file.readline(MOST_LINE_BYTES):  # a task may write gigabytes, or a hole of that size
+                places[key] = places.get(key, 0) + len(line)
+                yield from line.decode("utf-8", "replace").splitlines()
+    except OSError:
         return
-    places[key] = places.get(key, 0) + len(data)
-    yield from data.decode("utf-8", "replace").splitlines()
 
 
 def _row(line: str) -> dict[str, Any] | None:

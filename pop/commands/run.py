@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import orjson
 
 from pop.changes import Changes, changes_of, refuse_without_models
 from pop.commands._shared import as_json, chosen_root, print_json, with_models, with_root
@@ -29,6 +30,7 @@ from pop.errors import (
 )
 from pop.runs import Run
 from pop.settings import Root
+from pop.store import lines_of
 
 OF_MODELS = frozenset({"no-program", "unknown-run", "no-price"})  # counts only for the models that this run asks for
 
@@ -198,8 +200,7 @@ def _find(root: Root, name: str) -> Run | None:
     for folder, place in ((root.current, "current"), (root.complete, "complete")):
         for path in sorted(folder.glob("2*"), reverse=True)[:200]:
             try:
-                with open(path / "events.jsonl", "rb") as file:
-                    first = json.loads(file.readline())
+                first = orjson.loads(next(lines_of(path / "events.jsonl"), b""))
             except (OSError, ValueError):
                 continue
             if isinstance(first, dict) and first.get("seed_file") == name:

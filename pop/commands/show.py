@@ -68,15 +68,15 @@ class Asked:
 def asked_models(step_dir: Path, task: dict[str, Any]) -> Asked:
     """From the calls of the attempt that counts; what cannot be read is left out."""
     from pop.records import BadJson, read_json
+    from pop.store import lines_of
 
     found = Asked()
     try:
-        with open(step_dir / "attempts" / str(task.get("attempt")) / "calls.jsonl", "rb") as lines:
-            for line in islice(lines, MOST_CALLS):
-                call = read_json(line)
-                found.in_vain |= {f"{one['model']}: {one['error_class']}": None for one in call.get("tries", [])}
-                if not call.get("error_class"):
-                    found.answered[f"{call['model']} ({call['provider_model']})"] = None
+        for line in islice(lines_of(step_dir / "attempts" / str(task.get("attempt")) / "calls.jsonl"), MOST_CALLS):
+            call = read_json(line)
+            found.in_vain |= {f"{one['model']}: {one['error_class']}": None for one in call.get("tries", [])}
+            if not call.get("error_class"):
+                found.answered[f"{call['model']} ({call['provider_model']})"] = None
     except (OSError, BadJson, KeyError, TypeError, AttributeError):
         pass
     return found
@@ -89,10 +89,10 @@ def _listed(names: dict[str, None]) -> str:
 def _origin(run: Run) -> Iterator[str]:
     """Of a fork: which run it took its beginning from."""
     from pop.records import BadJson, read_json
+    from pop.store import lines_of
 
     try:
-        with open(run.path / "events.jsonl", "rb") as journal:
-            fork = read_json(journal.readline()).get("forked_from")
+        fork = read_json(next(lines_of(run.path / "events.jsonl"), b"{}")).get("forked_from")
         if fork:
             steps = safe(", ".join(map(str, fork["from"])), 200, one_line=True)
             yield f"forked from {safe(fork['run'], 200, one_line=True)} at {steps}; what is done without a time was taken over"
@@ -114,10 +114,11 @@ def _laps(run: Run) -> Iterator[str]:
     """What each lap of the loops came to, the newest last."""
     from pop.gatepage import lap_line
     from pop.records import BadJson, read_json
+    from pop.store import lines_of
 
     loops: dict[str, list[dict[str, Any]]] = {}
     try:
-        for line in (run.path / "events.jsonl").read_bytes().splitlines():
+        for line in lines_of(run.path / "events.jsonl"):
             if LAP_ENDED.encode() in line and (row := read_json(line))["event"] == LAP_ENDED:
                 before = [lap for lap in loops.get(row["key"], []) if lap["lap"] < row["lap"]]  # a rerun counts anew
                 loops[row["key"]] = [*before, row]
@@ -133,10 +134,11 @@ def _laps(run: Run) -> Iterator[str]:
 def _open_problems(step_dir: Path, task: dict[str, Any]) -> list[str]:
     """Problems of quality that remained in the output that was kept."""
     from pop.records import BadJson, read_json
+    from pop.store import read_file
 
     if task.get("state") != "done":
         return [str(problem) for problem in ((task.get("error") or {}).get("problems") or [])[:10]]
     try:
-        return list(read_json((step_dir / "attempts" / str(task["attempt"]) / "problems.json").read_bytes()))[:10]
+        return list(read_json(read_file(step_dir / "attempts" / str(task["attempt"]) / "problems.json")))[:10]
     except (OSError, BadJson, TypeError):
         return []

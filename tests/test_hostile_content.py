@@ -1,0 +1,115 @@
+"""What a task, a model or a seed may leave in a run's folder: no command hangs, breaks or is misled by it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from pop.cli import pop as pop_group
+from pop.commands.logs import _new_lines
+from pop.errors import PopError
+from pop.settings import Root
+from tests.runfolders import begin_run
+from tests.webbing import make_root
+
+RUN = "20261121-165320-made-ab12"
+OTHER = "20261121-165320-made-cd34"
+TRIED = "tasks/one/attempts/1"
+COMMANDS = (
+    ("show", RUN), ("logs", RUN), ("diff", RUN, OTHER), ("graph", RUN), ("graph", RUN, "--svg"), ("ls",), ("plan", RUN),
+    ("report", RUN, "--md"), ("report", RUN, "-o", "-"), ("doctor",), ("rerun", RUN, "--from", "one"), ("ls", "--json"),
+)  # fmt: skip
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    made = make_root(tmp_path / "root")
+    for run_id in (RUN, OTHER):
+        run = begin_run(made, ["one"], run_id=run_id)
+        run.step("one", {"a": 1}, artifacts={"a.md": b"# hi\n"})
+        (run.path / TRIED / "log.jsonl").write_text('{"at": "2026-11-21T00:00:00.000Z", "text": "x"}\n')
+        (run.path / TRIED / "problems.json").write_text("[]")
+        run.end("run.complete", seconds=1.0)
+    return made
+
+
+@contextmanager
+def patience(seconds: int, what: str) -> Iterator[None]:
+    """Fail instead of hanging."""
+
+    def over(*_: object) -> None:
+        raise AssertionError(f"{what} hangs")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def deep(path: Path) -> None:
+    path.write_text('{"event": "lap.ended", "x": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+
+
+def other_kinds(path: Path) -> None:
+    path.write_text('[[1], "\\ud800", null]\n"\\u001b]0;x\\u0007"\n5\n{"event": 5, "instance": [], "tries": 5}\n')
+
+
+FILES = (
+    "events.jsonl", "pipeline.json", "seed.json", "tasks-status.json", "tasks/one/output.json", "tasks/one/letter.json",
+    *(f"{TRIED}/{name}" for name in ("calls.jsonl", "trail.jsonl", "log.jsonl", "problems.json", "03-prompt.md")),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("harm", [fifo, folder, deep, other_kinds])
+def test_no_command_hangs_or_breaks_on_what_lies_in_a_run(root: Root, harm: Callable[[Path], None]) -> None:
+    """Each file in turn; a command may refuse, with a sentence."""
+    for name in FILES:
+        path = root.complete / RUN / name
+        data = path.read_bytes()
+        harm(path)
+        for words in COMMANDS:
+            with patience(20, f"{name}: {' '.join(words)}"):
+                ran = CliRunner().invoke(pop_group, ["--root", str(root.path), *words], obj={})
+            fine = ran.exception is None or isinstance(
+                ran.exception, (PopError, OSError, SystemExit, click.ClickException)
+            )
+            assert fine, (name, words, ran.exc_info)
+            assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", ran.output), (name, words)
+        path.rmdir() if path.is_dir() else path.unlink()
+        path.write_bytes(data)
+
+
+def test_a_log_of_gigabytes_is_read_in_pieces(root: Root) -> None:
+    """A task can make one in an instant: a hole."""
+    path = root.complete / RUN / TRIED / "log.jsonl"
+    with open(path, "ab") as file:
+        file.truncate(20 * 2**30)
+    tracemalloc.start()
+    try:
+        lines = _new_lines(path, {})
+        assert next(lines).startswith("{") and set(next(lines)) == {"\0"}
+        assert tracemalloc.get_traced_memory()[1] < 2**27
+    finally:
+        tracemalloc.stop()
