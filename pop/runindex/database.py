@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import sqlite3
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 2
+ROOM_BYTES = 32 * 2**20
+MOST_JOURNAL_BYTES = 4 * 2**20  # of what SQLite keeps beside the file
 TABLES = """
 CREATE TABLE IF NOT EXISTS runs (
     run_id TEXT PRIMARY KEY, place TEXT, state TEXT, at TEXT, name TEXT, pipeline TEXT, created_at TEXT, started_at TEXT,
@@ -89,18 +92,39 @@ class Database:
         except OSError:
             if self._own is not None:
                 raise
-            self._own = tempfile.TemporaryDirectory(prefix="pop-index-")  # a root that we may only read
-            self.path = Path(self._own.name, "index.db")
-            self._writer = self._connect()
+            self._writer = self._connect_elsewhere()  # a root that we may only read, or with a full disk
         self._inode = os.stat(self.path).st_ino
         return self._writer
 
+    def _connect_elsewhere(self) -> sqlite3.Connection:
+        own, home = tempfile.TemporaryDirectory(prefix="pop-index-"), self.path
+        self.path = Path(own.name, "index.db")
+        try:
+            made = self._connect()
+        except BaseException:  # that disk is the same one: there may be room some day
+            self.path = home
+            own.cleanup()
+            raise
+        self._own = own
+        return made
+
+    def leave_room(self) -> None:
+        """What is derived takes nothing from runs.
+
+        Raises:
+            OSError: The disk is nearly full.
+        """
+        if free_bytes(self.path.parent) < ROOM_BYTES:
+            raise OSError(errno.ENOSPC, f"the last {ROOM_BYTES >> 20} MB of the disk are left to the runs")
+
     def _connect(self) -> sqlite3.Connection:
         self.path.parent.mkdir(mode=0o700, exist_ok=True)
+        self.leave_room()
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
         made = sqlite3.connect(self.path, timeout=5.0, check_same_thread=False, isolation_level=None)
         try:
             made.execute("PRAGMA journal_mode = WAL")
+            made.execute(f"PRAGMA journal_size_limit = {MOST_JOURNAL_BYTES}")
             made.execute("PRAGMA synchronous = OFF")  # it is derived: after a power cut it is made anew
             if made.execute("PRAGMA user_version").fetchone()[0] not in (0, SCHEMA):
                 raise sqlite3.DatabaseError("of another version")
@@ -115,11 +139,15 @@ class Database:
             raise
         return made
 
-    def begin_anew(self) -> None:
-        """Remove the file that was opened last; the next `open` makes it again."""
+    def let_go(self) -> None:
+        """Close the file: what was written and not committed gives its room back."""
         self.close_writer()
         with self._reading:
             self._close_reader()
+
+    def begin_anew(self) -> None:
+        """Remove the file that was opened last; the next `open` makes it again."""
+        self.let_go()
         with suppress(FileNotFoundError):
             if os.stat(self.path).st_ino == self._inode:  # else another process was first
                 for end in ("-wal", "-shm", ""):
@@ -153,6 +181,12 @@ class Database:
             self._close_reader()
         if self._own is not None:
             self._own.cleanup()
+
+
+def free_bytes(folder: Path) -> int:
+    """What the disk still takes."""
+    info = os.statvfs(folder)
+    return info.f_bavail * info.f_frsize
 
 
 def is_busy(error: sqlite3.Error) -> bool:

@@ -64,8 +64,10 @@ class RunIndex:
                 self._mending(until)
                 self.trouble = None
             except (OSError, sqlite3.Error) as error:  # a full disk, say: what is there is shown
-                self._db.close_writer()
-                self.trouble = f"the index of runs cannot be kept: {error}"
+                self._db.let_go()
+                self.trouble = (
+                    f"the index of runs cannot be kept: {error.strerror if isinstance(error, OSError) else error}"
+                )
 
     def mark(self) -> str:
         """Where it stands: another text when any run, or what is pending or rejected, changed; the same in every process."""
@@ -75,6 +77,7 @@ class RunIndex:
         db = self._db.open()
         if not self._is_news(db):
             return
+        self._db.leave_room()
         db.execute("BEGIN IMMEDIATE")
         try:
             changed = self._look_at_current(db, until) + self._read_ledger(db, until)
