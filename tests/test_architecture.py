@@ -94,6 +94,7 @@ ORDER = [
     "statuses",
     "control",
     "admission",
+    "refusals",
     "ledger",
     "attempts",
     "letters",
