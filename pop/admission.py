@@ -347,18 +347,19 @@ def reject(root: Root, disk: Disk, source: Path, file_name: str, error: PopError
     root.rejected.mkdir(mode=0o700, exist_ok=True)
     target = _free_name(root.rejected, file_name)
     reason = {**error.to_json(), "name": printable(file_name), "at": events.rfc3339(now)}
-    disk.put(_reason_path(target), dump_json(reason), folder=False)
+    disk.put(reason_path(target), dump_json(reason), folder=False)
     try:
         rename_noreplace(source, target)
     except OSError:
-        _reason_path(target).unlink(missing_ok=True)
+        reason_path(target).unlink(missing_ok=True)
         raise
     disk.sync_folder(root.rejected)
     disk.sync_folder(source.parent)
     return target
 
 
-def _reason_path(target: Path) -> Path:
+def reason_path(target: Path) -> Path:
+    """Where the reason of a refused seed lies."""
     suffix = ".reason.json"
     fits = len(os.fsencode(target.name)) + len(suffix) <= 255
     name = target.name if fits else hashlib.sha256(os.fsencode(target.name)).hexdigest()
@@ -371,7 +372,7 @@ def _free_name(folder: Path, file_name: str) -> Path:
         stem = stem.encode(errors="ignore")[:200].decode(errors="ignore")
     for number in range(1, 1_000_000):
         target = folder / (f"{stem}{suffix}" if number == 1 else f"{stem}.{number}{suffix}")
-        if not os.path.lexists(target) and not os.path.lexists(_reason_path(target)):
+        if not os.path.lexists(target) and not os.path.lexists(reason_path(target)):
             return target
     raise SeedRejected("rejected/ holds a million files of this name")
 

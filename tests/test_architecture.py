@@ -101,6 +101,7 @@ ORDER = [
     "statuses",
     "control",
     "admission",
+    "refusals",
     "ledger",
     "attempts",
     "letters",

@@ -18,9 +18,10 @@ from pop.models.keys import keys_of
 from pop.pipeline import Each, Gate, Parallel, Pipeline, Repeat, Task
 from pop.queue import ignore_lease_breaks
 from pop.records import BadJson, RunRecord, printable, read_json
+from pop.refusals import reason_of, refusal, refusal_keys
 from pop.rootcheck import Read, RootCheck
 from pop.runindex import GROUPS, Asked
-from pop.runs import pending, pending_names, rejected, seed_limits
+from pop.runs import pending, pending_names, seed_limits
 from pop.seedform import seed_schema
 from pop.settings import Root, load_settings
 from pop.store import lock_holder
@@ -106,10 +107,26 @@ def pending_list(site: ASite) -> shapes.PendingList:
 @router.get("/rejected")
 def rejected_list(site: ASite) -> shapes.RejectedList:
     """What could not be accepted, with its reason."""
-    keys = shapes.Rejected.model_fields
-    told = [{key: row.get(key) for key in keys} for row in rejected(site.root) if isinstance(row, dict)]
+    keys = refusal_keys(site.root)
     return shapes.RejectedList(
-        rejected=[shapes.Rejected(**{k: None if v is None else str(v) for k, v in row.items()}) for row in told]
+        rejected=[shapes.Rejected(key=printable(key), **reason_of(site.root, key)) for key in keys]
+    )
+
+
+@router.get("/rejected/{key}")
+def rejected_seed(site: ASite, key: str) -> shapes.RejectedSeed:
+    """A refused seed: why, and its text. To mend it, POST a new one to /api/seeds; this one stays where it lies."""
+    seed = refusal(site.root, key)
+    if seed is None:
+        raise HTTPException(404, f"no refused seed {key[:80]!r}")
+    return shapes.RejectedSeed(
+        key=seed.key,
+        **seed.reason,
+        kind=seed.kind,
+        file=relative(site.root, seed.path),
+        size=seed.size,
+        text=seed.text,
+        files=seed.files,
     )
 
 

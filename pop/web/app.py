@@ -35,7 +35,7 @@ from pop.web.keys import Keys
 from pop.web.live import Live
 from pop.web.render import HERE, page, templates
 
-PAGES = ("board", "run", "files", "new", "gates", "act", "orders", "pipelines", "costs", "compare")
+PAGES = ("board", "run", "files", "new", "gates", "act", "orders", "refused", "pipelines", "costs", "compare")
 NAV = (
     ("/", "Board"),
     ("/gates", "Waiting"),

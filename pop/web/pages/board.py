@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import dataclass
 from typing import Annotated, Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse, Response
@@ -15,8 +14,8 @@ from fastapi.responses import HTMLResponse, Response
 from pop.errors import SeedRejected
 from pop.events import rfc3339
 from pop.queue import Incomplete, peek
+from pop.refusals import reason_of
 from pop.runindex import GROUPS, PAGE, Asked
-from pop.store import NotAFile, read_regular
 from pop.web.app import Site
 from pop.web.render import page, rendered
 
@@ -177,15 +176,16 @@ class BoardSource:
 
     def _refused(self, most: int) -> list[dict[str, Any]]:
         """The newest names in rejected/ with their reasons."""
-        folder = self._site.root.rejected
-        rows = []
-        for name in self._site.index.rejected_names()[-most:][::-1]:
-            try:
-                reason = json.loads(read_regular(folder / f"{name}.reason.json", max_bytes=PEEK_BYTES))
-                rows.append({"name": name, "code": str(reason.get("code")), "message": str(reason.get("message"))})
-            except (OSError, NotAFile, ValueError, AttributeError, RecursionError):
-                rows.append({"name": name, "code": "", "message": "its reason cannot be read"})
-        return rows
+        names = self._site.index.rejected_names()[-most:][::-1]
+        return [{**reason_of(self._site.root, name), "name": name, "address": _refused_address(name)} for name in names]
+
+
+def _refused_address(key: str) -> str | None:
+    """The page of a refused seed; a name that is no UTF-8 can stand in no address."""
+    try:
+        return f"/refused/{quote(key, safe='')}"
+    except UnicodeEncodeError:
+        return None
 
 
 def _count(counts: dict[str, int], state: str) -> int:

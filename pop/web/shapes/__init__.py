@@ -37,6 +37,7 @@ from pop.web.shapes.root import (
     PendingList,
     Rejected,
     RejectedList,
+    RejectedSeed,
 )
 from pop.web.shapes.runs import (
     AttemptDetail,
@@ -105,6 +106,7 @@ __all__ = [
     "Problem",
     "Rejected",
     "RejectedList",
+    "RejectedSeed",
     "Rerun",
     "RerunBody",
     "RunDetail",

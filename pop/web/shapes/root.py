@@ -84,14 +84,25 @@ class PendingList(Shape):
 
 
 class Rejected(Shape):
-    """Something in pipeline-pending/rejected/."""
+    """Something in pipeline-pending/rejected/; `key` names it in addresses."""
 
+    key: str
     name: str | None
     code: str | None
     message: str | None
     where: str | None
     hint: str | None
     at: str | None
+
+
+class RejectedSeed(Rejected):
+    """`file` is where it lies; `text` of its JSON, null where that is more than 100 kB or no text; `files` in a folder."""
+
+    kind: Literal["file", "folder", "zip", "gone", "other"]
+    file: str
+    size: int | None
+    text: str | None
+    files: list[str]
 
 
 class RejectedList(Shape):
