@@ -8,7 +8,17 @@ from contextlib import suppress
 from pathlib import Path
 
 from pop.errors import PopError, UsageError, did_you_mean, safe
-from pop.gates import AlreadyAnswered, Decision, GateNotOpen, answer_of, check_edits, give_answer, opened, owner
+from pop.gates import (
+    AlreadyAnswered,
+    Decision,
+    GateNotOpen,
+    Opened,
+    answer_of,
+    check_edits,
+    give_answer,
+    opened,
+    owner,
+)
 from pop.gateshow import MAX_OUTPUT_BYTES
 from pop.history import RunHistory, read_history
 from pop.runs import Run
@@ -24,6 +34,7 @@ def answer_gate(
     text: str | None,
     how: str = "command",
     edits: Mapping[str, bytes] | None = None,
+    opening: int | None = None,
 ) -> tuple[Path, str]:
     """Answer an open gate; returns decision.json and who that was.
 
@@ -31,14 +42,17 @@ def answer_gate(
         instance: As `open_gate_of` found it.
         edits: By the path of a copy in show/ (relative to the run's folder), what is to stand there instead. They are
             laid there before the answer, as by an editor, and taken away again when the answer is refused.
+        opening: Which question it answers, where that is known: a gate in a loop asks again.
 
     Raises:
         AlreadyAnswered: Somebody was first.
+        AskedAnew: It asks something else by now.
         BadEdit: An edited copy cannot be taken.
         UsageError: The gate does not take this decision.
     """
     gate_dir, by = run.path / "tasks" / instance, owner(os.getuid())
     about = opened(gate_dir)
+    asked_still(about, instance, opening)
     if about and edits and os.path.lexists(gate_dir / "decision.json"):
         raise AlreadyAnswered(instance, answer_of(gate_dir))
     before = _lay(run, {copy.path for copy in about.shown} if about else set(), edits or {})
@@ -51,6 +65,26 @@ def answer_gate(
             with suppress(OSError):
                 Disk().put(path, data)
         raise
+
+
+class AskedAnew(UsageError):
+    """An answer to a question that is not asked any more: another one is."""
+
+    code = "asked-anew"
+
+    def __init__(self, instance: str) -> None:
+        hint = "look at it again, and answer then"
+        super().__init__(f"{instance} has opened anew since you were asked", hint=hint)
+
+
+def asked_still(about: Opened | None, instance: str, opening: int | None) -> None:
+    """Whether a gate still asks what somebody was asked.
+
+    Raises:
+        AskedAnew: It does not.
+    """
+    if about and opening is not None and about.opening != opening:
+        raise AskedAnew(instance)
 
 
 def _lay(run: Run, shown: set[str], edits: Mapping[str, bytes]) -> dict[Path, bytes]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, expect
 
+from pop.answering import answer_gate
 from pop.settings import Root
 from tests.browsing import WITHOUT, Person, chromium, somebody, started_browser
 from tests.runfolders import begin_run
+from tests.test_web_acts import ask_again
 from tests.test_web_pages import spend, two_runs
 from tests.webbing import Server, make_root, put_status, web_server
+from tests.webstates import States, every_state
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason=WITHOUT)
 expect.set_options(timeout=30_000)
@@ -106,4 +110,68 @@ def test_two_runs_are_compared_while_one_goes_on(person: Person, root: Root) -> 
     run.end()
     expect(page.locator("#compare-steps")).not_to_contain_text("not in B")
     expect(difference.locator(".diff").first).to_be_hidden()
+    assert person.stayed()
+
+
+# -- a gate ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asking(tmp_path: Path, browser: Browser) -> Iterator[tuple[States, Person, str]]:
+    """A run that waits at a gate, somebody before a screen, and the address of the gate."""
+    with (
+        every_state(tmp_path / "root") as states,
+        web_server(states.root) as server,
+        somebody(browser, server) as person,
+    ):
+        yield states, person, f"/runs/{states.runs['waiting']}/gates/sign-off"
+
+
+def test_who_writes_an_answer_is_told_that_something_else_is_asked(asking: tuple[States, Person, str]) -> None:
+    """The words and edits stay where they are; they answer no other question; the new one is a click away."""
+    states, person, address = asking
+    page = person.goes(address)
+    person.stays()
+    page.locator(".copy summary").first.click()
+    page.get_by_label("Edit draft.md").fill("my own draft")
+    page.get_by_label("Words; needed").fill("nearly good")
+    box = page.get_by_label("Words; needed").bounding_box()
+    run_dir = states.run("waiting").path
+    ask_again(run_dir)
+    expect(page.locator("#gate-news")).to_contain_text("Asked again")
+    assert person.stayed() and person.watched()["shift"] < 0.01
+    assert page.get_by_label("Words; needed").bounding_box() == box
+    expect(page.get_by_label("Edit draft.md")).to_have_value("my own draft")
+    expect(page.get_by_label("Words; needed")).to_have_value("nearly good")
+    assert person.unread() == []
+    person.forgiven = ("status of 409",)
+    page.get_by_role("button", name="Approve").click()
+    expect(page.locator("#error")).to_contain_text("opened anew since you were asked")
+    expect(page.get_by_label("draft.md", exact=True)).to_have_value("my own draft")
+    expect(page.get_by_label("Words; needed")).to_have_value("nearly good")
+    assert not (run_dir / "tasks/sign-off/decision.json").exists()
+    ask_again(run_dir)
+    page.get_by_role("link", name="Look at the new question").click()
+    expect(page.get_by_text("opened for the 3. time")).to_be_visible()
+    expect(page.locator("#gate-news .news")).to_have_count(0)
+
+
+def test_who_looks_at_a_gate_is_told_of_an_answer_and_of_the_next_question(asking: tuple[States, Person, str]) -> None:
+    """Of a question somebody else answered; a page without a form is loaded anew when there is something to answer."""
+    states, person, address = asking
+    page = person.goes(address)
+    person.stays()
+    run = states.run("waiting")
+    answer_gate(run, "sign-off", "request-changes", text="shorter")
+    expect(page.locator("#gate-news")).to_contain_text("Answered meanwhile: request-changes")
+    assert person.stayed()
+    page.reload()
+    expect(page.get_by_role("button", name="Approve")).to_have_count(0)
+    ask_again(run.path)
+    expect(page.get_by_role("button", name="Approve")).to_be_visible()
+    page = person.goes("/gates")
+    expect(page.locator("#gates")).to_contain_text("sign-off")
+    person.stays()
+    os.rename(run.path, states.root.path / "elsewhere")
+    expect(page.locator("#gates")).to_contain_text("Nothing waits for an answer")
     assert person.stayed()

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from pop.gates import answer_of
-from pop.store import lock_holder
+from pop.gates import answer_of, open_gate, opened
+from pop.store import Disk, lock_holder
 from tests.webbing import HOST, web_client
 from tests.webstates import HOSTILE, States, every_state
 
@@ -193,6 +193,42 @@ def test_a_gate_is_answered_with_an_edit(tmp_path: Path) -> None:
         assert changed == {"draft.md"}
         late = post(client, address, fields_of(page, address) | {"do": "reject"})
         assert late.status_code == 409 and "answered already: approve" in late.text
+
+
+def test_the_form_of_one_question_answers_no_other(tmp_path: Path) -> None:
+    """Also after a look at the edits; what was written for it is given back, and the copies of the new question are its own."""
+    with every_state(tmp_path / "root") as states, web_client(states.root) as client:
+        client.headers["origin"] = HOST
+        run = states.run("waiting")
+        address, gate = f"/runs/{run.run_id}/gates/sign-off", run.path / "tasks/sign-off"
+        draft = "edit:tasks/sign-off/show/draft.md"
+        form = fields_of(client.get(address).text, address) | {draft: "mine\r\n", "text": "well done"}
+        ask_again(run.path)
+        for do in ("approve", "request-changes", "reject", "preview"):
+            refused = post(client, address, form | {"do": do})
+            assert refused.status_code == 409 and "opened anew since you were asked" in refused.text, do
+        assert not (gate / "decision.json").exists()
+        again = fields_of(refused.text, address)
+        assert again["opening"] == "2" and again["text"] == "well done" and again[draft] == "anew\r\n"
+        kept = refused.text.partition("What you had written")[2].partition("</section>")[0]
+        assert "mine" in kept and kept.count("readonly") == 1
+        assert "which question it answers" in post(client, address, {**again, "opening": "", "do": "approve"}).text
+        api = f"/api{address}/answer"
+        headers = {"x-csrf-token": client.csrf}  # type: ignore[attr-defined]
+        late = client.post(api, json={"decision": "approve", "opening": 1}, headers=headers)
+        assert late.status_code == 409 and late.json()["error"]["code"] == "asked-anew"
+        assert written(post(client, address, again | {"do": "approve"})).endswith("tasks/sign-off/decision.json")
+
+
+def ask_again(run_dir: Path) -> None:
+    """The gate opens once more, as the daemon does it in a later lap, with another draft to look at."""
+    (run_dir / "tasks/draft/output.json").write_text(json.dumps("anew\n"))
+    about = opened(run_dir / "tasks/sign-off")
+    assert about
+    open_gate(
+        Disk(durable=False), run_dir, "sign-off", kind=about.kind, title=about.title, why="", shown=["draft"],
+        options=about.options, opening=about.opening + 1, expires_at=None,
+    )  # fmt: skip
 
 
 # -- orders ------------------------------------------------------------------------------------------------------------

@@ -237,7 +237,9 @@ def answer(site: ASite, run: ARun, gate: str, body: shapes.AnswerBody) -> shapes
     """Answer a gate; the first answer counts."""
     instance = open_gate_of(run, gate)
     edits = {path: text.encode() for path, text in body.edits.items()}
-    path, by = answer_gate(run, instance, body.decision, text=body.text, how="dashboard", edits=edits)
+    path, by = answer_gate(
+        run, instance, body.decision, text=body.text, how="dashboard", edits=edits, opening=body.opening
+    )
     return shapes.Answered(**written(site.root, path), gate=instance, decision=body.decision, by=by)
 
 

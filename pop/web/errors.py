@@ -12,6 +12,7 @@ BY_CODE = {
     "unknown-run": 404,
     "removed": 404,
     "already-answered": 409,
+    "asked-anew": 409,
     "gate-not-open": 409,
     "seed-too-large": 413,
     "bad-edit": 422,

@@ -48,11 +48,13 @@ class Ordered(Shape):
 
 
 class AnswerBody(Shape):
-    """`text` is needed to request changes. `edits`: by the path of a copy, what is to stand there instead."""
+    """`text` is needed to request changes. `edits`: by the path of a copy, what is to stand there instead. With
+    `opening`, as the gate told it, the answer to a question that is not asked any more is refused."""
 
     decision: Decision
     text: str | None = Field(default=None, max_length=65536)
     edits: dict[str, str] = Field(default_factory=dict)
+    opening: int | None = Field(default=None, ge=1, le=10**9)
 
 
 class Answered(Written):
