@@ -20,7 +20,8 @@ from pop.errors import PopError
 from pop.estimates import finished_runs
 from pop.expressions import Expression
 from pop.queue import parse_seed
-from pop.rootcheck import RootCheck, unconditional
+from pop.rootcheck import RootCheck
+from pop.seedreads import unconditional
 from pop.settings import Root
 from pop.steps import Block
 from pop.store import NotAFile, read_regular
