@@ -60,18 +60,18 @@ def _submit(root: Root, source: Path, asked: str, changes: Changes | None, look:
             if changes:
                 changes.write(root, draft / "seed.json")
                 _make_old(draft)
-            _look(look, draft)
+            _look(root, look, draft, asked)
             return _appear(draft, root.pending, source.name if source.is_dir() else _stem(source))
         if _is_zip(source):
             _check(source, asked, _limits(root))
             shutil.copyfile(source, draft)
-            _look(look, source)
+            _look(root, look, source, asked)
             return _appear(draft, root.pending, source.name)
         _copy_json(source, draft, asked, _limits(root))
         _check_envelope(root, draft, asked)
         if changes:
             changes.write(root, draft)
-        _look(look, draft)
+        _look(root, look, draft, asked)
         return _appear(draft, root.pending, f"{_stem(source)}.json")
 
 
@@ -89,7 +89,7 @@ def submit_alone(root: Root, asked: str, changes: Changes | None = None, *, look
         _lay_out(root, source, draft, asked, check=not (changes and changes.pipeline))
         if changes:
             changes.write(root, draft / "seed.json")
-        _look(look, draft)
+        _look(root, look, draft, asked)
         _make_old(draft)
         return _appear(draft, root.pending, f"{_stem(source)}.{secrets.token_hex(4)}")
 
@@ -309,7 +309,9 @@ def _shown(asked: str) -> str:
     return "standard input" if asked == "-" else asked
 
 
-def _look(look: Look | None, seed: Path) -> None:
+def _look(root: Root, look: Look | None, seed: Path, asked: str) -> None:
+    """Hold it against its pipeline's schema, and against what the caller knows."""
+    RootCheck(root).refuse_misfit(seed, _shown(asked))
     if look is not None:
         look(seed)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 # Exit codes of the command line (docs/cli.md).
 EXIT_OK = 0
@@ -87,7 +87,7 @@ class PopError(Exception):
             lines.append(f"  hint: {self.hint}")
         return safe("\n".join(lines))
 
-    def to_json(self) -> dict[str, str | None]:
+    def to_json(self) -> dict[str, Any]:
         """``{"code": str, "message": str, "where": str | None, "hint": str | None}``."""
         return {"code": self.code, "message": self.message, "where": self.where, "hint": self.hint}
 

@@ -3,6 +3,7 @@
 | what a seed turns out to be                      | then                                                        |
 |--------------------------------------------------|-------------------------------------------------------------|
 | fine                                             | an active run                                               |
+| not what the pipeline's seed schema allows       | moved to rejected/ with every wrong key                     |
 | can never be right, now or at the second look    | moved to rejected/ with the reason                          |
 | changed after the first look, no longer whole    | put back into the queue, where it waits                     |
 | for a pipeline that is broken                    | put back, left alone until the pipeline's files change      |
@@ -11,9 +12,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -25,10 +30,12 @@ from pop.diskwork import DiskWork, probe
 from pop.errors import PopError, RootError, SeedRejected
 from pop.history import read_history
 from pop.letters import LetterWriter
+from pop.pipeline import Pipeline
 from pop.pipelines import BrokenPipeline, PipelineShelf
 from pop.queue import Incomplete, NotYet, PendingQueue, Refusal, peek
-from pop.records import printable
+from pop.records import Seed, printable
 from pop.rerun import pipeline_of
+from pop.seedcheck import QUICK_BYTES, is_quick, refuse_misfit
 from pop.settings import Root, Settings
 from pop.store import DiskFailed, mend_tail, root_trouble
 from pop.viewwork import RunViews
@@ -36,6 +43,34 @@ from pop.viewwork import RunViews
 log = structlog.get_logger()
 
 CLAIM_AT_ONCE = 32
+CHECKS_AT_ONCE = 2
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A claimed seed and the pipeline that it is to run through."""
+
+    file_name: str
+    seed: Seed
+    data: bytes
+    fork: forks.TakenOver | None
+    pipeline_name: str
+    pipeline_file: str
+    pipeline_bytes: bytes
+    pipeline: Pipeline
+
+    @property
+    def is_long_to_check(self) -> bool:
+        schema = self.pipeline.seed
+        return schema is not None and (len(self.data) > QUICK_BYTES or not is_quick(schema))
+
+    def refuse_misfit(self) -> None:
+        """Raises: SeedMismatch: Its data are none for the pipeline. NotYet: Nobody could look now."""
+        try:
+            where = printable(self.file_name)
+            refuse_misfit(self.pipeline.seed, self.seed.data, where=where, file=self.pipeline_file)
+        except OSError as error:
+            raise NotYet(f"it cannot be held against the seed schema now: {error}") from None
 
 
 class Intake:
@@ -50,6 +85,7 @@ class Intake:
         self.broken: BrokenPipeline | None = None  # the newest reason for which a seed was put back
         self._held: dict[str, list[str]] = {}  # seeds that wait for a broken pipeline to be mended
         self._rng = random.Random()
+        self._checks = ThreadPoolExecutor(max_workers=CHECKS_AT_ONCE, thread_name_prefix="seeds")
 
     # -- looking -----------------------------------------------------------------------------------------------
 
@@ -140,7 +176,13 @@ class Intake:
             RootError, DiskFailed: See ``DiskWork.surely``.
         """
         try:
-            run = await self.work.surely(self._seal, claimed)
+            found = await self.work.surely(self._begin, claimed)
+            if isinstance(
+                found, _Read
+            ):  # it may take seconds: other work of the disk's threads does not wait behind it
+                await asyncio.get_running_loop().run_in_executor(self._checks, found.refuse_misfit)
+                found = await self.work.surely(self._seal, claimed, found)
+            run = found
         except (BrokenPipeline, NotYet) as error:
             await self._put_back(claimed, error)
             return None
@@ -156,22 +198,35 @@ class Intake:
         log.info("run.created", run=run.run_id, pipeline=run.history.created["pipeline"])
         return run
 
-    def _seal(self, claimed: Claimed) -> ActiveRun:
+    def _begin(self, claimed: Claimed) -> ActiveRun | _Read:
+        """The run, or what is to be looked at more closely before it is one: nothing of it stands until then."""
+        read = self._read(claimed)
+        if read.is_long_to_check:
+            return read
+        read.refuse_misfit()
+        return self._seal(claimed, read)
+
+    def _read(self, claimed: Claimed) -> _Read:
         seed, data = admission.read_claim(claimed, self.settings.seeds)
         fork = forks.take_over(self.root, seed) if seed.fork else None
-        if fork:
-            forks.lay_out(self.work.disk, claimed.run_dir, fork)
         name = fork.pipeline_name if fork else seed.pipeline or "default"
         shelved = fork or self.shelf.take(name)
+        file = os.path.relpath(self.root.pipeline_path(name), self.root.path)
+        return _Read(claimed.file_name, seed, data, fork, name, file, shelved.data, shelved.pipeline)
+
+    def _seal(self, claimed: Claimed, read: _Read) -> ActiveRun:
+        fork, data = read.fork, read.data
+        if fork:
+            forks.lay_out(self.work.disk, claimed.run_dir, fork)
         admission.seal(
             self.root,
             self.work.disk,
             claimed,
-            seed,
+            read.seed,
             data,
-            pipeline_name=name,
-            pipeline_bytes=shelved.data,
-            provenance=self.shelf.provenance(shelved.pipeline),
+            pipeline_name=read.pipeline_name,
+            pipeline_bytes=read.pipeline_bytes,
+            provenance=self.shelf.provenance(read.pipeline),
             now=time.time(),
             forked_from=fork.about if fork else None,
             lines=fork.lines if fork else (),

@@ -190,6 +190,11 @@ def json_schema(schema: Schema) -> dict[str, Any]:
     return dict(schema)
 
 
+def validator_of(schema: dict[str, Any]) -> Validator:
+    """A validator of the schema's own draft."""
+    return _validator(dump_json(schema, pretty=False))
+
+
 @lru_cache(maxsize=32)
 def _validator(text: bytes) -> Validator:
     """A validator of the schema's own draft; REGISTRY holds the published drafts, nothing is fetched."""
@@ -228,9 +233,7 @@ def _references(part: Any) -> Iterator[str]:
 
 def schema_problems(value: Any, schema: dict[str, Any]) -> list[str]:
     """What keeps `value` from matching the schema, each with its JSON pointer; empty when it matches."""
-    errors = sorted(
-        _validator(dump_json(schema, pretty=False)).iter_errors(value), key=lambda error: list(map(str, error.path))
-    )
+    errors = sorted(validator_of(schema).iter_errors(value), key=lambda error: list(map(str, error.path)))
     return [_sentence(error) for error in errors[:MAX_PROBLEMS]]
 
 

@@ -61,7 +61,7 @@ KEYS: dict[_Kind, tuple[str, ...]] = {
     "approve": ("needs", "when", "approve", *_APPROVE, "timeout"),
 }  # fmt: skip
 TOP_KEYS = (
-    "$schema", "name", "description", "tasks", "models", "concurrency", "budget", "recover", "views",
+    "$schema", "name", "description", "tasks", "models", "concurrency", "budget", "recover", "views", "seed",
 )  # fmt: skip
 _BELONGS = {**dict.fromkeys(_REPEAT, "repeat"), **dict.fromkeys(_APPROVE, "approve")}
 _AN_INPUT = "e.g. \"inputs.triage.severity == 'high'\""
@@ -183,6 +183,7 @@ class _Reader:
             budget=self._checked(document, "budget", values.budget("step", "run", "pipeline"), ()) or {},
             recover=self._recover(document, ()),
             views=self._views(document),
+            seed=self._seed(document),
         )
         wiring = Wiring(pipeline, self.places, self.path_of)
         if len(pipeline.steps) > MAX_STEPS:
@@ -214,6 +215,19 @@ class _Reader:
                 hint = did_you_mean(name[:80], self.known_views) or "no installed package brings a view"
                 self.wrong(("views", n), f"no view {name[:80]!r}", hint, code="unknown-view")
         return views
+
+    def _seed(self, document: dict[str, Any]) -> Mapping[str, Any] | None:
+        """The JSON Schema of the seed's data; what is wrong with it is noted."""
+        if "seed" not in document:
+            return None
+        from pop.schemas import keyword_mistakes, schema_mistakes  # with libraries that other pipelines do without
+
+        schema, path = document["seed"], ("seed",)
+        mistakes = schema_mistakes(schema, self.places, path)
+        if self.known_tasks is not None:  # a run's own copy was looked at when it began
+            mistakes += keyword_mistakes(schema, self.places, path)
+        self.problems += [(self.places.order(path), problem) for problem in mistakes]
+        return schema if isinstance(schema, dict) and not mistakes else None
 
     def _recover(self, step: dict[str, Any], path: Path) -> Mapping[ErrorClass, tuple[Action, ...]]:
         """A table from classes of errors to actions; what is wrong in it is noted and left out."""

@@ -10,6 +10,7 @@ from pop.records import NAME_PATTERN
 from pop.remedies import CURES
 
 _NAME = {"type": "string", "pattern": f"^{NAME_PATTERN}$"}
+_METASCHEMA = "https://json-schema.org/draft/2020-12/schema"
 _DURATION = {
     "anyOf": [
         {"type": "number", "exclusiveMinimum": 0},
@@ -112,7 +113,7 @@ def pipeline_schema() -> dict[str, Any]:
     gate = _block(_GATE, "approve")
     del gate["properties"]["name"]
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$schema": _METASCHEMA,
         "title": "POP pipeline",
         "type": "object",
         "properties": {
@@ -129,6 +130,7 @@ def pipeline_schema() -> dict[str, Any]:
                 "uniqueItems": True,
                 "description": "Further files that are kept in the folder of every run",
             },
+            "seed": {"$ref": _METASCHEMA, "type": "object", "description": "The JSON Schema of its seeds' data"},
             "concurrency": {"type": "integer", "minimum": 1, "description": "Attempts of one run at work at once"},
         },
         "required": ["tasks"],

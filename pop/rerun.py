@@ -22,6 +22,7 @@ from pop.errors import ConfigError, ConfigErrors, PopError, UsageError
 from pop.history import RunHistory
 from pop.pipeline import load_pipeline
 from pop.records import BadJson, dump_json, read_json
+from pop.seedcheck import refuse_misfit
 from pop.sets import UnknownPath, apply_set, read_sets
 from pop.settings import Root
 from pop.stale import RerunRefused, Stale, place_of, stale_of
@@ -224,6 +225,7 @@ def changed_documents(run_dir: Path, documents: Documents, sets: Mapping[str, An
     data, changed = apply_set(seed["data"] if envelope else seed, pipeline, sets)
     found: dict[str, bytes] = {}
     if any(path.startswith("seed.") for path in sets):
+        _refuse_misfit(data, pipeline, sets, documents)
         found["seed"] = dump_json({**seed, "data": data} if envelope else data)
     if any(not path.startswith("seed.") for path in sets):
         found["pipeline"] = dump_json(changed)
@@ -232,6 +234,14 @@ def changed_documents(run_dir: Path, documents: Documents, sets: Mapping[str, An
         except ConfigError as error:
             raise _at_fault(pipeline, sets, name) or error from None
     return found
+
+
+def _refuse_misfit(data: Any, pipeline: Any, sets: Mapping[str, Any], documents: Documents) -> None:
+    """Raises: SeedMismatch: With these values it is no seed for the run's own pipeline."""
+    schema = pipeline.get("seed") if isinstance(pipeline, dict) else None
+    if isinstance(schema, dict):
+        where = "--set " + ", ".join(path for path in sets if path.startswith("seed."))[:200]
+        refuse_misfit(schema, data, where=where, file=f"the run's {documents.pipeline}")
 
 
 def _at_fault(pipeline: Any, sets: Mapping[str, Any], name: str) -> UsageError | None:

@@ -24,15 +24,23 @@ from pop.models.prices import price_of
 from pop.models.providers import KINDS, load_provider
 from pop.models.providers.command import PROGRAM_HINT, command_problem
 from pop.models.providers.replay import find_recorded
-from pop.pipeline import Each, Pipeline, Repeat, Task, read_pipeline
+from pop.pipeline import Pipeline, Repeat, Task, read_pipeline
 from pop.pipeline_wiring import steps_around
 from pop.places import Places, find_places
 from pop.queue import BROKEN_ZIP, Incomplete, ignore_lease_breaks, open_archive, peek, read_entry
 from pop.records import NAME_PATTERN, BadJson, Seed, read_json
+from pop.seedcheck import Mistake, SeedMismatch, mistakes, refuse_misfit
+from pop.seedreads import certain_expressions, excluded_keys, keys_not_required, unconditional
 from pop.seeds import parse_seed
 from pop.settings import Root, SeedSettings, Settings, load_settings
 from pop.steps import Action
-from pop.taskcheck import Use, check_folder, check_task, check_task_against_seed, model_of
+from pop.taskcheck import (
+    Use,
+    check_folder,
+    check_task,
+    check_task_against_seed,
+    model_of,
+)
 from pop.tasks import NAME_RULE, list_tasks
 from pop.views import known_views
 
@@ -106,6 +114,7 @@ class RootCheck:
                 found += self._of_uses(read.pipeline)
                 found += self._of_renamed(read.pipeline.models, read.pipeline, read.places)
                 found += self.asked_problems(name)
+                found += excluded_keys(self.root.tasks, read.pipeline)
         found += self._of_idle_tasks()
         return list({str(problem): problem for problem in found}.values())
 
@@ -173,6 +182,7 @@ class RootCheck:
         found = [missing.message for missing in self.all_missing_keys()]
         pipelines = [read.pipeline for read in self.pipelines.values() if read.pipeline]
         found += [note for pipeline in pipelines for note in _of_loops(pipeline)]
+        found += [note for pipeline in pipelines for note in keys_not_required(self.root.tasks, pipeline)]
         asked = {entry.name for one in pipelines for _, _, entries in self.asked_by(one, {}) for entry in entries}
         for name in self.settings.models if self.settings and self.catalogue else ():
             with suppress(ConfigError):
@@ -302,10 +312,42 @@ class RootCheck:
             return _explained(path, error)
         except OSError as error:
             return [ConfigError(f"cannot read the seed: {error.strerror}", where=path)]
-        if "data" not in value:
-            return [*_no_envelope(value, places), *self._against_tasks(found.seed, path)]
+        within = ("data",) if "data" in value else ()
+        read = self._read_for(found.seed)
+        wrong = mistakes(read.pipeline.seed, found.seed.data) if read and read.pipeline and read.pipeline.seed else []
+        of_data: list[PopError] = [_misfit(one, places, within) for one in wrong]
+        of_data = of_data or [*self._against_tasks(found.seed, path)]
+        if not within:
+            return [*_no_envelope(value, places), *of_data]
         asked = self.asked_problems(found.seed.pipeline or "default", found.seed.models, found.seed.budget)
-        return [*self._of_envelope(found.seed, places), *asked, *self._against_tasks(found.seed, path)]
+        return [*self._of_envelope(found.seed, places), *asked, *of_data]
+
+    def refuse_misfit(self, path: Path, where: str) -> None:
+        """Hold what lies at `path` against the schema of its pipeline; what is no seed is told by others.
+
+        Args:
+            where: What its writer calls it.
+
+        Raises:
+            SeedMismatch: With the place of the first mistake.
+        """
+        try:
+            seed = parse_seed(_text(path)[0])
+        except (*BROKEN_ZIP, SeedRejected, OSError, KeyError):
+            return
+        read = self._read_for(seed)
+        if read is None or read.pipeline is None:
+            return
+        try:
+            refuse_misfit(read.pipeline.seed, seed.data, where=where, file=read.file)
+        except SeedMismatch as error:
+            value, places = _content(path, where)
+            error.where = places.of((*(("data",) if "data" in value else ()), *error.wrong[0].path))
+            raise
+
+    def _read_for(self, seed: Seed) -> Read | None:
+        """The pipeline that a seed asks for; a fork goes on with the other run's own, which the daemon looks at."""
+        return None if seed.fork else self.pipelines.get(seed.pipeline or "default")
 
     def envelope(self, path: Path) -> Seed | None:
         """What the envelope of a seed says; None where there is none, or no seed."""
@@ -348,11 +390,7 @@ class RootCheck:
                 yield ConfigError(
                     f"{problem.message} in {path.name}", where=problem.where, hint=problem.hint, code="bad-seed"
                 )
-        for name, block in read.pipeline.blocks.items():
-            around = read.pipeline.parents.get(name)
-            over = block.over if isinstance(block, Each) and name in sure else None
-            when = block.when if around is None or around.name in sure else None
-            yield from _evaluated((one for one in (when, over) if one), seed.data)
+        yield from _evaluated(certain_expressions(read.pipeline), seed.data)
 
 
 def models_of(recover: Mapping[ErrorClass, Iterable[Action]]) -> Iterator[str]:
@@ -388,17 +426,6 @@ def _each_of(error: ConfigError) -> list[PopError]:
     return list(error.problems) if isinstance(error, ConfigErrors) else [error]
 
 
-def unconditional(pipeline: Pipeline) -> Iterator[str]:
-    """The blocks with no `when` on or around them that do not wait for a lap's verdict: a good first lap skips those."""
-    held_back = frozenset().union(*pipeline.held_back.values())
-    sure: set[str] = set()
-    for name, block in pipeline.blocks.items():
-        around = pipeline.parents.get(name)
-        if block.when is None and name not in held_back and (around is None or around.name in sure):
-            sure.add(name)
-            yield name
-
-
 def _evaluated(expressions: Iterable[Expression], data: Any) -> Iterator[PopError]:
     """Failures of expressions that read nothing but the seed."""
     for expression in expressions:
@@ -413,15 +440,27 @@ def _evaluated(expressions: Iterable[Expression], data: Any) -> Iterator[PopErro
 # -- the text of a seed ------------------------------------------------------------------------------------------------
 
 
-def _content(path: Path) -> tuple[Any, Places]:
+def _content(path: Path, called: str | None = None) -> tuple[Any, Places]:
     """The JSON of a seed that was found to be one, and the places in it."""
-    file = path / "seed.json" if path.is_dir() else path
-    if file.suffix.lower() == ".zip":
-        with open_archive(file) as opened, zipfile.ZipFile(opened) as archive:
-            data = read_entry(archive, archive.getinfo("seed.json"))
-        return read_json(data), find_places(data.decode(), f"{path}/seed.json")
-    data = file.read_bytes()
-    return read_json(data), find_places(data.decode(), str(file))
+    data, inner = _text(path)
+    return read_json(data), find_places(data.decode(), f"{called or path}{inner}")
+
+
+def _text(path: Path) -> tuple[bytes, str]:
+    """The bytes of a seed's JSON, and where they lie in it."""
+    if path.is_dir():
+        return (path / "seed.json").read_bytes(), "/seed.json"
+    if path.suffix.lower() == ".zip":
+        with open_archive(path) as opened, zipfile.ZipFile(opened) as archive:
+            return read_entry(archive, archive.getinfo("seed.json")), "/seed.json"
+    return path.read_bytes(), ""
+
+
+def _misfit(mistake: Mistake, places: Places, within: tuple[str, ...]) -> SeedMismatch:
+    """One mistake as an error of its own, with line and column."""
+    error = SeedMismatch([mistake], where=places.of((*within, *mistake.path)), file="")
+    error.message, error.hint = str(mistake), mistake.hint
+    return error
 
 
 def _explained(path: Path, error: SeedRejected) -> list[PopError]:

@@ -1,4 +1,4 @@
-"""JSON Schemas of outputs: read strictly, and every mistake found with its place.
+"""JSON Schemas of outputs and seeds: read strictly, and every mistake found with its place.
 
 A keyword that no draft knows is allowed, as JSON Schema has it; one that is nearly a known keyword is a mistake of
 ``pop check``, because a validator would pass over it without a word.
@@ -7,19 +7,23 @@ A keyword that no draft knows is allowed, as JSON Schema has it; one that is nea
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path as FilePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonschema
 from jsonschema.exceptions import best_match
 from jsonschema.validators import validator_for
 
 from pop.errors import ConfigError, ConfigErrors, did_you_mean
-from pop.frontmatter import FrontPlaces
 from pop.parsing import lost_reference
 from pop.places import Path, Places, find_places, shown
-from pop.records import BadJson, read_json
+from pop.records import BadJson, dump_json, read_json
+
+if TYPE_CHECKING:
+    from pop.frontmatter import FrontPlaces
 
 _NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"})
 _LISTED = frozenset({"allOf", "anyOf", "oneOf", "prefixItems", "items"})
@@ -70,10 +74,9 @@ def schema_mistakes(schema: Any, places: Places | FrontPlaces, under: Path = ())
     """Every way in which it is no JSON Schema."""
     if not isinstance(schema, dict):
         return [_mistake("a JSON Schema must be an object here", places.of(under))]
-    cls = validator_for(schema, default=jsonschema.Draft202012Validator)
-    of_schemas = validator_for(cls.META_SCHEMA, default=cls)
-    meta = of_schemas(cls.META_SCHEMA, format_checker=of_schemas.FORMAT_CHECKER)
-    found = [_explain(best_match([error]) or error, places, under) for error in meta.iter_errors(schema)]
+    if _is_sound(dump_json(schema, pretty=False)):
+        return []
+    found = [_explain(best_match([error]) or error, places, under) for error in _meta_errors(schema)]
     if found:
         return list({str(problem): problem for problem in found}.values())
     lost = lost_reference(schema)
@@ -82,6 +85,19 @@ def schema_mistakes(schema: Any, places: Places | FrontPlaces, under: Path = ())
     place = places.of((*under, *(_path_of_reference(schema, lost) or ())))
     hint = "keep what it names under $defs in the same file"
     return [_mistake(f'"$ref": {lost[:200]!r} leads nowhere', place, hint)]
+
+
+@lru_cache(maxsize=64)
+def _is_sound(text: bytes) -> bool:
+    """Whether a schema has no mistakes: asked for every run that is opened, and slow."""
+    schema = json.loads(text)
+    return not any(_meta_errors(schema)) and lost_reference(schema) is None
+
+
+def _meta_errors(schema: dict[str, Any]) -> Iterator[Any]:
+    cls = validator_for(schema, default=jsonschema.Draft202012Validator)
+    of_schemas = validator_for(cls.META_SCHEMA, default=cls)
+    yield from of_schemas(cls.META_SCHEMA, format_checker=of_schemas.FORMAT_CHECKER).iter_errors(schema)
 
 
 def _mistake(message: str, where: str, hint: str | None = None) -> ConfigError:

@@ -19,7 +19,8 @@ from pop.errors import PopError
 from pop.estimates import finished_runs
 from pop.expressions import Expression
 from pop.records import BadJson, read_json
-from pop.rootcheck import RootCheck, unconditional
+from pop.rootcheck import RootCheck
+from pop.seedreads import unconditional
 from pop.seeds import parse_seed
 from pop.settings import Root
 from pop.steps import Block

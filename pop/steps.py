@@ -175,7 +175,7 @@ class CyclicNeeds(Exception):
 class Pipeline:
     """A checked pipeline.
 
-    `models` replaces names of models for its runs; `concurrency` is the number of attempts of one run that may be at
+    `seed` is the JSON Schema of what expressions and prompts call `seed`, where the pipeline has one. `models` replaces names of models for its runs; `concurrency` is the number of attempts of one run that may be at
     work at once (None: as many as the daemon has places for).
     """
 
@@ -187,6 +187,7 @@ class Pipeline:
     budget: Mapping[str, float] = field(default_factory=dict)
     recover: Mapping[ErrorClass, tuple[Action, ...]] = field(default_factory=dict)
     views: tuple[str, ...] = ()
+    seed: Mapping[str, Any] | None = None
 
     @cached_property
     def blocks(self) -> dict[str, Block]:

@@ -39,6 +39,7 @@ from pop.templatecheck import (
     check_inputs,
     check_template,
     check_without_value,
+    excluded_by,
     missing_from_seed,
     read_of_seed,
 )
@@ -166,6 +167,16 @@ def model_of(folder: Path, name: str) -> tuple[str, str] | None:
 
 def check_task_against_seed(folder: Path, name: str, seed: Any) -> list[ConfigError]:
     """Keys of the seed that the task's prompt reads in any case, and that this seed lacks."""
+    return [problem for template in _own_templates(folder, name) for problem in missing_from_seed(template, seed)]
+
+
+def check_task_against_schema(folder: Path, name: str, schema: Any) -> list[ConfigError]:
+    """Keys of the seed that the task's prompt reads in any case, and that the pipeline's schema excludes."""
+    return [problem for template in _own_templates(folder, name) for problem in excluded_by(template, schema)]
+
+
+def _own_templates(folder: Path, name: str) -> list[Template]:
+    """Those of the task's prompt, where its code does not make another one."""
     try:
         files = find_task(folder, name)
         prompt = _prompt(files)
@@ -175,8 +186,7 @@ def check_task_against_seed(folder: Path, name: str, seed: Any) -> list[ConfigEr
         return []
     if prompt is None or "prompt" in own:
         return []
-    templates = filter(None, (prompt.template, prompt.system))
-    return [problem for template in templates for problem in missing_from_seed(template, seed)]
+    return [template for template in (prompt.template, prompt.system) if template]
 
 
 def seed_keys(folder: Path, name: str) -> dict[str, bool]:

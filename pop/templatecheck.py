@@ -181,6 +181,42 @@ def missing_from_seed(template: Template, seed: Any) -> list[ConfigError]:
     return list(found.values())
 
 
+def excluded_by(template: Template, schema: Any) -> list[ConfigError]:
+    """Keys that the template certainly reads and that no seed of this JSON Schema can have."""
+    try:
+        tree = template.tree()
+    except TemplateSyntaxError:
+        return []
+    if any(name.name == "seed" and name.ctx != "load" for name in tree.find_all(nodes.Name)):
+        return []
+    found = {}
+    for node in _certainly_read(tree):
+        key, owner = key_of(node), _schema_of(owner_of(node), schema)
+        if key is not None and owner is not None and _is_closed(owner) and key not in owner.get("properties", {}):
+            where = template.place_of(key, node.lineno)
+            of = spelled_of(owner_of(node)) or "seed"
+            message = f"{of} has no key {key!r} by the pipeline's seed schema"
+            found[where] = template.mistake(message, where, did_you_mean(key, owner.get("properties", {})))
+    return list(found.values())
+
+
+def _schema_of(node: nodes.Node, schema: Any) -> dict[str, Any] | None:
+    """What the schema itself says of a value; None where it does not, or says it in a roundabout way."""
+    match node:
+        case nodes.Name(name="seed"):
+            return schema if isinstance(schema, dict) else None
+        case nodes.Getattr(node=inner) | nodes.Getitem(node=inner):
+            owner, key = _schema_of(inner, schema), key_of(node)
+            found = owner.get("properties", {}).get(key) if owner is not None else None
+            return found if isinstance(found, dict) else None
+    return None
+
+
+def _is_closed(schema: dict[str, Any]) -> bool:
+    """Whether it allows its `properties` alone, and certainly an object."""
+    return schema.get("additionalProperties") is False and not schema.get("patternProperties")
+
+
 def read_of_seed(template: Template) -> dict[str, bool]:
     """The seed's keys that a template reads, e.g. ``text`` for ``seed.text``, and whether it does in any case."""
     try:
