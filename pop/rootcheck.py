@@ -19,7 +19,8 @@ from pop.errors import ConfigError, ConfigErrors, ErrorClass, PopError, SeedReje
 from pop.executors.local import writable
 from pop.expressions import Expression, ExpressionError
 from pop.models.catalogue import Catalogue, ModelEntry
-from pop.models.keys import keys_of, paths_to_hide
+from pop.models.keys import keys_of
+from pop.models.keysfile import paths_to_hide
 from pop.models.prices import price_of
 from pop.models.providers import KINDS, load_provider
 from pop.models.providers.command import PROGRAM_HINT, command_problem

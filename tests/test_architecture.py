@@ -55,6 +55,8 @@ ORDER = [
     "models.providers.replay",
     "models.strict",
     "models.forms",
+    "models.keysfile",
+    "models.redaction",
     "models.keys",
     "models.prices",
     "models.calls",

@@ -17,15 +17,8 @@ import pytest
 import structlog
 
 from pop.errors import ConfigError
-from pop.models.keys import (
-    Keys,
-    RedactingStream,
-    find_keys_file,
-    is_redacted,
-    paths_to_hide,
-    read_keys_file,
-    redacting,
-)
+from pop.models.keys import Keys, RedactingStream, is_redacted, redacting
+from pop.models.keysfile import find_keys_file, paths_to_hide, read_keys_file
 from pop.models.request import Answer, ModelError, Try
 from pop.settings import Root, Settings
 

@@ -79,7 +79,8 @@ def _settings(root: Root) -> Iterator[Finding]:
 def _models(root: Root, settings: Settings) -> Iterator[Finding]:
     """The default model and the API keys: whether they are there, never what they are."""
     from pop.models.catalogue import describe_default
-    from pop.models.keys import Keys, find_keys_file
+    from pop.models.keys import Keys
+    from pop.models.keysfile import find_keys_file
 
     keys, is_whole = Keys(os.environ), False
     with contextlib.suppress(PopError):  # pop check has told it; which keys the file holds nobody knows
@@ -119,7 +120,7 @@ def _keys_of_models(settings: Settings, keys: Keys) -> Iterator[Finding]:
 
 def _keys_file(root: Root, settings: Settings) -> Iterator[Finding]:
     from pop.executors.local import writable
-    from pop.models.keys import find_keys_file, paths_to_hide
+    from pop.models.keysfile import find_keys_file, paths_to_hide
 
     path = find_keys_file(settings)
     hidden = paths_to_hide(root, settings, writable(settings))

@@ -78,7 +78,8 @@ def command(names: tuple[str, ...], test: bool, as_json: bool, root: str | None)
 
 def _keys(settings: Settings) -> tuple[Mapping[str, str], PopError | None]:
     """The environment with the values of the keys file, or without them and with what is wrong with it."""
-    from pop.models.keys import Keys, find_keys_file
+    from pop.models.keys import Keys
+    from pop.models.keysfile import find_keys_file
 
     try:
         return Keys(os.environ, find_keys_file(settings)).environ, None

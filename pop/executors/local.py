@@ -23,7 +23,7 @@ from pop.errors import ConfigError
 from pop.executors import Attempt, How, Result
 from pop.executors.process import MARK, adopt_orphans, end_orphans
 from pop.lastwords import errors_of
-from pop.models.keys import paths_to_hide
+from pop.models.keysfile import paths_to_hide
 from pop.models.questions import ask_gateway
 from pop.settings import Root, Settings
 from pop.store import NotAFile, open_regular

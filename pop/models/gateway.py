@@ -38,7 +38,8 @@ from pop.errors import ConfigError, PopError
 from pop.models.answers import AnswerStore
 from pop.models.callers import Callers
 from pop.models.catalogue import Catalogue
-from pop.models.keys import Keys, RedactingStream, find_keys_file, redacting
+from pop.models.keys import Keys, RedactingStream, redacting
+from pop.models.keysfile import find_keys_file
 from pop.models.providers import Provider, Setup, kinds, open_provider
 from pop.models.providers.replay import ReplayProvider
 from pop.models.request import ModelError, ModelRequest, Origin, read_line
