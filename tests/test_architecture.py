@@ -193,6 +193,7 @@ ORDER = [
     "recipes.iterate.validation",
     "recipes.iterate.planning",
     "recipes.iterate.proposals",
+    "recipes.iterate.sighted",
     "recipes.iterate.monitor",
     "recipes.iterate.alerts",
     "recipes.iterate.sights",

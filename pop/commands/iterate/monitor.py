@@ -19,7 +19,8 @@ from pop.recipes.iterate.deliver import Deliverer
 from pop.recipes.iterate.folder import read_folder
 from pop.recipes.iterate.launch import root_of, waiting_seed
 from pop.recipes.iterate.manifest import Manifest
-from pop.recipes.iterate.monitor import STALL_S, AgentView, Alert, IterationView, Snapshot, snapshot
+from pop.recipes.iterate.monitor import STALL_S, snapshot
+from pop.recipes.iterate.sighted import AgentView, Alert, IterationView, Snapshot
 from pop.recipes.iterate.sights import Looker, chosen_row, judge_of, of_run, run_of
 from pop.runs import Run, safe
 from pop.settings import Root

@@ -24,7 +24,7 @@ from typing import Any
 import orjson
 
 from pop.errors import UsageError, safe
-from pop.recipes.iterate.monitor import Alert
+from pop.recipes.iterate.sighted import Alert
 from pop.store import Disk, NotAFile, mend_tail, read_regular
 
 FILE = "alerts.jsonl"
