@@ -198,6 +198,8 @@ BENCHES: dict[str, Callable[[], list[Row]]] = {
 def main() -> None:
     """All of them, or those named: ``python -m bench latency burst``."""
     chosen = sys.argv[1:] or list(BENCHES)
+    if unknown := [name for name in chosen if name not in BENCHES]:
+        sys.exit(f"no bench is called {', '.join(unknown)}; there are: {', '.join(BENCHES)}")
     print(f"{os.cpu_count()} cores, {platform.platform()}, Python {platform.python_version()}")
     print("durability = safe: seed, output, journal, record and ledger are fsynced, each before the next depends on it")
     rows: list[Row] = []

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import openai
@@ -53,3 +56,11 @@ def test_latency_is_waited_at_the_same_time() -> None:
             assert all(pool.map(lambda _: urllib.request.urlopen(url, data=b"{}").read(), range(8)))
         assert 0.5 <= time.monotonic() - began < 3.0
         assert figures(base_url) == {"served": 8, "most_at_once": 8}
+
+
+def test_an_unknown_bench_is_refused_with_the_names_there_are() -> None:
+    """Nothing is measured before."""
+    command = [sys.executable, "-m", "bench", "latency", "nope"]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "no bench is called nope; there are: latency, burst" in done.stderr
+    assert not done.stdout
