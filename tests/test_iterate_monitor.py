@@ -348,6 +348,21 @@ def test_what_a_person_edited_stays(served: Callable[..., tuple[LivingRoot, Path
     assert result.stderr.count("draft/a.md was edited and stays; the new version is draft/a.new.md") == 1
 
 
+def test_before_the_first_run_it_waits_and_says_for_what(
+    served: Callable[..., tuple[LivingRoot, Path]], fake_openai: FakeOpenAI
+) -> None:
+    """Then it follows that run to its end."""
+    living, folder = served(two()[:1])
+    command = [sys.executable, "-m", "pop", "iterate", "monitor", str(folder), "--root", str(living.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as monitor:
+        assert monitor.stderr
+        line = monitor.stderr.readline()
+        assert line.startswith("waiting: ") and f"pop iterate run {folder}" in line
+        submit(living, folder)
+        out, _ = monitor.communicate(timeout=60)
+    assert monitor.returncode == 0 and "draft-writer-1" in out
+
+
 def test_what_is_not_there_is_told_with_the_next_move(
     served: Callable[..., tuple[LivingRoot, Path]], fake_openai: FakeOpenAI
 ) -> None:
@@ -358,8 +373,9 @@ def test_what_is_not_there_is_told_with_the_next_move(
     for place in (living.path / "nowhere", empty):
         result = pop(living, "iterate", "monitor", place)
         assert result.returncode == 2 and "pop iterate generate" in result.stderr, result.stderr
-    result = pop(living, "iterate", "monitor", folder)
-    assert result.returncode == 2 and "not-run: " in result.stderr and f"pop iterate run {folder}" in result.stderr
+    for option in ("--once", "--json"):
+        result = pop(living, "iterate", "monitor", folder, option)
+        assert result.returncode == 2 and "not-run: " in result.stderr and f"pop iterate run {folder}" in result.stderr
     run_id = submit(living, folder)
     assert pop(living, "iterate", "monitor", folder, "--run", "2020").returncode == 2
     assert pop(living, "iterate", "monitor", folder, "--run", run_id[:18]).returncode == 0

@@ -17,7 +17,7 @@ from pop.errors import EXIT_OK, EXIT_RUN_FAILED, EXIT_WAITING, PopError, UsageEr
 from pop.recipes.iterate.alerts import HOOK_TIMEOUT_S, Hook, hook_argv, tell
 from pop.recipes.iterate.deliver import Deliverer
 from pop.recipes.iterate.folder import read_folder
-from pop.recipes.iterate.launch import root_of, waiting_seed
+from pop.recipes.iterate.launch import recorded, root_of, waiting_seed
 from pop.recipes.iterate.manifest import Manifest
 from pop.recipes.iterate.monitor import STALL_S, snapshot
 from pop.recipes.iterate.sighted import AgentView, Alert, IterationView, Snapshot
@@ -76,32 +76,44 @@ def command(
 
     Exit code 0: it ended well (with --until agent: the agent did; with --once: nothing is wrong so far); 4: it failed;
     5: it waits for a person or, with --until agent or --once, an agent or the run stands still. Alerts are kept in
-    DIR/alerts.jsonl, and none is told twice. The command of --on-end gets the alert as JSON on stdin, and as
+    DIR/alerts.jsonl, and none is told twice. Before the first run it waits for one, but for --once and --json. The command of --on-end gets the alert as JSON on stdin, and as
     POP_ITERATE_EVENT, _STATE, _STEP, _TEXT ... in its environment.
     """
     chosen = root_of(folder, root or (click.get_current_context().find_root().obj or {}).get("root"))
     manifests = list(read_folder(folder, inputs=False).manifests.values())
     if asked is None:
-        _taken(chosen, folder, once=once)
+        _await_run(chosen, folder, patient=not (once or as_json))
     run = run_of(chosen, folder, chosen_row(folder, asked))
     argv = hook_argv(on_end) if on_end is not None else []
     watching = Watching(stall, until, once, as_json, argv, on_end_timeout)
     return follow(chosen, folder, of_run(manifests, run), run, watching)
 
 
-def _taken(root: Root, folder: Path, *, once: bool) -> None:
-    """Wait until the seed that was submitted for DIR is a run.
+def _await_run(root: Root, folder: Path, *, patient: bool) -> None:
+    """Wait until the seed that was submitted for DIR is a run, or until there is a first run of it at all.
 
     Raises:
-        UsageError: It waits in the queue, and we are not to wait.
+        UsageError: There is none, and we are not to wait.
     """
-    while (seed := waiting_seed(root, folder)) is not None:
-        if once or lock_holder(root.machine_room) is None:
-            hint = (
-                "pop ls tells why it waits" if lock_holder(root.machine_room) else "no daemon is running here: pop up"
-            )
-            raise UsageError(f"the seed {seed} of {str(folder)!r} is in the queue", hint=hint, code="queued")
+    said = ""
+    while (reason := _not_yet(root, folder)) is not None:
+        if not patient:
+            raise reason
+        if said != (line := f"waiting: {reason.message}; {reason.hint}"):
+            said = line
+            click.echo(safe(line, 2000, one_line=True), err=True)
         time.sleep(EVERY_S)
+
+
+def _not_yet(root: Root, folder: Path) -> UsageError | None:
+    """Why there is no run of DIR to look at yet, and what would make one; None: there is."""
+    seed = waiting_seed(root, folder)
+    if seed is not None:
+        hint = "pop ls tells why it waits" if lock_holder(root.machine_room) else "no daemon is running here: pop up"
+        return UsageError(f"the seed {seed} of {str(folder)!r} is in the queue", hint=hint, code="queued")
+    if not recorded(folder):
+        return UsageError(f"{str(folder)!r} has not been run yet", hint=f"pop iterate run {folder}", code="not-run")
+    return None
 
 
 def follow(root: Root, folder: Path, manifests: list[Manifest], run: Run, watching: Watching) -> int:
