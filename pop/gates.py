@@ -79,12 +79,7 @@ def open_gate(
     """
     gate_dir = run_dir / "tasks" / instance
     _make_folder(disk, gate_dir)
-    before = opened(gate_dir)
-    if before and before.opening != opening:
-        _put_away(disk, gate_dir, before.opening, kind)
-        before = None
-    elif before is None and opening > 1 and not (gate_dir / "answers" / str(opening - 1) / "gate.json").exists():
-        _put_away(disk, gate_dir, opening - 1, kind)  # somebody removed gate.json: an old answer must not count again
+    before = _kept(disk, gate_dir, opening, kind)
     sources = sources_of(run_dir, shown)
     if before and before.sources == sources:
         copies, notes = before.shown, before.notes
@@ -102,6 +97,17 @@ def open_gate(
     )  # fmt: skip
     disk.put(gate_dir / "gate.json", dump_json(about.model_dump()))
     return copies
+
+
+def _kept(disk: Disk, gate_dir: Path, opening: int, kind: str) -> Opened | None:
+    """What an earlier call laid out for this very opening, if any; the files of an earlier opening are put away."""
+    before = opened(gate_dir)
+    if before and before.opening != opening:
+        _put_away(disk, gate_dir, before.opening, kind)
+        return None
+    if before is None and opening > 1 and not (gate_dir / "answers" / str(opening - 1) / "gate.json").exists():
+        _put_away(disk, gate_dir, opening - 1, kind)  # somebody removed gate.json: an old answer must not count again
+    return before
 
 
 def _make_folder(disk: Disk, gate_dir: Path) -> None:
