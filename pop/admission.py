@@ -150,14 +150,6 @@ def _make_run_dir(root: Root, file_name: str, now: float, rng: random.Random) ->
         return run_dir
 
 
-@dataclass(frozen=True)
-class Sealed:
-    """A run that stands on its own: seed, frozen pipeline and journal are durable."""
-
-    run_dir: Path
-    seed: Seed
-
-
 def read_claim(claimed: Claimed, limits: SeedSettings) -> tuple[Seed, bytes]:
     """The claimed seed, strictly parsed, and its bytes; files of a folder or zip are unpacked into ``files/``.
 

@@ -70,11 +70,6 @@ class Folder:
                 yield self.manifests[name], agent
 
 
-def is_folder(path: Path) -> bool:
-    """Whether `pop iterate generate` wrote it, as far as a look tells."""
-    return next(_manifest_files(path), None) is not None
-
-
 def _manifest_files(path: Path) -> Iterator[Path]:
     for inner in sorted(path.iterdir()) if path.is_dir() else ():
         if inner.is_dir() and not inner.is_symlink() and (inner / FILE).is_file():
