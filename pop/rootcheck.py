@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from pop.errors import ConfigError, ConfigErrors, ErrorClass, PopError, SeedRejected, did_you_mean
 from pop.executors.local import writable
 from pop.expressions import Expression, ExpressionError
-from pop.models.catalogue import Catalogue, ModelEntry
+from pop.models.catalogue import Catalogue
+from pop.models.entries import ModelEntry
 from pop.models.keys import keys_of
 from pop.models.keysfile import paths_to_hide
 from pop.models.prices import price_of

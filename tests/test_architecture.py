@@ -43,6 +43,7 @@ ORDER = [
     "models.request",
     "models.tokens",
     "models.counts",
+    "models.entries",
     "models.providers",
     "models.catalogue",
     "models.extract",

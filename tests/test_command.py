@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pop.models.catalogue import ModelEntry
+from pop.models.entries import ModelEntry
 from pop.models.providers import Setup, command
 from pop.models.providers.command import CommandProvider, command_problem, prompt_of
 from pop.models.request import Answer, Message, ModelError, ModelRequest, Origin

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pop.models import forms
-from pop.models.catalogue import ModelEntry
+from pop.models.entries import ModelEntry
 from pop.models.forms import FORMS, ask
 from pop.models.providers import Setup, open_provider
 from pop.models.request import Answer, Message, ModelError, ModelRequest, Origin

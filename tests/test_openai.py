@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from pop.models.catalogue import ModelEntry
+from pop.models.entries import ModelEntry
 from pop.models.providers import Setup, openai, openai_wire
 from pop.models.providers.openai import OpenAIProvider
 from pop.models.providers.openai_errors import rate_news

@@ -7,7 +7,7 @@ from typing import Any
 import genai_prices
 import pytest
 
-from pop.models.catalogue import ModelEntry
+from pop.models.entries import ModelEntry
 from pop.models.prices import cost_usd, price_of
 from pop.models.request import Tokens
 from pop.settings import Price

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pop.models.catalogue import ModelEntry
+from pop.models.entries import ModelEntry
 from pop.models.providers import KINDS, Provider, Setup, open_provider
 from pop.models.request import Answer, Message, ModelError, ModelRequest, Origin
 from pop.parsing import schema_problems

@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from pop.models.catalogue import ModelEntry
+from pop.models.entries import ModelEntry
 from pop.models.forms import ask
 from pop.models.providers import Setup, open_provider
 from pop.models.request import Answer, Form, Message, ModelError, ModelRequest, Origin

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from pop.errors import UsageError
-from pop.models.catalogue import ModelEntry
 from pop.models.counts import text_sha256
+from pop.models.entries import ModelEntry
 from pop.models.providers import Setup, replay
 from pop.models.providers.replay import Recording, ReplayProvider
 from pop.models.request import Answer, Message, ModelError, ModelRequest, Origin, prompt_hash

@@ -24,7 +24,8 @@ import pytest
 
 from pop.models.answers import AnswerStore
 from pop.models.calls import nano
-from pop.models.catalogue import Catalogue, ModelEntry
+from pop.models.catalogue import Catalogue
+from pop.models.entries import ModelEntry
 from pop.models.keys import NOTE, Keys
 from pop.models.request import Answer, Form, Message, ModelError, ModelRequest, Origin
 from pop.models.router import Router

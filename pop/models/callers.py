@@ -28,7 +28,7 @@ import structlog
 
 from pop.confine import protect_keys
 from pop.errors import ErrorClass
-from pop.models.catalogue import ModelEntry, Shared
+from pop.models.entries import ModelEntry, Shared
 from pop.models.keys import Keys, RedactingStream
 from pop.models.providers import Provider, Setup, open_provider
 from pop.models.request import Answer, Form, ModelError, ModelRequest, Origin, RateNews, Tokens, read_line

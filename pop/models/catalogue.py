@@ -9,71 +9,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
 from pop.errors import ConfigError, did_you_mean
+from pop.models.entries import ModelEntry, Shared, without_password
 from pop.models.providers import KINDS, kinds
-from pop.settings import ModelSettings, Price, ProviderSettings, Settings
+from pop.settings import ModelSettings, ProviderSettings, Settings
 
 OPENAI_MODEL = "gpt-5-mini"
 EMBEDDED_NOTE = "extractive, not a language model"
 LISTS = ("first", "ladder")
 _DIRECT = re.compile(r"([^/:]+)([/:])(.+)")
 _NOT_DIRECT = frozenset({"builtin", "command"})
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What all models of one endpoint share: its limits, of which None is none."""
-
-    name: str
-    concurrency: int | None = None
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-
-
-@dataclass(frozen=True)
-class ModelEntry:
-    """One model that can be asked. `provider` is its kind; `key_env` names the variable with the key."""
-
-    name: str
-    provider: str
-    model: str
-    base_url: str | None = None
-    key_env: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    api: str = "chat"
-    command: tuple[str, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
-    concurrency: int = 64
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    shared: Shared = Shared("")
-    price: Price | None = None
-    temperature: float | None = None
-    max_output_tokens: int | None = None
-    timeout_s: float = 120.0
-    tries: int = 4
-    structured: str | None = None
-    reuse_s: float | None = None
-
-    @cached_property
-    def identity(self) -> str:
-        """What answers: the same identity under two names is the same model."""
-        return "\0".join((self.provider, without_password(self.base_url or ""), self.model, *self.command))
-
-    @cached_property
-    def shared_identity(self) -> str:
-        """What answers, and how it is asked: under the same one an earlier answer may be used again (`reuse`).
-
-        Without `headers`, which hold secrets and change who pays, not what is asked.
-        """
-        how = (self.options, self.temperature, self.max_output_tokens, self.api)
-        return f"{self.identity}\0{json.dumps(how, sort_keys=True, default=str)}"
 
 
 @dataclass(frozen=True)
@@ -90,11 +40,6 @@ class Route:
     def entries(self) -> list[ModelEntry]:
         """All models, in the order in which they may be asked."""
         return [entry for rung in self.rungs for entry in rung]
-
-
-def without_password(url: str) -> str:
-    """A URL as it may be shown: without a user's name and password in it."""
-    return re.sub(r"(?<=//)[^/?#@]*@", "", url, count=1)
 
 
 class UnknownModel(ConfigError):
@@ -224,22 +169,9 @@ class Catalogue:
             hint = f"one of: {', '.join([*self._settings.providers, *kinds()])}"
             raise ConfigError("needs `provider`, or `first`, or `ladder`", where=place(), hint=hint)
         shared = self._provider(settings.provider, place("provider"))
-        kind = kinds()[shared.kind]
         self._check_keys(settings, shared.kind, place)
-        for need in kind.needs:
-            if not getattr(settings, need):
-                what = {"model": "what the server calls it", "command": "the program and its arguments"}.get(need, need)
-                raise ConfigError(f"needs `{need}`: {what}", where=place())
-        if settings.command is not None and shared.kind != "command":
-            hint = 'provider = "command" runs a program'
-            raise ConfigError(f"`command` means nothing to {settings.provider!r}", where=place("command"), hint=hint)
-        base_url = settings.base_url or shared.base_url
-        self._check_url(base_url, place("base_url") if settings.base_url else self._place_of(settings.provider))
-        key_env = settings.api_key_env or shared.api_key_env
-        if shared.kind == "openai":
-            key_env = key_env or ("OPENAI_API_KEY" if base_url is None else None)
-            if base_url is None and (base_url := self._environ.get("OPENAI_BASE_URL") or None):
-                self._check_url(base_url, "OPENAI_BASE_URL", "OPENAI_BASE_URL")
+        self._check_needs(settings, shared.kind, place)
+        base_url, key_env = self._endpoint(settings, shared, place)
         return ModelEntry(
             name=name,
             provider=shared.kind,
@@ -267,6 +199,30 @@ class Catalogue:
             structured=settings.structured,
             reuse_s=settings.reuse,
         )
+
+    def _endpoint(
+        self, settings: ModelSettings, shared: ProviderSettings, place: Callable[..., str]
+    ) -> tuple[str | None, str | None]:
+        """Where the server is, and which variable holds its key; those of the environment where pop.toml says neither."""
+        assert settings.provider is not None
+        base_url = settings.base_url or shared.base_url
+        self._check_url(base_url, place("base_url") if settings.base_url else self._place_of(settings.provider))
+        key_env = settings.api_key_env or shared.api_key_env
+        if shared.kind == "openai":
+            key_env = key_env or ("OPENAI_API_KEY" if base_url is None else None)
+            if base_url is None and (base_url := self._environ.get("OPENAI_BASE_URL") or None):
+                self._check_url(base_url, "OPENAI_BASE_URL", "OPENAI_BASE_URL")
+        return base_url, key_env
+
+    def _check_needs(self, settings: ModelSettings, kind: str, place: Callable[..., str]) -> None:
+        """What this kind cannot do without; and a program where it runs none."""
+        for need in kinds()[kind].needs:
+            if not getattr(settings, need):
+                what = {"model": "what the server calls it", "command": "the program and its arguments"}.get(need, need)
+                raise ConfigError(f"needs `{need}`: {what}", where=place())
+        if settings.command is not None and kind != "command":
+            hint = 'provider = "command" runs a program'
+            raise ConfigError(f"`command` means nothing to {settings.provider!r}", where=place("command"), hint=hint)
 
     def _check_keys(self, settings: ModelSettings, kind: str, place: Callable[..., str]) -> None:
         """Keys that nobody would read for this kind are mistakes, not passed over; so are options that are none."""

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pop.errors import PopError
-from pop.models.catalogue import Catalogue, ModelEntry, without_password
+from pop.models.catalogue import Catalogue
+from pop.models.entries import ModelEntry, without_password
 from pop.models.prices import price_of
 from pop.models.providers.command import PROGRAM_HINT, command_problem
 from pop.settings import Root, Settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pop.models.catalogue import ModelEntry
+from pop.models.entries import ModelEntry
 from pop.models.prices import cost_usd
 from pop.models.request import Answer, ModelRequest, Tokens
 from pop.models.tokens import TokenCounter, weigh

@@ -21,7 +21,7 @@ import json
 import time
 from typing import Any, Protocol
 
-from pop.models.catalogue import ModelEntry
+from pop.models.entries import ModelEntry
 from pop.models.providers import Provider, kinds
 from pop.models.request import Answer, Form, ModelError, ModelRequest, Origin, Try
 from pop.models.strict import strict_schema

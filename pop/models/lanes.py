@@ -7,7 +7,7 @@ import resource
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pop.models.catalogue import ModelEntry
+from pop.models.entries import ModelEntry
 from pop.models.flights import Deadline, Flight, Wait
 from pop.models.limits import Lane, Permit
 

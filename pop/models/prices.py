@@ -10,7 +10,7 @@ from decimal import Decimal
 from functools import cache, lru_cache
 from typing import Any
 
-from pop.models.catalogue import ModelEntry
+from pop.models.entries import ModelEntry
 from pop.models.providers import kinds
 from pop.models.request import Tokens
 from pop.settings import Price

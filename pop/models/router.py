@@ -24,7 +24,8 @@ from pop.errors import ConfigError
 from pop.models.answers import AnswerStore
 from pop.models.answerwriter import NotStored
 from pop.models.calls import CallLine
-from pop.models.catalogue import Catalogue, ModelEntry
+from pop.models.catalogue import Catalogue
+from pop.models.entries import ModelEntry
 from pop.models.flights import Flight, Waited
 from pop.models.providers import Provider
 from pop.models.request import Answer, ModelError, ModelRequest, Origin, Tokens, Try, answer_key, request_hash

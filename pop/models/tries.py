@@ -25,8 +25,8 @@ from pop.models.answers import AnswerStore
 from pop.models.answerwriter import NotStored
 from pop.models.budgets import Budgets, NoRoomYet, Reservation
 from pop.models.calls import CallLine
-from pop.models.catalogue import ModelEntry
 from pop.models.circuit import Circuit
+from pop.models.entries import ModelEntry
 from pop.models.expected import Expectations, Expected
 from pop.models.flights import Deadline, Flight
 from pop.models.lanes import Lanes

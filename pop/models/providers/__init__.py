@@ -13,7 +13,7 @@ from pop.errors import ConfigError, safe
 from pop.models.request import Answer, Form, ModelRequest, Origin
 
 if TYPE_CHECKING:
-    from pop.models.catalogue import ModelEntry
+    from pop.models.entries import ModelEntry
 
 GROUP = "pop.providers"
 

@@ -20,7 +20,7 @@ from pop.models.providers import Setup
 from pop.models.request import Answer, Form, ModelRequest, Origin
 
 if TYPE_CHECKING:
-    from pop.models.catalogue import ModelEntry
+    from pop.models.entries import ModelEntry
 
 NOTE = "extractive, not a language model"
 MAX_CHARS = 1_000_000

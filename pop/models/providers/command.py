@@ -47,7 +47,7 @@ from pop.records import BadJson, read_json
 from pop.settings import Root, load_settings
 
 if TYPE_CHECKING:
-    from pop.models.catalogue import ModelEntry
+    from pop.models.entries import ModelEntry
 
 MAX_OUTPUT_BYTES = 16 * 2**20
 KEPT_ERROR_BYTES = 4096

@@ -43,7 +43,7 @@ from pop.models.providers.openai_wire import NOT_SENT, BodyError, Response, Wire
 from pop.models.request import Answer, Form, ModelError, ModelRequest, Origin, Tokens
 
 if TYPE_CHECKING:
-    from pop.models.catalogue import ModelEntry
+    from pop.models.entries import ModelEntry
 
 NO_KEY = "none"  # servers on this machine want a header, but no key
 OPENAI_URL = "https://api.openai.com/v1"

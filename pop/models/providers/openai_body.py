@@ -23,7 +23,7 @@ from pop.models.providers import KINDS
 from pop.models.request import FinishReason, Form, ModelRequest, Tokens
 
 if TYPE_CHECKING:
-    from pop.models.catalogue import ModelEntry
+    from pop.models.entries import ModelEntry
 
 MAX_COUNT = 10**9  # tokens; above it a count is nonsense
 

@@ -29,7 +29,7 @@ import orjson
 from pop.models.request import Form, ModelError, RateNews, Tokens
 
 if TYPE_CHECKING:
-    from pop.models.catalogue import ModelEntry
+    from pop.models.entries import ModelEntry
 
 MAX_TOLD = 500  # characters of a server's own text
 MAX_WAIT_S = 30 * 86400.0

@@ -46,7 +46,7 @@ from pop.settings import Root
 from pop.store import open_regular, read_regular
 
 if TYPE_CHECKING:
-    from pop.models.catalogue import ModelEntry
+    from pop.models.entries import ModelEntry
 
 MAX_LINE_BYTES = 64 * 2**20
 MAX_PROMPT_BYTES = 2**20
