@@ -12,6 +12,7 @@ import click
 
 from pop.commands._shared import as_json, print_json, with_root
 from pop.commands.iterate import nearest_root
+from pop.commands.iterate._options import with_targets
 from pop.errors import EXIT_OK, UsageError, safe
 
 if TYPE_CHECKING:
@@ -25,10 +26,7 @@ ROWS = 40  # of the allocation table, before it is cut
 
 @click.command("generate")
 @click.argument("workflow")
-@click.option("--targets", "-t", metavar="GLOB", multiple=True, help="What to work on; else the workflow's own globs.")
-@click.option("--output", "-o", metavar="DIR", help="The folder to write; else one of the workflow's name.")
-@click.option("--base", metavar="DIR", help="Where the globs look for targets; else here.")
-@click.option("--sample", is_flag=True, help="Work on the sample that comes with a workflow of the catalogue.")
+@with_targets
 @click.option("--dry-run", is_flag=True, help="Show who would get what, and what it takes; write nothing.")
 @click.option("--force", is_flag=True, help="Write it though an agent is likely to use up its budget.")
 @as_json
@@ -64,27 +62,31 @@ def command(
     if again and not (base or sample):
         base, targets = str(again.base_of(loaded.path.parent)), targets or tuple(again.targets)
     inputs = Inputs(_base(base, sample, loaded), _globs(targets), skip=folder, progress=teller.tell)
-    models = _catalogue(top)
+    models, created = _catalogue(top), before.created_at if before else None
+    done = None
     try:
-        about = {"created_at": before.created_at if before else None, "shown": str(folder)}
-        plan = plan_workflow(loaded, inputs, folder, known_models=models, **about)
+        plan = plan_workflow(loaded, inputs, folder, known_models=models, created_at=created, shown=str(folder))
         if not dry_run:
             if not force:
                 plan.refuse_high()
             done = write_folder(folder, plan.files, plan.record, teller.writing(len(plan.files)))
     finally:
         teller.clear()
-    if as_json:
-        print_json(
-            {"folder": None if dry_run else str(folder), **_json(plan, models)} | ({} if dry_run else vars(done))
-        )
-        return EXIT_OK
-    _show_table(plan, models)
-    if dry_run:
-        click.echo("nothing was written (--dry-run)", err=True)
-    else:
-        _show_written(folder, done)
+    _tell(plan, models, folder, done, as_json=as_json)
     return EXIT_OK
+
+
+def _tell(plan: Plan, models: Catalogue | None, folder: Path, done: Written | None, *, as_json: bool) -> None:
+    """What was planned, and written; `done` is None after --dry-run."""
+    if as_json:
+        about = {"folder": str(folder) if done else None, **_json(plan, models)}
+        print_json(about | (vars(done) if done else {}))
+        return
+    _show_table(plan, models)
+    if done:
+        _show_written(folder, done)
+    else:
+        click.echo("nothing was written (--dry-run)", err=True)
 
 
 def _globs(given: tuple[str, ...]) -> list[Any]:

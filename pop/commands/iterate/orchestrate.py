@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pop.commands._shared import as_json, print_json, with_root
+from pop.commands.iterate._options import with_agents_models, with_targets
 from pop.commands.iterate._result import ENDED, RESTS, Result, shown, tell
 from pop.commands.iterate.run import Asked, root_of, run_folder
 from pop.errors import EXIT_OK, EXIT_RUN_FAILED, PopError, safe
@@ -39,21 +40,11 @@ ORDER = ("generate", "run", "validate", "feedback")
 
 @click.command()
 @click.argument("workflow")
-@click.option("--targets", "-t", metavar="GLOB", multiple=True, help="What to work on; else the workflow's own globs.")
-@click.option("--output", "-o", metavar="DIR", help="The folder to write; else one of the workflow's name.")
-@click.option("--base", metavar="DIR", help="Where the globs look for targets; else here.")
-@click.option("--sample", is_flag=True, help="Work on the sample that comes with a workflow of the catalogue.")
+@with_targets
 @click.option("--force", is_flag=True, help="Go on though an agent is likely to use up its budget.")
 @click.option("--replace", is_flag=True, help="Move a pipeline or task of the same name aside that is not ours.")
 @click.option("--fresh", is_flag=True, help="Ask the models anew also where nothing has changed.")
-@click.option(
-    "--model",
-    "-m",
-    "models",
-    metavar="[ROLE=]NAME",
-    multiple=True,
-    help="Ask this model whatever an agent asks for, or where it asks for ROLE. Repeatable.",
-)
+@with_agents_models
 @click.option("--stall", metavar="TIME", default="10m", help="An agent without progress for so long has stalled.")
 @click.option("--allow-unchecked", is_flag=True, help="Exit 0 also where prose is left that no program can check.")
 @as_json

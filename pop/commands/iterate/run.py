@@ -28,6 +28,7 @@ import click
 
 from pop.changes import Changes, changes_of, refuse_without_models
 from pop.commands._shared import as_json, print_json, with_root
+from pop.commands.iterate._options import with_agents_models
 from pop.commands.iterate._result import ENDED, RESTS, Result, shown, tell
 from pop.commands.iterate._serving import Server, answered
 from pop.errors import (
@@ -54,14 +55,7 @@ Look = Callable[[Run], None]
     "--replace", is_flag=True, help="Move a pipeline or task of the same name aside that is not ours, or was edited."
 )
 @click.option("--fresh", is_flag=True, help="Make a new run, and ask the models anew also where nothing has changed.")
-@click.option(
-    "--model",
-    "-m",
-    "models",
-    metavar="[ROLE=]NAME",
-    multiple=True,
-    help="Ask this model whatever an agent asks for, or where it asks for ROLE. Repeatable.",
-)
+@with_agents_models
 @click.option("--no-follow", is_flag=True, help="Submit it and return.")
 @as_json
 @with_root
