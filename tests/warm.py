@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 OF_THE_INTERPRETER = ("PYTHON", "LC_", "LANG", "TZ")  # variables it reads once, when it starts
-MOST_BYTES = 100_000  # of one request; a longer one is started with `exec`
+MOST_BYTES = 60_000  # of one request; a longer one is started with `exec`
 _lock = threading.Lock()
 _server: socket.socket | None = None
 
@@ -43,14 +43,64 @@ def pop(
     """As `subprocess.run([sys.executable, "-m", "pop", ...], capture_output=True, text=True, ...)`."""
     command = [sys.executable, "-m", "pop", *map(str, arguments)]
     environment = dict(os.environ if env is None else env)
-    request = {"argv": command[3:], "env": environment, "cwd": str(cwd or os.getcwd())}
-    data = json.dumps(request).encode()
-    if _of_interpreter(environment) != _of_interpreter(os.environ) or len(data) > MOST_BYTES:
+    size = sum(map(len, [*command, *environment, *environment.values()]))
+    if _of_interpreter(environment) != _of_interpreter(os.environ) or size > MOST_BYTES:
         about: dict[str, Any] = {"input": input} if input is not None else {"stdin": stdin}
         return subprocess.run(
             command, capture_output=True, text=True, timeout=timeout, env=environment, cwd=cwd, **about
         )
-    return _Call(data, command, input, stdin).done(timeout)
+    return _Call(command, environment, str(cwd or os.getcwd()), input, stdin).done(timeout)
+
+
+def start(arguments: Sequence[object], *, env: Mapping[str, str], stdout: int, stderr: int) -> subprocess.Popen[bytes]:
+    """As `subprocess.Popen([sys.executable, "-m", "pop", ...], start_new_session=True, ...)`, reading nothing."""
+    command = [sys.executable, "-m", "pop", *map(str, arguments)]
+    assert _of_interpreter(env) == _of_interpreter(os.environ)
+    null = os.open(os.devnull, os.O_RDONLY)
+    try:
+        return _Started(command, _send(command, env, os.getcwd(), [null, stdout, stderr], session=True))
+    finally:
+        os.close(null)
+
+
+def _send(command: list[str], env: Mapping[str, str], cwd: str, fds: list[int], *, session: bool = False) -> int:
+    """Have a command started; from what is returned its pid can be read, and its exit code when it has ended."""
+    request = {"argv": command[3:], "env": dict(env), "cwd": cwd, "session": session}
+    ours, theirs = os.pipe()
+    try:
+        with _lock:
+            socket.send_fds(_started(), [json.dumps(request).encode()], [*fds, theirs])
+    finally:
+        os.close(theirs)
+    return ours
+
+
+class _Started(subprocess.Popen[bytes]):
+    """A process that is no child of ours; whoever waits for it tells its exit code."""
+
+    def __init__(self, command: list[str], status: int) -> None:
+        self._child_created = False  # there is nothing to reap here
+        self._told = open(status, "rb", buffering=0)
+        self.args = command
+        self.stdin = self.stdout = self.stderr = None
+        self.returncode: int | None = None
+        self.pid = int(self._line())
+
+    def _line(self) -> bytes:
+        return b"".join(iter(lambda: self._told.read(1).strip() or b"", b""))
+
+    def poll(self) -> int | None:
+        with suppress(subprocess.TimeoutExpired):
+            return self.wait(0)
+        return None
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self._told], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            self.returncode = int(self._line())
+            self._told.close()
+        return self.returncode
 
 
 def _of_interpreter(environment: Mapping[str, str]) -> dict[str, str]:
@@ -60,18 +110,22 @@ def _of_interpreter(environment: Mapping[str, str]) -> dict[str, str]:
 class _Call:
     """One command under way."""
 
-    def __init__(self, data: bytes, command: list[str], input: str | None, stdin: int | None) -> None:
+    def __init__(
+        self, command: list[str], env: Mapping[str, str], cwd: str, input: str | None, stdin: int | None
+    ) -> None:
         self._command = command
         self._said: dict[str, bytes] = {}
-        given, self._feed = os.pipe() if input is not None else (self._stdin(stdin), None)
+        self._feed: int | None = None
+        if input is None:
+            given = self._stdin(stdin)
+        else:
+            given, self._feed = os.pipe()
         self._out, out = os.pipe()
         self._err, err = os.pipe()
-        self._status, status = os.pipe()
         try:
-            with _lock:
-                socket.send_fds(_started(), [data], [given, out, err, status])
+            self._process = _Started(command, _send(command, env, cwd, [given, out, err]))
         finally:
-            for fd in (given, out, err, status):
+            for fd in (given, out, err):
                 os.close(fd)
         self._threads = [
             threading.Thread(target=self._read, args=("out", self._out)),
@@ -98,13 +152,11 @@ class _Call:
 
     def done(self, timeout: float) -> subprocess.CompletedProcess[str]:
         """What it said, when it has ended and nobody holds its output any more."""
-        with open(self._status, "rb") as status:
-            pid = int(status.readline())
-            if not select.select([status], [], [], timeout)[0]:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                raise subprocess.TimeoutExpired(self._command, timeout)
-            code = int(status.readline())
+        try:
+            code = self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise
         for thread in self._threads:
             thread.join(timeout)
         out, err = (self._said[name].decode().replace("\r\n", "\n").replace("\r", "\n") for name in ("out", "err"))
@@ -135,7 +187,7 @@ def _serve(control: socket.socket) -> None:
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel takes away those that wait for the commands
     while True:
-        data, fds, _, _ = socket.recv_fds(control, 2 * MOST_BYTES, 4)
+        data, fds, _, _ = socket.recv_fds(control, 4 * MOST_BYTES, 4)
         if not data:
             os._exit(0)
         if os.fork() == 0:
@@ -169,6 +221,8 @@ def _become(request: dict[str, Any], fds: list[int]) -> None:
     sys.stdin = sys.__stdin__ = open(0, encoding=sys.stdin.encoding, errors=sys.stdin.errors)  # type: ignore[misc]
     sys.stdout = sys.__stdout__ = open(1, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, encoding=sys.stderr.encoding, errors=sys.stderr.errors)  # type: ignore[misc]
+    if request["session"]:
+        os.setsid()
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
