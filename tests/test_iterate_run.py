@@ -588,6 +588,15 @@ def test_killing_it_at_any_time_loses_nothing(living: LivingRoot, fake_openai: F
     assert_whole(living, fake_openai)
 
 
+def test_what_a_killed_delivery_left_half_written_is_taken_away(living: LivingRoot) -> None:
+    """Its drafts, and nothing that a person calls nearly so."""
+    for name in ("..delivered.json.99999.tmp", "design/.overview.md.99999.tmp"):
+        (living.path / "out" / name).write_text("half")
+    (living.path / "out" / "design" / ".overview.md.mine.tmp").write_text("mine")
+    assert run(living).returncode == 0
+    assert [path.name for path in (living.path / "out").rglob("*.tmp")] == [".overview.md.mine.tmp"]
+
+
 def test_killing_the_daemon_beside_it_loses_nothing(living: LivingRoot, fake_openai: FakeOpenAI) -> None:
     """Where `pop up` served the folder and was killed, the command that follows serves the run itself."""
     fake_openai.delay_s = 0.3
