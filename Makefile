@@ -4,6 +4,8 @@ PYTHON ?= python3
 POP := .venv/bin/pop
 STAMP := .venv/.installed
 UV := $(shell command -v uv 2>/dev/null)
+# Of the tests: more than there are cores, since they also wait.
+WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 4); [ $$cores -gt 2 ] && echo $$((cores * 3 / 2)) || echo 4)
 
 .PHONY: install demo test test-peer lint bench clean lock
 
@@ -30,7 +32,7 @@ demo: $(STAMP)
 	@bash examples/demo.sh
 
 test: $(STAMP)
-	@.venv/bin/python -m pytest -n 4 --dist worksteal
+	@.venv/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
 # The tests against llama-cpp-python's server, which `make test` skips where it is not installed; it is built for about 5 minutes.
 test-peer: $(STAMP)

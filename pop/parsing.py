@@ -19,19 +19,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from json_repair import repair_json
-from jsonschema import Draft202012Validator, FormatChecker
-from jsonschema.protocols import Validator
-from jsonschema.validators import validator_for
-from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
 from pydantic import BaseModel, ValidationError
-from referencing import Resource
-from referencing.exceptions import Unresolvable
-from referencing.jsonschema import DRAFT202012
 
 from pop.records import BadJson, dump_json, read_json
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
 
 _FENCE = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
 MAX_PROBLEMS = 20
@@ -198,6 +194,10 @@ def validator_of(schema: dict[str, Any]) -> Validator:
 @lru_cache(maxsize=32)
 def _validator(text: bytes) -> Validator:
     """A validator of the schema's own draft; REGISTRY holds the published drafts, nothing is fetched."""
+    from jsonschema import Draft202012Validator, FormatChecker  # not for commands that look; the fork server has it
+    from jsonschema.validators import validator_for
+    from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
+
     schema = json.loads(text)
     kind = validator_for(schema, default=Draft202012Validator)
     return kind(schema, format_checker=FormatChecker(), registry=REGISTRY)
@@ -208,6 +208,11 @@ def lost_reference(schema: dict[str, Any]) -> str | None:
     references = list(_references(schema))
     if not references:
         return None
+    from jsonschema_specifications import REGISTRY
+    from referencing import Resource
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
+
     base = schema.get("$id", "")
     whole = Resource.from_contents(schema, default_specification=DRAFT202012)
     resolver = REGISTRY.with_resource(base, whole).crawl().resolver(base_uri=base)

@@ -21,7 +21,7 @@ from pop.orders import VERBS
 from pop.queue import Incomplete, Ready, is_candidate, peek
 from pop.settings import Root, SeedSettings, load_settings
 from pop.statuses import status_of
-from pop.store import NotAFile, read_file, read_regular
+from pop.store import NotAFile, lines_of, read_file, read_regular
 
 MOST_STATUS_BYTES = 2**29  # of a run of a million instances
 MOST_REASON_BYTES = 2**20
@@ -143,7 +143,7 @@ def find_run(root: Root, asked: str) -> Run:
     known = {name: Run(root.current / name, "current") for name in _names(root.current)}
     known |= {name: Run(root.complete / name, "complete") for name in _names(root.complete)}
     if asked == "last":
-        matches = sorted(known)[-1:]
+        matches = _newest(known)
     elif asked in known:
         matches = [asked]
     elif not (matches := sorted(name for name in known if name.startswith(asked))):
@@ -159,6 +159,23 @@ def find_run(root: Root, asked: str) -> Run:
         more = "" if len(matches) <= 10 else "; the newest are"
         raise UsageError(f"{asked!r} fits {len(matches)} runs{more}:{shown}", hint="give more of the id, or `last`")
     return known[matches[0]]
+
+
+def _newest(runs: dict[str, Run]) -> list[str]:
+    """Ids tell the second; of several of one second their journals tell the millisecond."""
+    second = max((name[:15] for name in runs), default="")
+    ties = [name for name in runs if name[:15] == second]
+    return [max(ties, key=lambda name: (_created_at(runs[name]), name))] if len(ties) > 1 else ties
+
+
+def _created_at(run: Run) -> str:
+    """When it was created, as its journal's first line tells; later than any other where there is none yet."""
+    try:
+        return str(orjson.loads(next(lines_of(run.here().path / "events.jsonl"), b""))["at"])
+    except FileNotFoundError:
+        return "accepted just now"
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
 
 
 def _names(folder: Path) -> list[str]:

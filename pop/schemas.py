@@ -13,10 +13,6 @@ from functools import lru_cache
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
-import jsonschema
-from jsonschema.exceptions import best_match
-from jsonschema.validators import validator_for
-
 from pop.errors import ConfigError, ConfigErrors, did_you_mean
 from pop.parsing import lost_reference
 from pop.places import Path, Places, find_places, shown
@@ -76,6 +72,8 @@ def schema_mistakes(schema: Any, places: Places | FrontPlaces, under: Path = ())
         return [_mistake("a JSON Schema must be an object here", places.of(under))]
     if _is_sound(dump_json(schema, pretty=False)):
         return []
+    from jsonschema.exceptions import best_match
+
     found = [_explain(best_match([error]) or error, places, under) for error in _meta_errors(schema)]
     if found:
         return list({str(problem): problem for problem in found}.values())
@@ -95,7 +93,10 @@ def _is_sound(text: bytes) -> bool:
 
 
 def _meta_errors(schema: dict[str, Any]) -> Iterator[Any]:
-    cls = validator_for(schema, default=jsonschema.Draft202012Validator)
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import validator_for
+
+    cls = validator_for(schema, default=Draft202012Validator)
     of_schemas = validator_for(cls.META_SCHEMA, default=cls)
     yield from of_schemas(cls.META_SCHEMA, format_checker=of_schemas.FORMAT_CHECKER).iter_errors(schema)
 

@@ -81,8 +81,9 @@ def read_yaml(text: str, file: str, code: str, *, example: str) -> tuple[dict[st
     """
     try:
         _refuse_aliases(text, file, code)
-        value = YAML(typ="safe", pure=True).load(text)
-        node: Node | None = YAML(typ="safe", pure=True).compose(text)
+        yaml = YAML(typ="safe", pure=True)
+        node: Node | None = yaml.compose(text)
+        value = yaml.constructor.construct_document(node) if node is not None else None
     except (YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         said = getattr(error, "problem", None) or str(error).splitlines()[0]

@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from pop.recipes.iterate.installing import Compiled
 from pop.recipes.iterate.launch import record_run, seed_folder
 from pop.recipes.iterate.manifest import Agent, Deliverable, Manifest, prompt_name, step_name
 from pop.records import dump_json
+from tests import warm
 from tests.living import LivingRoot
 
 AGENT = """
@@ -192,7 +192,4 @@ def known(living: LivingRoot) -> list[Path]:
 
 def pop(living: LivingRoot, *arguments: object, **about: Any) -> subprocess.CompletedProcess[str]:
     """Call the command as a person does."""
-    argv = [sys.executable, "-m", "pop", *map(str, arguments)]
-    return subprocess.run(
-        argv, capture_output=True, text=True, timeout=90, cwd=living.path, stdin=subprocess.DEVNULL, **about
-    )
+    return warm.pop(arguments, cwd=living.path, stdin=subprocess.DEVNULL, **about)

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 
 from pop.settings import Root
+from tests import warm
 
 PATIENCE_S = 60.0
 
@@ -52,20 +53,25 @@ class LivingRoot:
         first: Callable[[], object] | None = None,
         web: bool = False,
     ) -> subprocess.Popen[bytes]:
-        """Start `pop up` in a process group of its own and return at once; `first` is done in the new process."""
-        options = arguments if web else ("--no-web", *arguments)
-        log = open(self.path / "daemon.log", "ab")
+        """Start `pop up` in a process group of its own and return at once; `first` is done in the new process.
+
+        Where the environment or the interpreter is what is tested it is started with `exec`.
+        """
+        words = ["--root", str(self.path), "up", *(() if web else ("--no-web",)), *arguments]
         environment = {k: v for k, v in os.environ.items() if k != "OPENAI_API_KEY"} | (env or {})
-        daemon = subprocess.Popen(
-            [sys.executable, "-m", "pop", "--root", str(self.path), "up", *options],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment,
-            start_new_session=True,
-            preexec_fn=first,
-        )
-        log.close()
+        with open(self.path / "daemon.log", "ab") as log:
+            if env is None and first is None:
+                daemon = warm.start(words, env=environment, stdout=log.fileno(), stderr=log.fileno())
+            else:
+                daemon = subprocess.Popen(
+                    [sys.executable, "-m", "pop", *words],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=environment,
+                    start_new_session=True,
+                    preexec_fn=first,
+                )
         self.daemons.append(daemon)
         return daemon
 
@@ -122,10 +128,11 @@ class LivingRoot:
 
     def processes(self) -> list[psutil.Process]:
         """Every process that belongs to this root: the daemons and all below them."""
-        found = []
+        found, daemons = [], {daemon.pid for daemon in self.daemons if daemon.poll() is None}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if str(self.path) in " ".join(process.cmdline()) or self._marked(process):
+                named = process.pid in daemons or str(self.path) in " ".join(process.cmdline())
+                if named or self._marked(process):
                     found.append(process)
         return [process for process in found if process.pid != os.getpid()]
 

@@ -7,18 +7,29 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pop.commands import COMMANDS
+from tests import warm
 
 REPOSITORY = Path(__file__).parent.parent
 
 
-def pop(*arguments: object, root: Path | None = None, **options: object) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "POP_"))}
-    command = [sys.executable, "-m", "pop", *(["--root", str(root)] if root else []), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, **options)  # type: ignore[call-overload,no-any-return]
+def pop(*arguments: object, root: Path | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A command without keys of this machine, in a process that need not start Python."""
+    return warm.pop([*(["--root", root] if root else []), *arguments], env=_environment(), **options)
+
+
+def started_pop(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The same, with a Python of its own that starts."""
+    command = [sys.executable, "-m", "pop", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=_environment())
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "POP_"))}
 
 
 @pytest.fixture
@@ -31,7 +42,7 @@ def hello(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_itself_and_refuses_what_it_does_not_know(name: str) -> None:
     """Help exits with 0, an unknown option with 2."""
-    assert "Usage:" in pop(name, "--help").stdout
+    assert "Usage:" in started_pop(name, "--help").stdout
     assert pop(name, "--no-such-option").returncode == 2
 
 
@@ -45,11 +56,11 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_from_init_to_the_result(hello: Path) -> None:
     """init, check, run, show, logs, ls, tail, graph and gc on one folder."""
-    assert pop("check", root=hello).returncode == 0
-    ran = pop("run", hello / "examples" / "hello.json", root=hello)
+    assert started_pop("--root", hello, "check").returncode == 0
+    ran = started_pop("--root", hello, "run", hello / "examples" / "hello.json")
     assert ran.returncode == 0, ran.stderr
     assert "complete" in ran.stdout and "extractive, not a language model" in ran.stdout
-    shown = json.loads(pop("show", "last", "--json", root=hello).stdout)
+    shown = json.loads(started_pop("--root", hello, "show", "last", "--json").stdout)
     assert shown["state"] == "complete" and list(shown["tasks"]) == ["summarise", "measure"]
     assert "summarise" in pop("show", "last", root=hello).stdout
     assert "infer" in pop("logs", "last", "--trail", root=hello).stdout

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests import warm
 from tests.living import LivingRoot
 
 Make = Callable[..., LivingRoot]
@@ -49,8 +49,7 @@ def started(living: LivingRoot, pipeline: Any, seed: Any, **about: Any) -> None:
 
 
 def pop(living: LivingRoot, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pop", "--root", str(living.path), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return warm.pop(["--root", living.path, *words])
 
 
 def ledger_dir(living: LivingRoot, row: dict[str, Any]) -> Path:

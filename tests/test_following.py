@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests import warm
 from tests.fake_openai import FakeOpenAI, Fault
 from tests.living import LivingRoot
 
@@ -45,8 +46,7 @@ def command_of(living: LivingRoot, *arguments: object) -> list[str]:
 
 
 def pop(living: LivingRoot, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = command_of(living, *arguments)
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
+    return warm.pop(["--root", living.path, *arguments], env=ENVIRONMENT)
 
 
 @contextlib.contextmanager

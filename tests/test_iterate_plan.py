@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pop.recipes.iterate.planning import rendered, workflow_problems
 from pop.recipes.iterate.proposals import install, is_ours, marked, nearest
 from pop.recipes.iterate.workflow import load_workflow
 from pop.settings import Root
+from tests import warm
 from tests.fake_openai import FakeOpenAI, Fault
 from tests.living import LivingRoot
 
@@ -101,8 +101,7 @@ def planned(make_living: Callable[..., LivingRoot], fake_openai: FakeOpenAI) -> 
 
 def pop(living: LivingRoot, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OPENAI_API_KEY": "sk-test", **env}
-    command = [sys.executable, "-m", "pop", *arguments]
-    return subprocess.run(command, cwd=living.path, env=environment, capture_output=True, text=True, timeout=120)
+    return warm.pop(arguments, cwd=living.path, env=environment)
 
 
 def plan(living: LivingRoot, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -23,6 +23,7 @@ import pytest
 from pop.recipes.iterate.agent import _document, format_flaws, unfenced
 from pop.recipes.iterate.installing import put
 from tests import fake_openai as fake_module
+from tests import warm
 from tests.fake_openai import FakeOpenAI, Fault
 from tests.iterating import Spec, reading, write_folder
 from tests.living import LivingRoot
@@ -89,10 +90,8 @@ def command_of(living: LivingRoot, *arguments: object) -> list[str]:
 
 
 def run(living: LivingRoot, *arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command_of(living, *arguments), capture_output=True, text=True, timeout=120, env={**ENVIRONMENT, **(env or {})},
-        cwd=living.path,
-    )  # fmt: skip
+    words = ["iterate", "run", living.path / "out", *arguments]
+    return warm.pop(words, env={**ENVIRONMENT, **(env or {})}, cwd=living.path)
 
 
 def told(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
@@ -268,8 +267,7 @@ def test_a_gate_that_a_person_puts_into_the_pipeline_waits(living: LivingRoot, f
     assert fake_openai.total == 3 and len(deliverables(living)) == 3
     assert run(living).returncode == 5
     (waiting,) = living.current()
-    approve = [sys.executable, "-m", "pop", "approve", waiting.name]
-    assert subprocess.run(approve, env=ENVIRONMENT, cwd=living.path, capture_output=True).returncode == 0
+    assert warm.pop(["approve", waiting.name], env=ENVIRONMENT, cwd=living.path).returncode == 0
     assert run(living).returncode == 0
     assert fake_openai.total == 7 and len(living.ledger()) == 1
 
@@ -285,15 +283,14 @@ def test_a_loop_that_asks_takes_a_persons_words_into_its_next_round(
     done = run(living)
     assert done.returncode == 5, done.stderr
     (waiting,) = living.current()
-    words = [sys.executable, "-m", "pop", "request-changes", waiting.name, "-m", "shorter, please"]
-    assert subprocess.run(words, env=ENVIRONMENT, cwd=living.path, capture_output=True).returncode == 0
+    words = ["request-changes", waiting.name, "-m", "shorter, please"]
+    assert warm.pop(words, env=ENVIRONMENT, cwd=living.path).returncode == 0
     before = len(fake_openai.bodies)
     assert run(living).returncode == 5
     told = {asked_for(body): body["messages"][1]["content"] for body in fake_openai.bodies[before:]}
     assert set(told) == {f"stories/s{number}/requirements.md" for number in range(3)}
     assert all("- shorter, please" in text and "your version before this one" in text for text in told.values())
-    approve = [sys.executable, "-m", "pop", "approve", waiting.name]
-    assert subprocess.run(approve, env=ENVIRONMENT, cwd=living.path, capture_output=True).returncode == 0
+    assert warm.pop(["approve", waiting.name], env=ENVIRONMENT, cwd=living.path).returncode == 0
     assert run(living).returncode == 0
     assert len(deliverables(living)) == 7
 
@@ -518,10 +515,9 @@ def test_a_broken_file_is_told_with_its_place(living: LivingRoot, path: str, tex
 
 def test_no_folder_of_iterations_is_told_with_the_call_that_makes_one(living: LivingRoot) -> None:
     """As is a folder outside of any root."""
-    words = [sys.executable, "-m", "pop", "iterate", "run"]
-    done = subprocess.run([*words, "stories"], capture_output=True, text=True, env=ENVIRONMENT, cwd=living.path)
+    done = warm.pop(["iterate", "run", "stories"], env=ENVIRONMENT, cwd=living.path)
     assert done.returncode == 2 and "pop iterate generate" in done.stderr
-    done = subprocess.run([*words, "/proc"], capture_output=True, text=True, env=ENVIRONMENT, cwd="/")
+    done = warm.pop(["iterate", "run", "/proc"], env=ENVIRONMENT, cwd="/")
     assert done.returncode == 2 and "no-root" in done.stderr
 
 
@@ -590,6 +586,15 @@ def test_killing_it_at_any_time_loses_nothing(living: LivingRoot, fake_openai: F
     done = run(living)
     assert done.returncode == 0, done.stderr
     assert_whole(living, fake_openai)
+
+
+def test_what_a_killed_delivery_left_half_written_is_taken_away(living: LivingRoot) -> None:
+    """Its drafts, and nothing that a person calls nearly so."""
+    for name in ("..delivered.json.99999.tmp", "design/.overview.md.99999.tmp"):
+        (living.path / "out" / name).write_text("half")
+    (living.path / "out" / "design" / ".overview.md.mine.tmp").write_text("mine")
+    assert run(living).returncode == 0
+    assert [path.name for path in (living.path / "out").rglob("*.tmp")] == [".overview.md.mine.tmp"]
 
 
 def test_killing_the_daemon_beside_it_loses_nothing(living: LivingRoot, fake_openai: FakeOpenAI) -> None:
@@ -669,13 +674,13 @@ def test_a_seed_in_the_queue_keeps_the_pipeline_it_was_made_for(living: LivingRo
     """Another folder of the same workflow cannot change it meanwhile."""
     assert run(living, "--no-follow").returncode == 0
     write_folder(living.path / "other", stories(2))
-    words = [sys.executable, "-m", "pop", "iterate", "run", "other", "--no-follow"]
-    done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, cwd=living.path)
+    words = ["iterate", "run", "other", "--no-follow"]
+    done = warm.pop(words, env=ENVIRONMENT, cwd=living.path)
     assert done.returncode == 0, done.stderr  # two stories or three: the same steps
     changed = living.path / "other" / "design" / "manifest.json"
     changed.write_text(changed.read_text().replace("100000", "99999"))
     (living.path / "other" / ".run.json").unlink()
-    done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, cwd=living.path)
+    done = warm.pop(words, env=ENVIRONMENT, cwd=living.path)
     assert done.returncode == 2 and "waits in the queue for the pipeline 'stories'" in done.stderr
 
 
@@ -721,8 +726,7 @@ def orchestrate_of(living: LivingRoot, *arguments: object) -> list[str]:
 
 def orchestrate(living: LivingRoot, *arguments: object) -> subprocess.CompletedProcess[str]:
     (living.path / "notes.yaml").write_text(WORKFLOW)
-    return subprocess.run(orchestrate_of(living, *arguments), capture_output=True, text=True, timeout=120, env=ENVIRONMENT,
-                          cwd=living.path)  # fmt: skip
+    return warm.pop(orchestrate_of(living, *arguments)[3:], env=ENVIRONMENT, cwd=living.path)
 
 
 def test_orchestrate_goes_the_whole_way_in_one_command(living: LivingRoot, fake_openai: FakeOpenAI) -> None:
@@ -756,8 +760,7 @@ def test_orchestrate_outlives_the_loss_of_its_records(living: LivingRoot, monkey
         return written(body, asked)
 
     monkeypatch.setattr(fake_module, "_text", answers)
-    command = [sys.executable, "-m", "pop", "iterate", "orchestrate", "flow.yaml", "-o", "o2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT, cwd=living.path)
+    done = warm.pop(["iterate", "orchestrate", "flow.yaml", "-o", "o2"], env=ENVIRONMENT, cwd=living.path)
     assert done.returncode == 0, done.stderr
     [row] = (living.path / "o2" / "runs.jsonl").read_text().splitlines()
     assert json.loads(row)["iterations"] == ["requirements", "design"]
@@ -835,8 +838,7 @@ def test_orchestrate_goes_on_after_a_gate(living: LivingRoot, fake_openai: FakeO
     assert waiting.returncode == 5, waiting.stderr
     assert "the same call goes on from here" in waiting.stdout and "validate" not in waiting.stderr
     (gated,) = living.current()
-    approve = [sys.executable, "-m", "pop", "approve", gated.name]
-    assert subprocess.run(approve, env=ENVIRONMENT, cwd=living.path, capture_output=True).returncode == 0
+    assert warm.pop(["approve", gated.name], env=ENVIRONMENT, cwd=living.path).returncode == 0
     ended = orchestrate(living)
     assert ended.returncode == 0, ended.stderr
     assert "stays as it is" in ended.stderr and fake_openai.total == 6
@@ -865,7 +867,7 @@ def test_orchestrate_goes_on_after_an_interruption(living: LivingRoot, fake_open
 def test_a_workflow_with_a_mistake_spends_nothing(living: LivingRoot, fake_openai: FakeOpenAI) -> None:
     """The generator's words, and its exit code."""
     (living.path / "notes.yaml").write_text(WORKFLOW.replace("role: developer", "role: develper"))
-    done = subprocess.run(orchestrate_of(living), capture_output=True, text=True, env=ENVIRONMENT, cwd=living.path)
+    done = warm.pop(orchestrate_of(living)[3:], env=ENVIRONMENT, cwd=living.path)
     assert done.returncode == 3 and "developer" in done.stderr
     assert fake_openai.total == 0 and not (living.path / "out2").exists()
 

@@ -339,12 +339,17 @@ def test_a_private_key_of_several_lines_is_taken_out_by_its_lines() -> None:
 
 
 def test_a_megabyte_is_redacted_in_twenty_milliseconds() -> None:
-    """With three keys; the best of five, as others use this machine too."""
+    """With three keys. The processor's time counts, the best of ten; a processor that is slow just now gets longer."""
     keys = Keys({f"K{n}_KEY": f"sk-{n}-" + "0123456789abcdef" * 3 + str(n) for n in range(3)})
     text = ('{"text": "The quick brown fox jumps over the lazy dog", "n": 0123456789}' * 15_000)[: 2**20]
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        assert keys.redact(text) is text
-        times.append(time.perf_counter() - began)
-    assert min(times) <= 0.020, times
+    assert keys.redact(text) is text
+    assert best(lambda: keys.redact(text)) <= max(0.020, 4 * best(lambda: sum(range(500_000))))
+
+
+def best(work: Callable[[], object], times: int = 10) -> float:
+    taken = []
+    for _ in range(times):
+        began = time.thread_time()
+        work()
+        taken.append(time.thread_time() - began)
+    return min(taken)

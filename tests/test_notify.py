@@ -27,6 +27,7 @@ from pop.notices import Notice, notices_in
 from pop.notifier import Notifier, NotTold, signature, tell
 from pop.outbox import Outbox
 from pop.settings import NotifySettings, Root, load_settings
+from tests import warm
 from tests.living import LivingRoot
 
 TASKS = {
@@ -355,8 +356,7 @@ def test_a_command_sees_no_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def pop(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pop", "--root", str(root), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return warm.pop(["--root", root, *arguments])
 
 
 def test_the_command_lists_and_tries(tmp_path: Path, receiver: Receiver) -> None:

@@ -91,6 +91,18 @@ def test_a_run_that_is_being_accepted_is_queued(root: Root) -> None:
     assert find_run(root, "last").status()["state"] == "queued"
 
 
+def test_the_last_of_several_runs_of_one_second_is_the_one_created_last(root: Root) -> None:
+    """Their ids do not tell; one that is being accepted is the newest of all."""
+    for end, at in (("zzzz", "02.100"), ("abcd", "02.900"), ("mmmm", "02.500")):
+        run = make_run(root, f"20261121-031502-brief-{end}")
+        (run.path / "events.jsonl").write_text(f'{{"at": "2026-11-21T03:15:{at}Z", "event": "run.created"}}\n')
+    broken = make_run(root, "20261121-031502-brief-zzzx")
+    (broken.path / "events.jsonl").write_bytes(b"\xff\n")
+    assert find_run(root, "last").run_id == "20261121-031502-brief-abcd"
+    (root.current / "20261121-031502-brief-aaaa").mkdir()
+    assert find_run(root, "last").run_id == "20261121-031502-brief-aaaa"
+
+
 def test_a_run_that_is_promoted_meanwhile_is_followed(root: Root) -> None:
     """Its status is the one at its new place."""
     run = make_run(root, "20261121-031502-brief-abcd", "The Brief", status={"state": "complete", "tasks": {}})

@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ import pytest
 
 from pop.orders import write_order
 from pop.store import Disk
+from tests import warm
 from tests.fake_openai import FakeOpenAI, Fault
 from tests.living import LivingRoot
 
@@ -55,10 +55,7 @@ def up(make: Make, fake: FakeOpenAI, tasks: dict[str, str], steps: list[Any] | N
 
 def pop(living: LivingRoot, *arguments: object) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "POP_"))}
-    command = [sys.executable, "-m", "pop", "--root", str(living.path), *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env={**environment, "FAKE_KEY": KEY}, check=False
-    )
+    return warm.pop(["--root", living.path, *arguments], env={**environment, "FAKE_KEY": KEY})
 
 
 def lines(living: LivingRoot) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from pop.settings import Root
 from pop.web.app import cookie_name
 from pop.web.keys import Keys, cookie_of
 from pop.web.live import EVERY_S
+from tests import warm
 from tests.living import LivingRoot
 from tests.webbing import Server, events_of, free_port, make_root, put_status, record, run_id, web_server, write_ledger
 
@@ -176,11 +177,7 @@ def test_a_reader_that_takes_nothing_stops_no_other(server: Server) -> None:
 
 
 def pop(*arguments: str, cwd: Path) -> Any:
-    import subprocess
-    import sys
-
-    command = [sys.executable, "-m", "pop", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
+    return warm.pop(arguments, cwd=cwd)
 
 
 def test_a_port_that_is_taken_is_a_message(server: Server) -> None:

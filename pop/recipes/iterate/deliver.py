@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -115,7 +116,7 @@ class Deliverer:
                 self._one(one, output, result)
                 self._seen.add(mark)
         if self._known != before and self._folder.is_dir():
-            put(self._folder / RECORD, dump_json(self._known))
+            _replace(self._folder / RECORD, dump_json(self._known))
         return result
 
     def _one(self, one: Made, data: bytes, result: Delivered) -> None:
@@ -229,6 +230,15 @@ def _sha_of(path: Path) -> str | None:
 
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, data)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Also takes away what a delivery that was killed left half written: two never go at once (`_alone`)."""
+    drafts = re.compile(rf"\.{re.escape(path.name[:200])}\.\d+\.tmp")
+    for name in os.listdir(path.parent):
+        if drafts.fullmatch(name):
+            (path.parent / name).unlink(missing_ok=True)
     put(path, data)
 
 
