@@ -23,8 +23,9 @@ from pop.stale import place_of
 from pop.steps import Each, Pipeline, Repeat, step_of
 from pop.timeline import Diary, Timeline, timeline
 
-MAX_JOURNAL = 64 * 2**20
+MAX_JOURNAL = 16 * 2**20
 MAX_DIARIES = 256 * 2**20  # of all attempts together
+MOST_DIARIES = 5_000  # no more than are remembered, or each look would read them all again
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,7 @@ def _read_diaries(look: RunLook, diaries: Diaries) -> dict[tuple[str, int], Diar
         attempt = whole(event.get("attempt"))
         if (instance, attempt) in found:
             continue
-        if left <= 0:
+        if left <= 0 or len(found) == MOST_DIARIES:
             missed += 1
             continue
         folder = f"{base}/tasks/{instance}/attempts/{attempt}"
