@@ -154,6 +154,7 @@ ORDER = [
     "recipes.wizard.flow",
     "recipes.wizard",
     "runs",
+    "largeruns",
     "display",
     "estimates",
     "outlook",
