@@ -136,13 +136,12 @@ def of_run(root: Root, run: Run, from_: Iterable[str]) -> Outlook:
     by_step: dict[str, list[str]] = {}
     for name in history.instances:
         by_step.setdefault(place_of(name)[0], []).append(name)
-    gates = _gates(
-        pipeline, [n for n in history.instances if history.instances[n].state == "done" and n not in stale.instances]
-    )
+    to_run = frozenset(stale.instances)  # of many thousands
+    gates = _gates(pipeline, [n for n, one in history.instances.items() if one.state == "done" and n not in to_run])
     rows = []
     for step in pipeline.steps.values():
         known = by_step.get(step.name, [])
-        again = [name for name in known if name in stale.instances]
+        again = [name for name in known if name in to_run]
         open_ = [name for name in known if history.instances[name].state not in ("done", "skipped")]
         if not again and not open_ and (known or history.state == "complete"):
             rows.append(
@@ -216,7 +215,8 @@ def _gates(pipeline: Pipeline, answered: Iterable[str]) -> frozenset[str]:
 
 
 def _estimate(step: str, again: list[str], used: Mapping[str, Mapping[str, Any]], past: Past) -> Estimate:
-    mine = [usage for name, usage in used.get(step, {}).items() if name in again]
+    used_of = used.get(step, {})
+    mine = [used_of[name] for name in again if name in used_of]
     if mine:
         return Estimate.of(mine, 1, "this run")
     return past.of_step(step)

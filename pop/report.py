@@ -230,7 +230,8 @@ class _Report:
         for what, left_out in (("the details of", missing), ("parts of long texts of", shortened)):
             if left_out:
                 self.cut.append(f"{what} {_listed(left_out)}: they stand in {place}/")
-        return [(name, self.look.states[name], made[name]) for name in self.look.tasks if name in made]
+        states = self.look.states
+        return [(name, states[name], made[name]) for name in states if name in made]
 
     def _fitting(self, name: str, room: int) -> tuple[Markup | None, int]:
         """A step's part in at most so many bytes, and how long its texts are; None where it does not fit at all."""

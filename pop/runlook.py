@@ -16,6 +16,7 @@ from pop.diaries import Diaries, ModelSum, beginning, json_lines, real, whole
 from pop.durations import in_words
 from pop.errors import PopError
 from pop.history import RunHistory
+from pop.largeruns import thinned
 from pop.records import Usage
 from pop.rerun import pipeline_of
 from pop.runs import Run
@@ -23,8 +24,9 @@ from pop.stale import place_of
 from pop.steps import Each, Pipeline, Repeat, step_of
 from pop.timeline import Diary, Timeline, timeline
 
-MAX_JOURNAL = 64 * 2**20
+MAX_JOURNAL = 8 * 2**20
 MAX_DIARIES = 256 * 2**20  # of all attempts together
+MOST_DIARIES = 5_000  # no more than are remembered, or each look would read them all again
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def usage_of(value: Mapping[str, Any]) -> Usage:
 
 def status_for(run: Run) -> dict[str, Any]:
     """Its status with every key a page uses, of the right kind: people have editors, and an unreadable run tells little."""
-    status = run.status()
+    status = thinned(run) or run.status()
     notes, progress = status.get("notes"), status.get("progress")
     texts = {key: status[key] if isinstance(status.get(key), str) else None for key in _TEXTS}
     known = {
@@ -194,6 +196,8 @@ def look_at(run: Run, *, now: float | None = None, diaries: Diaries | None = Non
         diaries: Remembers what was read before.
     """
     look = RunLook(run, status_for(run))
+    if left_out := whole(look.status.get("left_out")):
+        look.troubles.append(f"{left_out:,} more instances are not shown, nor in the figures of steps")
     data, size = beginning(run.path / "events.jsonl", MAX_JOURNAL)
     look.journal = list(json_lines(data))
     if size > len(data):
@@ -252,7 +256,7 @@ def _read_diaries(look: RunLook, diaries: Diaries) -> dict[tuple[str, int], Diar
         attempt = whole(event.get("attempt"))
         if (instance, attempt) in found:
             continue
-        if left <= 0:
+        if left <= 0 or len(found) == MOST_DIARIES:
             missed += 1
             continue
         folder = f"{base}/tasks/{instance}/attempts/{attempt}"

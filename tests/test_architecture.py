@@ -157,6 +157,7 @@ ORDER = [
     "recipes.wizard.flow",
     "recipes.wizard",
     "runs",
+    "largeruns",
     "display",
     "estimates",
     "outlook",

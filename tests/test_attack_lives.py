@@ -6,6 +6,8 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +42,33 @@ def status(port: int, path: str = "/") -> int:
 
 def pids(living: LivingRoot, module: str) -> list[int]:
     return [process.pid for process in living.processes() if module in process.cmdline()]
+
+
+# -- ports -------------------------------------------------------------------------------------------------------------
+
+
+def link_of(root: Path) -> tuple[int, str, str]:
+    """What `pop web --url` says there."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pop", "--root", str(root), "web", "--url"], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_nobody_is_led_to_the_dashboard_of_another_folder(tmp_path: Path) -> None:
+    """Two folders on one port: the second one's link would bring its token to the first one's server."""
+    with served(tmp_path / "a") as (living, port):
+        code, told, _ = link_of(living.path)
+        assert code == 0 and told.startswith(f"http://127.0.0.1:{port}/")
+        web = f"[web]\nport = {port}\n"
+        with living_root(tmp_path / "b", pipeline={"tasks": ["a"]}, tasks=TASKS, settings=web) as other:
+            other.up(web=True)
+            other.wait(lambda: "web.not_listening" in other.log() and "daemon.started" in other.log(), "its words")
+            code, told, why = link_of(other.path)
+            assert (code, told) == (3, "") and "not the dashboard of this folder" in why
+            living.stop(living.daemons[0])
+            code, told, why = link_of(other.path)
+            assert (code, told) == (3, "") and "no dashboard runs there" in why
 
 
 # -- .pop/log ----------------------------------------------------------------------------------------------------------

@@ -51,12 +51,41 @@ def command(host: str | None, port: int | None, url: bool, root: str | None) -> 
 
 
 def _address_of_running(root: Root, host: str, port: int) -> str:
-    """Where the daemon says that its dashboard is, else where [web] and the options say."""
+    """Where the daemon says that its dashboard is, else where [web] and the options say, if that is this folder's.
+
+    Raises:
+        RootError: Nobody serves there, or somebody serves something else, who shall not be sent our token.
+    """
     from pop.webkeeper import address_told
 
     if told := address_told(root):
         return told
-    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    address = f"http://[{shown}]:{port}/" if ":" in shown else f"http://{shown}:{port}/"
+    trouble = _not_ours(root, shown, port)
+    if trouble:
+        hint = "`pop up` or `pop web` serves it; --port says where, if it is another one"
+        raise RootError(trouble, where=address, hint=hint, code="not-served")
+    return address
+
+
+def _not_ours(root: Root, host: str, port: int) -> str | None:
+    """Why what listens there is not the dashboard of this folder; None if it is."""
+    from http.client import HTTPConnection, HTTPException
+
+    from pop.web.app import ROOT_HEADER, cookie_name
+
+    connection = HTTPConnection(host, port, timeout=10)
+    try:
+        connection.request("GET", "/favicon.ico", headers={"Host": f"localhost:{port}"})
+        found = connection.getresponse().getheader(ROOT_HEADER)
+    except OSError as error:
+        return f"no dashboard runs there: {(error.strerror or str(error)).lower()}"
+    except HTTPException:
+        found = None
+    finally:
+        connection.close()
+    return None if found == cookie_name(root) else "what runs there is not the dashboard of this folder"
 
 
 def greet(root: Root, address: str, token: bool) -> None:

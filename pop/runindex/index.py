@@ -134,7 +134,7 @@ class RunIndex:
             del known[name]
         for name in changed:
             run_dir = self._root.current / name
-            row = row_of_status(name, Run(run_dir, "current").status())
+            row = row_of_status(name, Run(run_dir, "current").summary())
             if run_dir.is_dir():
                 db.execute(_PUT, values_of(row, "current", now[name]))
                 known[name] = now[name]

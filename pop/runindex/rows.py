@@ -114,7 +114,7 @@ def row_of_record(record: dict[str, Any]) -> Row:
 
 
 def row_of_status(run_id: str, status: dict[str, Any]) -> Row:
-    """Of a tasks-status.json, which may hold anything."""
+    """Of a tasks-status.json, or the summary of one, which may hold anything."""
     usage = status.get("usage") if isinstance(status.get("usage"), dict) else {}
     error = status.get("error")
     told = f"{error.get('error_class')}: {error.get('message')}" if isinstance(error, dict) else None

@@ -48,6 +48,7 @@ MB = 2**20
 LOOK_S = 0.5  # at most, for one look at what changed
 LOOK_AGAIN_S = 0.35
 FOREVER = "public, max-age=31536000, immutable"
+ROOT_HEADER = "x-pop-root"
 
 
 @dataclass
@@ -183,8 +184,10 @@ class _Static(StaticFiles):
         return response
 
 
-async def _icon() -> Response:
-    return FileResponse(HERE / "static" / "icon.svg", media_type="image/svg+xml", headers={"cache-control": FOREVER})
+async def _icon(request: Request) -> Response:
+    """Also tells which root is served here, to whoever is about to print a link: `pop web --url`."""
+    headers = {"cache-control": FOREVER, ROOT_HEADER: cookie_name(request.app.state.site.root)}
+    return FileResponse(HERE / "static" / "icon.svg", media_type="image/svg+xml", headers=headers)
 
 
 def _say_errors(app: FastAPI) -> None:
