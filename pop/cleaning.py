@@ -36,6 +36,7 @@ def seconds_of(text: str) -> float:
 
 
 def old_runs(root: Root, least_s: float, failed: bool) -> list[Run]:
+    """Finished runs that ended longer ago than that and are at rest; with `failed` also failed and cancelled ones."""
     if least_s == math.inf:
         return []
     found = [run for run in _candidates(root, failed) if time.time() - _ended_at(run) > least_s]
@@ -43,6 +44,7 @@ def old_runs(root: Root, least_s: float, failed: bool) -> list[Run]:
 
 
 def remove_all(root: Root, runs: list[Run], *, archive: bool) -> None:
+    """Remove the folders of those that are at rest still; `archive` keeps each as a .tar.gz."""
     with _alone(root):
         _clean_up(root)
         for run in runs:

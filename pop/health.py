@@ -41,16 +41,20 @@ class Finding:
     blocks: bool = True
 
 
-def examine(root: Root) -> Iterator[Finding]:
-    """Everything there is to say about a root."""
-    yield from _settings(root)
+def examine(root: Root, *, with_keys: bool = True) -> Iterator[Finding]:
+    """Everything there is to say about a root.
+
+    Args:
+        with_keys: Whether this process has the keys that a daemon would have; else nothing is said about them.
+    """
+    yield from _settings(root, with_keys)
     yield from _daemon(root)
     yield from _queue(root)
     yield from _runs(root)
     yield from _disk(root)
 
 
-def _settings(root: Root) -> Iterator[Finding]:
+def _settings(root: Root, with_keys: bool) -> Iterator[Finding]:
     from pop.confine import landlock_version
     from pop.settings import load_settings
 
@@ -65,7 +69,8 @@ def _settings(root: Root) -> Iterator[Finding]:
         settings = load_settings(root)
     except PopError:
         return
-    yield from _models(root, settings)
+    if with_keys:
+        yield from _models(root, settings)
     if landlock_version() and settings.worker.confine:
         yield Finding(True, "workers", "write only into their own folders and read no keys (Landlock)")
     else:
