@@ -139,3 +139,27 @@ def test_a_model_is_tested_by_the_daemon(make_living: Any) -> None:
         done = post(client, page, "/health/models", model="builtin")
         assert done.status_code == 200 and "Asked 1 model" in done.text and "test: " in done.text
         assert post(client, page, "/health/models", model="nope").status_code == 400
+
+
+def test_programs_have_the_same(client: TestClient, root: Root) -> None:
+    """Findings, who is told, what can be removed, and removing exactly that."""
+    header = {"x-csrf-token": client.csrf}  # type: ignore[attr-defined]
+    health = client.get("/api/health").json()
+    assert health["daemon"] is None and any("failed: bug" in one["says"] for one in health["findings"])
+    told = client.get("/api/notifications")
+    assert SECRET not in told.text and SECRET not in client.get("/api/health").text
+    assert [(hook["name"], hook["target"]) for hook in told.json()["hooks"]] == [
+        ("chat", "https://hooks.example/…"),
+        ("bell", "/usr/bin/ring …"),
+    ]
+    old, young = ended(root, 10, 40), ended(root, 11, 1)
+    found = client.get("/api/gc?older_than=30d").json()
+    assert found["runs"] == [run_id(10)] and found["size_bytes"] > 0 and old.is_dir()
+    body = {"before": found["before"]}
+    assert client.post("/api/gc", json=body, headers=header).json()["runs"] == [run_id(10)]
+    assert not old.exists() and young.is_dir()
+    assert client.get("/api/gc?older_than=soon").status_code == 422
+    assert client.post("/api/gc", json={"before": time.time() + 999}, headers=header).status_code == 400
+    assert client.post("/api/gc", json={}, headers=header).status_code == 422
+    refused = client.post("/api/models/test", json={"models": ["fast"]}, headers=header)
+    assert refused.status_code == 400 and "no daemon" in refused.json()["error"]["message"]
