@@ -153,12 +153,12 @@ def test_programs_have_the_same(client: TestClient, root: Root) -> None:
         ("bell", "/usr/bin/ring …"),
     ]
     old, young = ended(root, 10, 40), ended(root, 11, 1)
-    found = client.get("/api/gc?older_than=30d").json()
+    found = client.get("/api/gc/plan?older_than=30d").json()
     assert found["runs"] == [run_id(10)] and found["size_bytes"] > 0 and old.is_dir()
     body = {"before": found["before"]}
     assert client.post("/api/gc", json=body, headers=header).json()["runs"] == [run_id(10)]
     assert not old.exists() and young.is_dir()
-    assert client.get("/api/gc?older_than=soon").status_code == 422
+    assert client.get("/api/gc/plan?older_than=soon").status_code == 422
     assert client.post("/api/gc", json={"before": time.time() + 999}, headers=header).status_code == 400
     assert client.post("/api/gc", json={}, headers=header).status_code == 422
     refused = client.post("/api/models/test", json={"models": ["fast"]}, headers=header)

@@ -38,7 +38,7 @@ def test_models(site: ASite, body: shapes.TestBody) -> shapes.Tested:
     return shapes.Tested(models=[shapes.TestedModel(name=name, says=says, failed=bad) for name, says, bad in rows])
 
 
-@router.get("/gc")
+@router.get("/gc/plan")
 def old(site: ASite, older_than: Age = "30d", failed: bool = False) -> shapes.OldRuns:
     """The finished runs that ended longer ago, as `pop gc --dry-run`; with `failed` also failed and cancelled ones."""
     return _told(upkeep.older_than(site.root, older_than, failed=failed))
@@ -46,7 +46,7 @@ def old(site: ASite, older_than: Age = "30d", failed: bool = False) -> shapes.Ol
 
 @router.post("/gc")
 def remove(site: ASite, body: shapes.GcBody) -> shapes.OldRuns:
-    """Remove the folders of runs that ended before `before`, which GET told, as `pop gc`. Ledgers keep their lines."""
+    """Remove the folders of runs that ended before `before`, which its plan told, as `pop gc`. Ledgers keep their lines."""
     return _told(remove_old(site.root, body.before, failed=body.failed, archive=body.archive))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, StrictBool, StrictFloat
 
 from pop.web.shapes.answers import Shape
 from pop.web.shapes.root import Daemon
@@ -66,9 +66,9 @@ class Tested(Shape):
 class GcBody(Shape):
     """`before` is Unix seconds; `archive` keeps each as pipeline-complete/archive/RUN.tar.gz."""
 
-    before: float
-    failed: bool = False
-    archive: bool = False
+    before: StrictFloat
+    failed: StrictBool = False
+    archive: StrictBool = False
 
 
 class OldRuns(Shape):
