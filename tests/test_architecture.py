@@ -159,6 +159,7 @@ ORDER = [
     "outlook",
     "compare",
     "costs",
+    "costsheet",
     "seedform",
     "changes",
     "drops",

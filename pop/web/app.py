@@ -35,7 +35,21 @@ from pop.web.keys import Keys
 from pop.web.live import Live
 from pop.web.render import HERE, page, templates
 
-PAGES = ("board", "run", "files", "new", "gates", "act", "orders", "refused", "health", "pipelines", "costs", "compare")
+PAGES = (
+    "board",
+    "run",
+    "files",
+    "new",
+    "gates",
+    "act",
+    "orders",
+    "refused",
+    "health",
+    "pipelines",
+    "costs",
+    "costs_csv",
+    "compare",
+)
 NAV = (
     ("/", "Board"),
     ("/gates", "Waiting"),
