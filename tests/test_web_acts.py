@@ -297,6 +297,18 @@ def test_a_complete_run_makes_a_new_one(client: TestClient, states: States) -> N
     )
 
 
+def test_what_failed_is_planned_without_naming_a_step(client: TestClient, states: States) -> None:
+    """As `pop plan RUN` prints it; it leads to the page that orders just that, and orders nothing itself."""
+    run_id = states.runs["failed"]
+    assert f'href="/runs/{run_id}/plan"' in client.get(f"/runs/{run_id}/act").text
+    page = client.get(f"/runs/{run_id}/plan").text
+    assert "it failed" in page and f'href="/runs/{run_id}/rerun?from=boom"' in page
+    assert re.search(r'value="boom" checked', client.get(f"/runs/{run_id}/rerun?from=boom").text)
+    assert "nothing to run again" in client.get(f"/runs/{states.runs['complete']}/plan").text
+    assert client.get(f"/runs/{states.runs['unreadable']}/plan").status_code == 409
+    assert client.get("/runs/nope/plan").status_code == 404
+
+
 @pytest.mark.parametrize(
     "address", ["/new", "/new?by=paste", "/new?by=upload", "/gates", "/runs/{}/act", "/runs/{}/rerun"]
 )

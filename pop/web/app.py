@@ -42,6 +42,7 @@ PAGES = (
     "new",
     "gates",
     "act",
+    "plan",
     "orders",
     "refused",
     "health",
