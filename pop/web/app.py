@@ -43,6 +43,7 @@ PAGES = (
     "gates",
     "act",
     "plan",
+    "replay",
     "orders",
     "refused",
     "health",
