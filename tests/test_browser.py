@@ -569,6 +569,7 @@ def paths(names: dict[str, str]) -> list[str]:
         "/", "/?state=failed", "/?state=pending", "/?q=nothing-is-called-so", "/gates", "/new", "/new?by=paste", "/new?by=upload",
         done, f"{done}/steps/ask", f"{done}/steps/count", f"{done}/rerun", f"{done}/act", f"{done}/report",
         asked, f"{asked}/gates/sign-off", f"{asked}/steps/draft", f"{asked}/act", failed, f"{failed}/steps/ask", "/no-such-page",
+        f"{failed}/plan", "/orders", "/orders?q=wreck", "/health", "/health/gc?age=1s&failed=true",
         f"{done}/files", "/pipelines", "/pipelines/default", "/costs", "/costs?by=model", "/compare", f"/compare?a={names['harvest']}",
     ]  # fmt: skip
 

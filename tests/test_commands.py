@@ -396,7 +396,7 @@ def test_up_tells_what_is_broken_and_serves_only_what_it_holds(make_living: Make
 
 def test_gc_makes_an_archive_durable_before_the_run_goes(hello: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file and its name; and it finishes what a crash of an earlier gc left."""
-    from pop.commands import gc
+    from pop.cleaning import archive_run, remove_run
     from pop.runs import Run
     from pop.settings import Root
     from pop.store import Disk
@@ -413,8 +413,8 @@ def test_gc_makes_an_archive_durable_before_the_run_goes(hello: Path, monkeypatc
     monkeypatch.setattr(os, "rename", noted)
     run_dir = hello / "pipeline-complete" / "20261121-031502-brief-abcd"
     run_dir.mkdir()
-    gc._archive(Root(hello), Run(run_dir, "complete"))
-    gc._remove(run_dir)
+    archive_run(Root(hello), Run(run_dir, "complete"))
+    remove_run(run_dir)
     assert calls == ["folder pipeline-complete", "file", "rename .gz", "folder archive", "rename .removed"]
     assert not run_dir.exists()
 

@@ -297,6 +297,33 @@ def test_a_complete_run_makes_a_new_one(client: TestClient, states: States) -> N
     )
 
 
+def test_what_failed_is_planned_without_naming_a_step(client: TestClient, states: States) -> None:
+    """As `pop plan RUN` prints it; it leads to the page that orders just that, and orders nothing itself."""
+    run_id = states.runs["failed"]
+    assert f'href="/runs/{run_id}/plan"' in client.get(f"/runs/{run_id}/act").text
+    page = client.get(f"/runs/{run_id}/plan").text
+    assert "it failed" in page and f'href="/runs/{run_id}/rerun?from=boom"' in page
+    assert re.search(r'value="boom" checked', client.get(f"/runs/{run_id}/rerun?from=boom").text)
+    assert "nothing to run again" in client.get(f"/runs/{states.runs['complete']}/plan").text
+    assert client.get(f"/runs/{states.runs['unreadable']}/plan").status_code == 409
+    assert client.get("/runs/nope/plan").status_code == 404
+
+
+def test_a_finished_run_is_replayed(client: TestClient, states: States) -> None:
+    """Its own seed, with its recorded answers for all models; one that is not finished, or unknown, is refused."""
+    run = states.run("complete")
+    file = written(send(client, f"/runs/{run.run_id}/rerun", f"/runs/{run.run_id}/replay"))
+    seed = json.loads((states.root.path / file / "seed.json").read_bytes())
+    assert seed["models"] == {"*": f"replay:{run.run_id}"} and seed["data"]["note"] == HOSTILE
+    waiting = states.runs["waiting"]
+    assert "/replay" not in client.get(f"/runs/{waiting}/rerun").text
+    header = {"x-csrf-token": client.csrf}  # type: ignore[attr-defined]
+    assert client.post(f"/api/runs/{waiting}/replay", headers=header).status_code == 409
+    assert client.post("/api/runs/nope/replay", headers=header).status_code == 404
+    again = client.post(f"/api/runs/{run.run_id}/replay", headers=header)
+    assert again.status_code == 201 and again.json()["file"].startswith("pipeline-pending/")
+
+
 @pytest.mark.parametrize(
     "address", ["/new", "/new?by=paste", "/new?by=upload", "/gates", "/runs/{}/act", "/runs/{}/rerun"]
 )

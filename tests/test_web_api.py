@@ -73,7 +73,7 @@ def described() -> Any:
 
 
 MEANING = positive_data_acceptance  # what is well-formed may still make no sense
-SPEAK_OF_THE_ROOT = ("/api/costs", "/api/runs/{run_id}/plan")
+SPEAK_OF_THE_ROOT = ("/api/costs", "/api/costs.csv", "/api/runs/{run_id}/plan")
 schema = schemathesis.openapi.from_dict(described())
 
 

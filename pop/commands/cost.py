@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import sys
-
 import click
 
 from pop.commands._shared import as_json, chosen_root, print_json, with_root
 from pop.costs import KEYS, Calls, add_up, figures, ordered, read_day
+from pop.costsheet import all_digits, csv_of
 from pop.errors import UsageError, safe
 from pop.models.calls import Sum
 
 CACHED = 3  # the column that is left out of the table while it holds zeros
-COLUMNS = (
-    "calls", "input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens", "cost_usd", "estimated_calls",
-    "unpriced_calls",
-)  # fmt: skip
 
 
 @click.command()
@@ -41,32 +35,11 @@ def command(
         told = [{by: name, **figures(part)} for name, part in listed]
         print_json({"by": by, "rows": told, "total": figures(total), "passed_over": calls.passed_over})
     elif as_csv:
-        _write_csv(by, listed)
+        click.echo(csv_of(by, listed), nl=False)
     else:
         _tell(by, listed, total)
     if calls.passed_over and not as_json:
         click.echo(f"{calls.passed_over} line(s) of the ledger could not be read and are left out", err=True)
-
-
-def _write_csv(by: str, rows: list[tuple[str, Sum]]) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow([by, *COLUMNS])
-    for name, part in rows:
-        row = {**figures(part), "cost_usd": dollars(part.nano_usd)}
-        writer.writerow([_harmless(name), *(row[column] for column in COLUMNS)])
-
-
-def _harmless(cell: str) -> str:
-    """A cell that a spreadsheet would take for a formula begins with an apostrophe instead."""
-    shown = safe(cell, one_line=True)
-    return f"'{shown}" if shown.lstrip().startswith(("=", "+", "-", "@")) else shown
-
-
-def dollars(nano_usd: int) -> str:
-    """All digits there are, and at least four: ``0.0012``, ``0.000000025``."""
-    whole, part = divmod(nano_usd, 10**9)
-    digits = f"{part:09d}"
-    return f"{whole}.{digits[:4]}{digits[4:].rstrip('0')}"
 
 
 def _tell(by: str, rows: list[tuple[str, Sum]], total: Sum) -> None:
@@ -91,4 +64,4 @@ def _row(name: str, part: Sum) -> list[str]:
     counts = (part.calls, part.input_tokens, part.cached_input_tokens, part.output_tokens)
     notes = [f"{part.estimated:,} est."] * bool(part.estimated)
     notes += [f"{part.unpriced:,} unpriced"] * bool(part.unpriced)
-    return [name, *(f"{count:,}" for count in counts), dollars(part.nano_usd), ", ".join(notes)]
+    return [name, *(f"{count:,}" for count in counts), all_digits(part.nano_usd), ", ".join(notes)]

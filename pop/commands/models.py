@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from pop.commands._shared import as_json, chosen_root, print_json, with_root
 from pop.errors import EXIT_CONFIG, EXIT_OK, EXIT_RUN_FAILED, PopError, UsageError, did_you_mean, safe
 from pop.settings import Root, Settings
-
-if TYPE_CHECKING:
-    pass
-
-TEST_SCHEMA = {
-    "type": "object",
-    "properties": {"ok": {"type": "boolean", "description": "true"}},
-    "required": ["ok"],
-    "additionalProperties": False,
-}
-TEST_PROMPT = 'This is test %s of the connection.\n\nok: true\n\nAnswer with {"ok": true}.'
-TEST_TOKENS = 300  # room for a little reasoning
-FORMS = {"strict": "yes, strict", "schema": "yes", "object+schema": "yes, with json_object", "object": "JSON only"}
-ASKED = {"strict": "strictly", "schema": "by json_schema", "object+schema": "by json_object", "object": "as JSON"}
-ENDINGS = {
-    "stop": "and not obeyed",
-    "length": f"and cut off at {TEST_TOKENS} tokens",
-    "refusal": "and refused",
-    "content_filter": "and kept back by a content filter",
-}
 
 
 @click.command()
@@ -76,6 +55,14 @@ def command(names: tuple[str, ...], test: bool, as_json: bool, root: str | None)
     return EXIT_CONFIG if wrong_file or any(row["error"] for row in rows) else EXIT_OK
 
 
+def _test(root: Root, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    from pop.modeltest import ask_each, distinct
+
+    count = len(distinct(rows))
+    click.echo(f"asking {count} model{'s' * (count != 1)}", err=True)
+    return ask_each(root, rows)
+
+
 def _keys(settings: Settings) -> tuple[Mapping[str, str], PopError | None]:
     """The environment with the values of the keys file, or without them and with what is wrong with it."""
     from pop.models.keys import Keys
@@ -115,7 +102,9 @@ def _lines(row: dict[str, Any]) -> Iterator[str]:
     if shared := list(_limits(row["shared"])):
         yield f"all models of {row['shared']['name']} together: {', '.join(shared)}"
     if row["test"]:
-        yield from _tested(row["test"], row["provider"])
+        from pop.modeltest import in_lines
+
+        yield from in_lines(row["test"], row["provider"])
 
 
 def _key(row: dict[str, Any]) -> Iterator[str]:
@@ -138,74 +127,3 @@ def _price(row: dict[str, Any]) -> str:
     if price:
         return f"${price['input']:g} in, ${price['output']:g} out per 1M tokens"
     return "price: what it says itself" if row["provider"] == "command" else "price unknown"
-
-
-def _tested(result: dict[str, Any], provider: str) -> Iterator[str]:
-    if result["error"]:
-        yield f"test: {result['error']['error_class']}: {result['error']['message']}"
-        if result["error"]["hint"]:
-            yield f"hint: {result['error']['hint']}"
-        return
-    schema = FORMS.get(result["form"], "in words")
-    if not result["obeyed"]:
-        schema = f"asked for {ASKED.get(result['form'], 'in words')}, {ENDINGS[result['finish_reason']]}"
-    if provider == "builtin" and not result["obeyed"]:
-        schema = "filled with what the text says; the yes or no of this test would be a judgement, which it refuses"
-    cost = "" if not result["cost_usd"] else f", {result['cost_usd']:.6f} USD"
-    yield f"test: {result['ms']:.0f} ms, schema: {schema}{cost}"
-
-
-# -- asking ----------------------------------------------------------------------------------------------------
-
-
-def _test(root: Root, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """One tiny question to each model, all at once; by name. The same model under two names is asked once."""
-    from pop.askmodel import gateway_of
-    from pop.models.client import GatewayClient
-    from pop.models.request import Message, ModelError, ModelRequest, Origin
-
-    first: dict[str, str] = {}
-    for row in rows:
-        if row["identity"] is not None:
-            first.setdefault(row["identity"], row["name"])
-    requests = [
-        ModelRequest(
-            model=name,
-            messages=[Message(role="user", content=TEST_PROMPT % secrets.token_hex(4))],
-            schema=TEST_SCHEMA,
-            schema_name="test",
-            max_output_tokens=TEST_TOKENS,
-            reuse_s=0.0,  # never the answer to an earlier test
-        )
-        for name in first.values()
-    ]
-    origin = Origin(run_id="pop-models-test", instance=secrets.token_hex(6), generation=1, attempt=1, step="test")
-    click.echo(f"asking {len(requests)} model{'s' * (len(requests) != 1)}", err=True)
-    with gateway_of(root, "pop models --test") as address:
-        answers = GatewayClient(address, origin).ask_many(requests)
-    found: dict[str, dict[str, Any]] = {}
-    for identity, answer in zip(first, answers, strict=True):
-        if isinstance(answer, ModelError):
-            error: dict[str, Any] | None = {
-                "error_class": answer.error_class,
-                "message": answer.message,
-                "hint": answer.hint,
-            }
-            result: dict[str, Any] = dict.fromkeys(("ms", "form", "obeyed", "finish_reason", "cost_usd"))
-            result["error"] = error
-        else:
-            whole = answer.finish_reason == "stop"
-            result = {"ms": answer.ms, "form": answer.form, "obeyed": _obeys(answer.text) if whole else None}
-            result["finish_reason"] = answer.finish_reason
-            result |= {"cost_usd": answer.cost_usd, "error": None}
-        found.update({row["name"]: result for row in rows if row["identity"] == identity})
-    return found
-
-
-def _obeys(text: str) -> bool:
-    from pop.parsing import Unparsable, parse_json, schema_problems
-
-    try:
-        return not schema_problems(parse_json(text, TEST_SCHEMA).value, TEST_SCHEMA)
-    except Unparsable:
-        return False

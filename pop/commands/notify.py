@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
-from collections import deque
-from contextlib import closing
-from typing import Any
 
 import click
 
 from pop.commands._shared import as_json, chosen_root, print_json, with_root
-from pop.diaries import beginning, json_lines
 from pop.errors import EXIT_OK, EXIT_RUN_FAILED, UsageError, did_you_mean, safe
-from pop.settings import NotifySettings, Root
-
-LOOKED_AT_BYTES = 2**20  # of the log of tries, from its end
+from pop.hooks import hook_line, hook_row
+from pop.settings import NotifySettings
 
 
 @click.command()
@@ -44,29 +38,6 @@ def command(names: tuple[str, ...], test: bool, as_json: bool, root: str | None)
     return EXIT_RUN_FAILED if any(row.get("test", "ok") != "ok" for row in rows) else EXIT_OK
 
 
-def hook_row(root: Root, name: str, hook: NotifySettings) -> dict[str, Any]:
-    """A hook, how many notices wait for it, and its last try: ``{"at", "id", "tries", "error"}`` or None."""
-    about = {"name": name, "on": hook.on, "command": hook.command, "url": hook.url, "signed": bool(hook.secret_env)}
-    return {**about, "waiting": _waiting(root, name), "last": _last(root, name)}
-
-
-def _waiting(root: Root, name: str) -> int:
-    """How many notices it was not told yet."""
-    path = root.machine_room / "notify.db"
-    try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-            (count,) = database.execute("SELECT count(*) FROM outbox WHERE hook = ?", (name,)).fetchone()
-            return int(count)
-    except sqlite3.Error:
-        return 0
-
-
-def _last(root: Root, name: str) -> dict[str, Any] | None:
-    tries = json_lines(beginning(root.machine_room / "log" / "notify.jsonl", LOOKED_AT_BYTES, end=True)[0])
-    newest = deque((row for row in tries if row.get("hook") == name), maxlen=1)
-    return {key: newest[0].get(key) for key in ("at", "id", "tries", "error")} if newest else None
-
-
 def _tried(name: str, hook: NotifySettings) -> dict[str, str]:
     from pop.events import rfc3339
     from pop.notices import Notice
@@ -82,16 +53,3 @@ def _tried(name: str, hook: NotifySettings) -> dict[str, str]:
     except NotTold as error:
         return {"test": str(error)}
     return {"test": "ok"}
-
-
-def hook_line(row: dict[str, Any]) -> str:
-    """The same as one line of text."""
-    target = row["url"] or " ".join(row["command"])
-    parts = [f"{row['name']}: {', '.join(row['on'])} -> {safe(target, 200, one_line=True)}"]
-    parts += ["signed"] if row["signed"] else []
-    parts += [f"{row['waiting']} wait to be told"] if row["waiting"] else []
-    if row["last"]:
-        how = f"failed: {row['last']['error']}" if row["last"]["error"] else "told"
-        parts.append(f"last: {how} at {row['last']['at']}")
-    parts += [f"test: {row['test']}"] if "test" in row else []
-    return "; ".join(parts)

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Security
 from fastapi.security import HTTPBearer
 
-from pop.web import api_acts, api_root, api_runs
+from pop.web import api_acts, api_health, api_root, api_runs
 from pop.web.reading import PREFIX, refuse_unknown_parameters
 from pop.web.shapes import Error
 
@@ -30,5 +30,5 @@ TOKEN = HTTPBearer(auto_error=False, description="A token from `pop web --url`; 
 router = APIRouter(
     prefix=PREFIX, responses=RESPONSES, dependencies=[Security(TOKEN), Depends(refuse_unknown_parameters)]
 )
-for part in (api_root, api_runs, api_acts):
+for part in (api_root, api_runs, api_acts, api_health):
     router.include_router(part.router)

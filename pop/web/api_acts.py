@@ -18,8 +18,8 @@ from starlette.types import Message, Receive
 
 from pop import acts
 from pop.answering import answer_gate, open_gate_of
-from pop.changes import changes_of, refuse_without_models
-from pop.drops import CERTAIN, Upload, drop
+from pop.changes import Changes, changes_of, refuse_without_models
+from pop.drops import CERTAIN, Upload, drop, seed_of, submit_alone
 from pop.errors import PopError, SeedRejected, UsageError, did_you_mean
 from pop.gateshow import MAX_OUTPUT_BYTES, diff
 from pop.outlook import Outlook, of_seed
@@ -215,6 +215,27 @@ def rerun(site: ASite, run: ARun, body: shapes.RerunBody) -> shapes.Rerun:
     done = acts.rerun(site.root, run, wish)
     note = f"{run.run_id} is complete: a new run is made of it" if done.fork and not body.fork else None
     return shapes.Rerun(**written(site.root, done.file, note), stale=list(done.stale), fork=done.fork)
+
+
+@router.post("/runs/{run_id}/replay", status_code=201)
+def replay_run(site: ASite, run: ARun) -> shapes.Written:
+    """The whole of a finished run once more by its recorded answers, in a new run, without a call."""
+    return shapes.Written(**written(site.root, replay(site.root, run)))
+
+
+def replay(root: Root, run: Run) -> Path:
+    """The run's own seed into the queue, all its models answered from what was recorded.
+
+    Raises:
+        UsageError: It is not finished, or kept no answers.
+    """
+    if run.place != "complete":
+        raise acts.DoesNotFit(f"{run.run_id} is {run.status().get('state')}; only a finished run is replayed")
+    changes = changes_of(root, replay=run.run_id)
+    assert changes.recorded is not None
+    own = Changes(changes.recorded.pipeline, changes.models, changes.recorded)
+    with seed_of(changes.recorded) as folder:
+        return submit_alone(root, str(folder), own)
 
 
 def _refuse_unwritable(value: Any) -> None:

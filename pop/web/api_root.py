@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Query
+from fastapi.responses import Response
 
 from pop.costs import KEYS, Calls, add_up, figures, ordered, read_day
+from pop.costsheet import csv_of
 from pop.errors import PopError
 from pop.graph import edges, mermaid
 from pop.models.catalogue import Catalogue, describe_default
@@ -163,6 +165,27 @@ def costs(
     calls.check()
     told = [shapes.CostRow(key=name, **figures(part)) for name, part in ordered(by, rows)]
     return shapes.Costs(by=by, rows=told, total=shapes.Figures(**figures(total)), passed_over=calls.passed_over)
+
+
+@router.get(
+    "/costs.csv",
+    response_class=Response,
+    responses={
+        200: {"description": "Comma-separated values.", "content": {"text/csv": {"schema": {"type": "string"}}}}
+    },
+)
+def costs_csv(
+    site: ASite,
+    by: Literal["model", "step", "run", "pipeline", "day"] = "model",
+    since: Day = None,
+    until: Day = None,
+    run: Annotated[str | None, Query(max_length=200)] = None,
+) -> Response:
+    """The same as a table, as `pop cost --csv`: a cell that a spreadsheet would take for a formula begins with an apostrophe."""
+    calls = Calls(site.root, read_day(since, "since"), read_day(until, "until"), run)
+    rows, _ = add_up(calls, KEYS[by])
+    calls.check()
+    return Response(csv_of(by, ordered(by, rows)).encode("utf-8", "replace"), media_type="text/csv; charset=utf-8")
 
 
 # -- models and pipelines ------------------------------------------------------------------------------------------------

@@ -35,7 +35,23 @@ from pop.web.keys import Keys
 from pop.web.live import Live
 from pop.web.render import HERE, page, templates
 
-PAGES = ("board", "run", "files", "new", "gates", "act", "orders", "refused", "pipelines", "costs", "compare")
+PAGES = (
+    "board",
+    "run",
+    "files",
+    "new",
+    "gates",
+    "act",
+    "plan",
+    "replay",
+    "orders",
+    "refused",
+    "health",
+    "pipelines",
+    "costs",
+    "costs_csv",
+    "compare",
+)
 NAV = (
     ("/", "Board"),
     ("/gates", "Waiting"),
@@ -43,6 +59,7 @@ NAV = (
     ("/pipelines", "Pipelines"),
     ("/costs", "Costs"),
     ("/compare", "Compare"),
+    ("/health", "Health"),
 )
 MB = 2**20
 LOOK_S = 0.5  # at most, for one look at what changed

@@ -20,6 +20,7 @@ from pop.web.shapes.acts import (
     Written,
 )
 from pop.web.shapes.answers import Error, ErrorAbout, Problem, Shape
+from pop.web.shapes.health import Finding, GcBody, Health, Hook, Hooks, OldRuns, TestBody, Tested, TestedModel
 from pop.web.shapes.pipelines import Block, Check, PipelineDetail, PipelineList, PipelineRow, Step, Task, TaskFile
 from pop.web.shapes.root import (
     Board,
@@ -84,13 +85,19 @@ __all__ = [
     "Figures",
     "File",
     "FileList",
+    "Finding",
     "Gate",
     "Gates",
+    "GcBody",
+    "Health",
+    "Hook",
+    "Hooks",
     "Lane",
     "LedgerPage",
     "Model",
     "Models",
     "Now",
+    "OldRuns",
     "OrderBody",
     "Ordered",
     "OrderedRun",
@@ -119,6 +126,9 @@ __all__ = [
     "StepDetail",
     "Task",
     "TaskFile",
+    "TestBody",
+    "Tested",
+    "TestedModel",
     "TimelineRow",
     "TimelineShape",
     "Written",
