@@ -159,6 +159,7 @@ ORDER = [
     "outlook",
     "compare",
     "costs",
+    "daycost",
     "seedform",
     "changes",
     "drops",
