@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from typing import Any
 
 import structlog
 
@@ -62,10 +63,16 @@ def address_of(listening: socket.socket) -> str:
 
 def address_told(root: Root) -> str | None:
     """Where the dashboard of the daemon that serves this folder is, as that one tells; None where it has none."""
-    with suppress(OSError, ValueError, TypeError, AttributeError):
-        told = json.loads((root.machine_room / "daemon.json").read_bytes()).get("web")
-        return str(told) if told and lock_holder(root.machine_room) else None
-    return None
+    told = told_by_daemon(root).get("web")
+    return str(told) if told and lock_holder(root.machine_room) else None
+
+
+def told_by_daemon(root: Root) -> dict[str, Any]:
+    """``.pop/daemon.json``, what a daemon tells of itself: its notes, its dashboard. Empty where there is none."""
+    with suppress(OSError, ValueError, RecursionError):
+        told = json.loads((root.machine_room / "daemon.json").read_bytes())
+        return told if isinstance(told, dict) else {}
+    return {}
 
 
 class WebKeeper:

@@ -164,6 +164,7 @@ ORDER = [
     "compare",
     "costs",
     "costsheet",
+    "daycost",
     "seedform",
     "changes",
     "drops",

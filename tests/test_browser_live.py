@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, expect
 
 from pop.answering import answer_gate
 from pop.settings import Root
-from tests.browsing import WITHOUT, Person, chromium, somebody, started_browser
+from tests.browsing import PHONE, WITHOUT, Person, chromium, somebody, started_browser
 from tests.runfolders import begin_run
 from tests.test_web_acts import ask_again
 from tests.test_web_pages import spend, two_runs
@@ -175,3 +175,26 @@ def test_who_looks_at_a_gate_is_told_of_an_answer_and_of_the_next_question(askin
     os.rename(run.path, states.root.path / "elsewhere")
     expect(page.locator("#gates")).to_contain_text("Nothing waits for an answer")
     assert person.stayed()
+
+
+def test_what_is_very_long_fits_a_telephone(browser: Browser, server: Server, root: Root) -> None:
+    """Names, errors, models and figures without a space: pages stay as wide as the screen, and all of an error is seen."""
+    name, step = "a-name-that-somebody-gave-it-" * 6, "x" * 60
+    run = begin_run(root, [step], run_id=f"20261121-110000-{name[:90]}-bbbb", name=name, place="current")
+    run.step(
+        step, {"k" * 80: "v" * 300}, prompt="W" * 500, answer="Z" * 600, artifacts={f"{name[:100]}.md": b"x" * 400}
+    )
+    error = {"error_class": "invalid-output", "message": "M" * 300, "where": "p" * 200, "hint": "q" * 150}
+    run.end("run.failed", error={**error, "instance": step}, reason="r")
+    for number in range(4):
+        spend(root, number, pipeline="z" * 64, model="m" * 70, step=step, cost_usd=None if number else 1.0)
+    here = f"/runs/{run.path.name}"
+    paths = [here, f"{here}/steps/{step}", f"{here}/files", f"{here}/rerun", f"{here}/act", "/costs", "/costs?by=model"]
+    with somebody(browser, server, viewport=PHONE, is_mobile=True, has_touch=True, color_scheme="dark") as person:
+        for path in [*paths, f"/compare?a={run.path.name}&b={run.path.name}", "/pipelines", "/"]:
+            page = person.goes(path)
+            assert person.sideways() <= 0, path
+            assert person.unread() == [], path
+        page = person.goes(here)
+        for note in page.locator("#run-head .note p").all():
+            assert note.evaluate("node => node.scrollWidth <= node.clientWidth")

@@ -72,6 +72,24 @@ def test_every_screen_fits_its_terminal(size: tuple[int, int], place: str) -> No
             assert not any(sign < " " or sign in "\x7f\u202e" for sign in text)
 
 
+@pytest.mark.parametrize("columns", [40, 80])
+def test_keys_are_offered_whole_and_those_of_the_run_first(columns: int) -> None:
+    """What does not fit is left out, and stands in the help."""
+    entry = Entry("a", "waiting", "waiting", "a name", "20261121-031502-a-x7k2")
+    last = "".join(part for _, part in paint(Scene("/", entries=(entry,)), View(), columns, 12)[-1])
+    assert last.startswith("? help  q quit  a approve") and "…" not in last
+    assert ("c request changes" in last) == (columns == 80)
+
+
+@pytest.mark.parametrize("columns", [40, 80, 100])
+def test_runs_of_one_long_name_are_told_apart(columns: int) -> None:
+    """By the end of their ids, also where their names do not fit."""
+    name = "a-name-that-goes-on-and-on-and-on-and-on"
+    runs = [Entry(end, "active", "running", name, f"20261121-031502-{name}-{end}") for end in ("x7k2", "87xk")]
+    shown = str(paint(Scene("/", entries=tuple(runs)), View(), columns, 20))
+    assert "… x7k2" in shown and "… 87xk" in shown
+
+
 def test_the_choice_stays_with_its_run() -> None:
     """Whatever comes before it; when it is gone, the one in its place is chosen."""
     scene = a_scene()
@@ -119,7 +137,7 @@ def test_items_and_laps_stand_in_one_line_each() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(None, ""), ("x", ""), (0.04, "0.0 s"), (9.96, "10.0 s"), (59, "59 s"), (65, "1 m 05"), (7800, "2 h 10"), (200_000, "2 d")],
+    [(None, ""), ("x", ""), (0.04, "40 ms"), (9.96, "10.0 s"), (59, "59 s"), (65, "1 m 05 s"), (7800, "2 h 10 m"), (-1, "0 ms")],
 )  # fmt: skip
 def test_times_are_short(seconds: Any, text: str) -> None:
     """And what is none is nothing."""

@@ -112,13 +112,14 @@ def test_all_files_of_a_run_are_listed_and_no_link_is_followed(root: Root, clien
 
 
 def test_a_step_leads_to_running_it_again_and_to_its_files(root: Root, client: TestClient) -> None:
-    """A step is ticked, an item stands in the field for exact places."""
+    """A step is ticked, an item stands in the field for exact places, with the stage that was chosen."""
     finished(root)
     found = links(client.get(f"/runs/{ID}/steps/write.0").text)
     assert {f"/runs/{ID}/rerun?from=write.0", f"/runs/{ID}/files/tasks/write.0"} <= found
     item = client.get(f"/runs/{ID}/rerun?from=write.0&stage=parse").text
-    assert 'name="exact" value="write.0"' in item and "<option selected>parse</option>" in item
+    assert 'name="exact" value="write.0:parse"' in item and "<option selected>parse</option>" in item
     assert 'value="plan" checked' in client.get(f"/runs/{ID}/rerun?from=plan").text
+    assert 'name="exact" value="write.0"' in client.get(f"/runs/{ID}/rerun?from=write.0&stage=none-such").text
 
 
 def test_refinements_laps_problems_and_logs(root: Root, client: TestClient) -> None:
@@ -153,6 +154,7 @@ def test_refinements_laps_problems_and_logs(root: Root, client: TestClient) -> N
     (tried / "stdout.txt").write_text("printed <b>this</b>")
     run.end("run.complete")
     html = client.get(f"/runs/{ID}/steps/review@2").text
+    assert f"/runs/{ID}/rerun?from=review%402&stage=parse" in links(html)
     words = " ".join(Seen(html).words.split())
     assert "Refinement, round 0 to round 1" in words and '+ "text": "third thought"' in words
     assert "Since the lap before, review@1 to review@2" in words and '- "text": "first lap"' in words

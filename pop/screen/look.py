@@ -10,11 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pop.daycost import DayCost
+from pop.diaries import beginning
 from pop.display import again_line, by_whom, dollars, next_move, open_gates, paused_by, usage_line
 from pop.errors import PopError, safe
-from pop.events import rfc3339
+from pop.events import rfc3339, unix_s
 from pop.gates import answer_of, opened
-from pop.models.calls import Sum, calls_in, usd
+from pop.models.calls import usd
 from pop.runindex import Asked, Row, RunIndex
 from pop.runs import Run
 from pop.screen.scene import (
@@ -33,7 +35,7 @@ from pop.screen.scene import (
     step_from,
 )
 from pop.settings import Root, load_settings
-from pop.store import NotAFile, lock_holder, open_regular, read_regular
+from pop.store import NotAFile, lock_holder, read_regular
 
 SERVED_EVERY_S = 2.0
 LOG_BYTES = 16_384
@@ -49,7 +51,7 @@ class Reader:
         self._root = root
         self._run = run
         self._index = None if run else RunIndex(root)
-        self._today = _Today(root)
+        self._today = DayCost(root)
         self._served: tuple[float, str | None] = (-1e9, None)
         self._kept: tuple[Any, Run | None, dict[str, Any]] = (None, None, {})
         self._board: tuple[Any, dict[str, Any]] = (None, {})
@@ -215,8 +217,6 @@ class Reader:
 
 
 def _at(ended: Any, now: float) -> float:
-    from pop.events import unix_s
-
     try:
         return unix_s(str(ended)) if ended else now
     except ValueError:
@@ -225,7 +225,7 @@ def _at(ended: Any, now: float) -> float:
 
 def _entry(row: Row, part: str, now: float) -> Entry:
     running = row.state in ("running", "queued")
-    about = row.error or (f"for an answer: {row.doing}" if row.state == "waiting" else row.doing) or ""
+    about = row.error or row.doing or ""
     return Entry(
         key=row.run_id,
         part=part,
@@ -276,17 +276,16 @@ def last_lines(run: Run, names: list[str], *, named: bool) -> list[str]:
 
 def _tail(path: Path) -> Iterator[tuple[str, str]]:
     """The last lines of a file, each with its time: its own, else the file's."""
+    data, size = beginning(path, LOG_BYTES, end=True)
+    if size <= 0:
+        return
     try:
-        with os.fdopen(open_regular(path, max_bytes=1 << 62), "rb") as file:
-            info = os.fstat(file.fileno())
-            file.seek(max(0, info.st_size - LOG_BYTES))
-            data = file.read(LOG_BYTES)
-    except (OSError, NotAFile):
+        written = rfc3339(os.lstat(path).st_mtime)
+    except OSError:
         return
     lines = data.split(b"\n")
-    if info.st_size > LOG_BYTES and len(lines) > 1:
+    if size > LOG_BYTES and len(lines) > 1:
         del lines[0]  # its beginning is cut
-    written = rfc3339(info.st_mtime)
     for raw in lines[-LOG_LINES:]:
         text = raw.decode("utf-8", "replace")
         row: Any = None
@@ -332,30 +331,3 @@ def _text(path: Path) -> list[str]:
     except (OSError, NotAFile):
         return [f"{path.name} cannot be read"]
     return [line(one, 2000) for one in data.decode("utf-8", "replace").split("\n")]
-
-
-class _Today:
-    """What one day cost, from its file in the ledger of calls, read on from where the last look ended."""
-
-    def __init__(self, root: Root) -> None:
-        self._root = root
-        self._begin("")
-
-    def _begin(self, day: str) -> None:
-        self._day, self._offset, self._sum = day, 0, Sum()
-
-    def sum(self, day: str) -> Sum:
-        path = self._root.calls / f"{day}.jsonl"
-        try:
-            size = os.stat(path).st_size
-        except OSError:
-            size = 0
-        if day != self._day or size < self._offset:
-            self._begin(day)
-        if size > self._offset:
-            with suppress(OSError, NotAFile):
-                for end, call in calls_in(path, self._offset):
-                    self._offset = end
-                    if call is not None:
-                        self._sum.add(call)
-        return self._sum

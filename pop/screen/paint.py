@@ -116,14 +116,24 @@ def _foot(scene: Scene, view: View, width: int) -> list[Line]:
     lines: list[Line] = []
     if view.message:
         lines += [[("class:message", text)] for text in wrapped(view.message, width)[:4]]
-    keys = ["? help", "q quit", "↑↓ move"]
+    keys = ["? help", "q quit"]
     if view.help or view.place != BOARD:
         keys.append("Esc back")
-    if not view.reads:
-        keys += ["Enter open", "/ filter"]
     if not view.help:
         keys += ORDERS.get(_state(scene, view), ())
-    return [*lines, [("", fit("  ".join(keys), width))]]
+    if not view.reads:
+        keys += ["Enter open", "/ filter"]
+    keys.append("↑↓ move")
+    return [*lines, [("", _as_many(keys, width))]]
+
+
+def _as_many(keys: list[str], width: int) -> str:
+    """The keys that fit, whole, in their order; the page of `?` has them all."""
+    told = ""
+    for key in keys:
+        longer = f"{told}  {key}" if told else key
+        told = longer if get_cwidth(longer) <= width else told
+    return told or fit(keys[0], width)
 
 
 def _state(scene: Scene, view: View) -> str:
@@ -166,17 +176,25 @@ def _entry(entry: Entry, chosen: bool, width: int) -> Line:
     state = f"class:state.{entry.state}"
     mark = MARKS.get(entry.state, " ")
     if width < WIDE:
-        tail = f" {entry.run_id[-4:]}" if entry.run_id else ""
-        cells = [(state, mark, 1), ("", f"{entry.name}{tail}", max(8, width - 24)), ("", entry.share.rjust(5), 5), ("", entry.about, 0)]  # fmt: skip
+        cells = [(state, mark, 1), ("", _called(entry, max(8, width - 24)), max(8, width - 24)), ("", entry.share.rjust(5), 5), ("", entry.about, 0)]  # fmt: skip
     else:
         name = min(44, max(31, width // 4))
+        known = entry.run_id if entry.run_id and get_cwidth(entry.run_id) <= name else _called(entry, name)
         cells = [
-            (state, mark, 1), ("", entry.run_id or entry.name, name), (state, entry.state, 10),
-            ("", entry.share.rjust(5), 5), ("", entry.took.rjust(8), 8), ("", entry.at.rjust(8), 8),
+            (state, mark, 1), ("", known, name), (state, entry.state, 10),
+            ("", entry.share.rjust(5), 5), ("", entry.took.rjust(9), 9),
         ]  # fmt: skip
+        cells += [("", entry.at.rjust(8), 8)] if width >= 90 else []
         cells += [("", entry.cost.rjust(9), 9)] if width >= 100 else []
         cells += [("", entry.about, 0)]
     return _cells(cells, chosen, width)
+
+
+def _called(entry: Entry, width: int) -> str:
+    """The name of a run and the end of its id, which tells runs of one name apart."""
+    if not entry.run_id:
+        return entry.name
+    return f"{fit(entry.name, width - 5)} {entry.run_id[-4:]}" if width > 8 else entry.name
 
 
 def _run(scene: Scene, view: View, width: int, room: int) -> list[Line]:
@@ -225,7 +243,7 @@ def _step(step: Step, chosen: bool, width: int, view: View) -> Line:
     name = min(48, max(26, width // 4))
     cost = money(step.cost)
     cells = [
-        (state, step.mark, 1), ("", f"{sign}{step.name}", name), (state, step.state, 9), ("", step.took.rjust(7), 7),
+        (state, step.mark, 1), ("", f"{sign}{step.name}", name), (state, step.state, 9), ("", step.took.rjust(9), 9),
         ("", cost.rjust(9), 9 if cost or width >= 100 else 0),
     ]  # fmt: skip
     said = "  ".join(text for text in (step.stage, lap, attempt, step.about) if text)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pop.display import MARKS, dollars
+from pop.durations import in_words
 from pop.errors import safe
 from pop.events import unix_s
 from pop.steps import step_of
@@ -198,17 +199,8 @@ def since(at: Any, now: float) -> float | None:
 
 
 def span(seconds: Any) -> str:
-    """``0.4 s``, ``12 s``, ``3 m 05``, ``2 h 10``, ``3 d``."""
-    if seconds is None or number(seconds) != seconds:
-        return ""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = int(seconds) // 60
-    if minutes < 60:
-        return f"{minutes} m {int(seconds) % 60:02d}"
-    return f"{minutes // 60} h {minutes % 60:02d}" if minutes < 2880 else f"{minutes // 1440} d"
+    """How long something took; "" where that is no number."""
+    return "" if seconds is None or number(seconds) != seconds else in_words(max(0.0, number(seconds)))
 
 
 def clock(at: str | None, now: float) -> str:

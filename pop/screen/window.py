@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from prompt_toolkit.application import Application
@@ -174,57 +175,62 @@ class Window:
     # -- keys ------------------------------------------------------------------------------------------------------
 
     def _keys(self, typed: Condition) -> KeyBindings:
+        """What each key does: where nothing is asked, where a y is awaited, where words are typed, and always."""
         keys, view = KeyBindings(), self._view
         asked = Condition(lambda: view.question is not None and not view.question.typed)
         free = Condition(lambda: view.question is None)
-
-        def on(*names: str, do: Callable[[], Any]) -> None:
-            """Keys that count while nothing is asked."""
-
-            def pressed(_: KeyPressEvent) -> None:
-                view.message = ""
-                do()
-                self._wanted.set()
-
+        for names, does in self._moves().items():
             for name in names:
-                keys.add(name, filter=free, eager=True)(pressed)
-
-        on("up", "k", do=lambda: view.move(self._scene, -1))
-        on("down", "j", do=lambda: view.move(self._scene, 1))
-        on("pageup", do=lambda: view.move(self._scene, -view.page_rows))
-        on("pagedown", " ", do=lambda: view.move(self._scene, view.page_rows))
-        on("home", "g", do=lambda: view.move(self._scene, -(10**9)))
-        on("end", "G", do=lambda: view.move(self._scene, 10**9))
-        on("tab", do=lambda: view.next_part(self._scene))
-        on("enter", "right", "l", do=lambda: view.open(self._scene))
-        on("escape", "left", "h", "backspace", do=view.back)
-        on("?", do=self._help)
-        on("/", do=self._filter)
-        on("q", do=lambda: self._leave(self._run is None))
-        for key, verb in (ANSWERS | ORDERS).items():
-            on(key, do=lambda verb=verb: self._ask(verb))  # type: ignore[misc]
-
-        @keys.add("c-c", eager=True)
-        @keys.add("<sigint>", eager=True)
-        def _(_: KeyPressEvent) -> None:
-            self._leave(KeyboardInterrupt())
-
-        @keys.add("escape", filter=typed, eager=True)
-        def _(_: KeyPressEvent) -> None:
-            question, view.question = view.question, None
-            if question and question.verb == FILTER:
-                self._filtered("")
-            self._app.layout.focus(self._main)
-
-        @keys.add("<any>", filter=asked)
-        def _(event: KeyPressEvent) -> None:
-            question, view.question = view.question, None
-            if question and event.data in ("y", "Y"):
-                self._do(question, "")
-            else:
-                view.message = "nothing was done"
-
+                keys.add(name, filter=free, eager=True)(partial(self._pressed, does))
+        for name, verb in (ANSWERS | ORDERS).items():
+            keys.add(name, filter=free, eager=True)(partial(self._pressed, partial(self._ask, verb)))
+        for name in ("c-c", "<sigint>"):
+            keys.add(name, eager=True)(lambda _: self._leave(KeyboardInterrupt()))
+        keys.add("escape", filter=typed, eager=True)(lambda _: self._give_up())
+        keys.add("<any>", filter=asked)(self._decide)
         return keys
+
+    def _moves(self) -> dict[tuple[str, ...], Callable[[], Any]]:
+        """Keys that count while nothing is asked, beside those of orders and answers."""
+        view = self._view
+
+        def moved(by: Callable[[], int]) -> Callable[[], None]:
+            return lambda: view.move(self._scene, by())
+
+        return {
+            ("up", "k"): moved(lambda: -1),
+            ("down", "j"): moved(lambda: 1),
+            ("pageup",): moved(lambda: -view.page_rows),
+            ("pagedown", " "): moved(lambda: view.page_rows),
+            ("home", "g"): moved(lambda: -(10**9)),
+            ("end", "G"): moved(lambda: 10**9),
+            ("tab",): lambda: view.next_part(self._scene),
+            ("enter", "right", "l"): lambda: view.open(self._scene),
+            ("escape", "left", "h", "backspace"): view.back,
+            ("?",): self._help,
+            ("/",): self._filter,
+            ("q",): lambda: self._leave(self._run is None),
+        }
+
+    def _pressed(self, does: Callable[[], Any], _: KeyPressEvent) -> None:
+        self._view.message = ""
+        does()
+        self._wanted.set()
+
+    def _give_up(self) -> None:
+        """Escape while words are typed."""
+        question, self._view.question = self._view.question, None
+        if question and question.verb == FILTER:
+            self._filtered("")
+        self._app.layout.focus(self._main)
+
+    def _decide(self, event: KeyPressEvent) -> None:
+        """The key after a question that takes a y."""
+        question, self._view.question = self._view.question, None
+        if question and event.data in ("y", "Y"):
+            self._do(question, "")
+        else:
+            self._view.message = "nothing was done"
 
     def _help(self) -> None:
         self._view.help, self._view.scroll = not self._view.help, 0

@@ -203,7 +203,7 @@ def models(site: ASite) -> shapes.Models:
 
 def _lanes(site: Site) -> list[shapes.Lane]:
     site.look(LOOK_S)
-    return [shapes.Lane(**dataclasses.asdict(lane)) for lane in site.figures.newest.lanes]
+    return site.figures.newest.lanes
 
 
 def _model(row: dict[str, Any]) -> shapes.Model:

@@ -8,42 +8,27 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import sqlite3
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import structlog
 
+from pop.daycost import DayCost
 from pop.events import rfc3339
 from pop.gatekeeper import socket_path
-from pop.models.calls import Sum, calls_in, usd
+from pop.models.calls import usd
 from pop.models.questions import ask_gateway
-from pop.models.spent import spent_in, sum_of
 from pop.runindex import RunIndex
 from pop.settings import Root, Settings
-from pop.store import NotAFile, lock_holder
+from pop.store import lock_holder
+from pop.web.shapes import Lane
+from pop.webkeeper import told_by_daemon
 
 log = structlog.get_logger()
 
 EVERY_S = 1.5
 HOURS = 24
-
-
-@dataclass(frozen=True)
-class Lane:
-    """What one model, or all models of one provider, may be asked, and is asked now."""
-
-    name: str
-    in_flight: int
-    waiting: int
-    window: int | None
-    requests: float
-    most_requests: float | None
-    tokens: float
-    most_tokens: float | None
-    paused_s: float
 
 
 @dataclass(frozen=True)
@@ -68,7 +53,9 @@ class Figures:
 
     def mark(self) -> str:
         """Another text when something here changed."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=Lane.model_dump).encode()).hexdigest()[
+            :8
+        ]
 
 
 class FigureBook:
@@ -79,7 +66,7 @@ class FigureBook:
         self._settings = settings
         self._index = index
         self._looked_at = 0.0
-        self._day = _DaySum(root)
+        self._day = DayCost(root)
         self._open: list[str] = []
         self.newest = Figures()
 
@@ -138,53 +125,5 @@ class FigureBook:
 
     def _notes(self) -> list[str]:
         """Which model answers when a task asks for none: the embedded engine is told wherever it is in use."""
-        try:
-            notes = json.loads((self._root.machine_room / "daemon.json").read_bytes())["notes"]
-            return [str(note) for note in notes][:3]
-        except (OSError, ValueError, LookupError, TypeError):
-            return []
-
-
-class _DaySum:
-    """What one day cost: the gateway's sums as far as they go, and the ledger of calls behind that."""
-
-    def __init__(self, root: Root) -> None:
-        self._root = root
-        self._day = ""
-        self._from = self._offset = 0
-        self._added = Sum()
-
-    def sum(self, day: str) -> Sum:
-        base, start = self._folded(day)
-        if (day, start) != (self._day, self._from) or not self._still_there(day):
-            self._day, self._from, self._offset, self._added = day, start, start, Sum()
-        with suppress(OSError, NotAFile):  # nothing was asked today
-            for at, line in calls_in(self._root.calls / f"{day}.jsonl", self._offset):
-                self._offset = at
-                if line is not None:
-                    self._added.add(line)
-        base.plus(self._added)
-        return base
-
-    def _still_there(self, day: str) -> bool:
-        try:
-            return (self._root.calls / f"{day}.jsonl").stat().st_size >= self._offset
-        except OSError:
-            return self._offset == 0
-
-    def _folded(self, day: str) -> tuple[Sum, int]:
-        """What answers.db has added up, and to which byte of the day's file."""
-        path = self._root.machine_room / "answers.db"
-        if not path.exists():
-            return Sum(), 0
-        try:
-            connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=0.5)
-            try:
-                connection.execute("BEGIN")  # both from one state of the file
-                row = connection.execute("SELECT bytes FROM ledger WHERE file = ?", (f"{day}.jsonl",)).fetchone()
-                sums = connection.execute(spent_in(("day", day)), (day,)).fetchone()
-                return sum_of(sums), int(row[0]) if row else 0
-            finally:
-                connection.close()
-        except sqlite3.Error:
-            return Sum(), 0
+        notes = told_by_daemon(self._root).get("notes")
+        return [str(note) for note in notes][:3] if isinstance(notes, list) else []

@@ -133,8 +133,10 @@ def again(request: Request, run_id: str) -> HTMLResponse:
     run: Run = request.app.state.site.run(run_id)
     asked = request.query_params.getlist("from")
     known = dict(_steps(run.status()))
-    exact = " ".join(one for one in asked if one not in known)  # an item, a lap
-    given = {**NOTHING_GIVEN, "exact": exact, "stage": request.query_params.get("stage", "")}
+    stage = request.query_params.get("stage", "")
+    stage = stage if stage in STAGES else ""
+    exact = " ".join(f"{one}:{stage}" if stage else one for one in asked if one not in known)  # an item, a lap
+    given = {**NOTHING_GIVEN, "exact": exact, "stage": stage}
     return _rerun_page(request, run, chosen=[one for one in asked if one in known], given=given)
 
 
