@@ -160,6 +160,7 @@ ORDER = [
     "compare",
     "costs",
     "seedform",
+    "seedfields",
     "changes",
     "drops",
     "answering",
