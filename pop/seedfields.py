@@ -32,6 +32,7 @@ MOST_INNER = 8  # fields of a group
 MOST_DEPTH = 2
 MOST_CHOICES = 200
 _FORMATS = {"date": "date", "email": "email", "uri": "url"}
+_TOLD = ("format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength", "pattern")
 _BOUNDS = {"minimum": "min", "maximum": "max", "multipleOf": "step"}
 
 
@@ -43,6 +44,7 @@ class SeedField:
     kind: str
     label: str
     needed: bool
+    optional: bool = False  # it stands in a group that may be left out as a whole
     note: str | None = None
     hint: str = ""
     value: str = ""
@@ -64,6 +66,18 @@ class SeedField:
     @property
     def types(self) -> list[str]:
         return _types(self.schema)
+
+    @property
+    def called(self) -> str:
+        """``author.name``."""
+        return json_path(self.path)
+
+    @property
+    def what(self) -> str:
+        """What it may hold, in a few words: ``integer, minimum 10``."""
+        choices = [] if self.types == ["boolean"] else [shown for _, shown in self.choices]
+        words = [f"one of {', '.join(choices)}"] if choices else [" or ".join(self.types) or "anything"]
+        return ", ".join([*words, *(f"{key} {self.schema[key]}" for key in _TOLD if key in self.schema)])
 
 
 def fields_of(
@@ -129,13 +143,15 @@ class _Maker:
         schema = self._resolved(about)
         examples = schema.get("examples") or ([] if example is None else [example])
         default = schema.get("default")
-        begin = examples[0] if self.example and examples else default
+        begin = examples[0] if self.example and examples else None if optional else default
         label, note = str(schema.get("title") or path[-1]), schema.get("description")
-        found = SeedField(path, "", label, needed, note if isinstance(note, str) else None, schema=schema)
+        note = note if isinstance(note, str) else None
+        found = SeedField(path, "", label, needed, optional, note, schema=schema)
         found.kind = self._kind(schema, path, needed and not optional, [*examples, default])
         if found.kind == "group":
             inside = None if not examples else examples[0]
-            found.inner = self.below(schema, path, inside if self.example else None, optional=not needed or optional)
+            may_lack = optional or (not (needed or self.guessed) and bool(schema.get("required")))
+            found.inner = self.below(schema, path, inside if self.example else None, optional=may_lack)
             return found
         found.choices = _choices(schema) if found.kind == "choice" else []
         found.attributes = _attributes(schema, found.kind)
