@@ -349,6 +349,17 @@ class RootCheck:
         """The pipeline that a seed asks for; a fork goes on with the other run's own, which the daemon looks at."""
         return None if seed.fork else self.pipelines.get(seed.pipeline or "default")
 
+    def seed_at(self, path: Path) -> Seed:
+        """A seed in whose file, folder or archive `seed_problems` found no reason to refuse it.
+
+        Raises:
+            SeedRejected: It found one.
+        """
+        try:
+            return parse_seed(_text(path)[0])
+        except (*BROKEN_ZIP, KeyError, OSError) as error:
+            raise SeedRejected(f"it cannot be read: {error}") from None
+
     def envelope(self, path: Path) -> Seed | None:
         """What the envelope of a seed says; None where there is none, or no seed."""
         try:

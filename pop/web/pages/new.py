@@ -12,20 +12,21 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, Response
 
 from pop.drops import Upload
-from pop.errors import PopError, SeedRejected, UsageError
-from pop.records import dump_json, read_json
+from pop.errors import PopError, SeedRejected
+from pop.records import dump_json
 from pop.rootcheck import RootCheck
 from pop.seedcheck import SeedMismatch, mistakes
 from pop.seedfields import fields_of, flat, put_errors, read_form
 from pop.seedform import own_schema, seed_schema
 from pop.settings import load_settings
 from pop.store import lock_holder
-from pop.web.api_acts import plan_of_seed, put
+from pop.web.api_acts import plan_at, put
 from pop.web.app import Site
 from pop.web.errors import status_of
 from pop.web.once import Done, Fields, done_once, new_mark
 from pop.web.reading import relative
 from pop.web.render import page
+from pop.web.shapes import PlanShape
 
 router = APIRouter()
 WAYS = (("form", "Form"), ("paste", "Paste"), ("upload", "Upload"))
@@ -97,7 +98,7 @@ def _drop(request: Request, site: Site, fields: Fields) -> Response:
     try:
         uploads, name = _uploads(site, fields, values)
         if fields.one("do") == "look":
-            return _page(request, **about, plan=_looked_at(site, fields, uploads))
+            return _page(request, **about, plan=_looked_at(site, uploads, name, fields))
         return done_once(request, fields, partial(_put, site, uploads, name, fields))
     except PopError as error:
         return _page(request, **about, error=error, status=status_of(error))
@@ -147,15 +148,28 @@ def _pipeline(fields: Fields) -> str | None:
     return None if name in ("", "default") else name
 
 
-def _looked_at(site: Site, fields: Fields, uploads: list[Upload]) -> Any:
-    if fields.one("by") == "upload":
-        raise UsageError("files are looked at when they are dropped", hint="paste the seed to see its plan")
-    data = uploads[0].file.read()
-    if name := _pipeline(fields):
-        value = read_json(data, where="the seed")
-        if isinstance(value, dict):
-            data = dump_json({**(value if "data" in value else {"data": value}), "pipeline": name})
-    return plan_of_seed(site.root, data)
+class _Looked(Exception):
+    """It was looked at, and is not to appear in the queue."""
+
+    def __init__(self, plan: PlanShape) -> None:
+        self.plan = plan
+
+
+def _looked_at(site: Site, uploads: list[Upload], name: str, fields: Fields) -> PlanShape | None:
+    """What it would do: all that a drop does but the last step.
+
+    Raises:
+        PopError: It would not be dropped.
+    """
+
+    def look(path: Path) -> None:
+        raise _Looked(plan_at(site.root, path, called=uploads[0].name if len(uploads) == 1 else name))
+
+    try:
+        put(site.root, uploads, name, _pipeline(fields), fields.one("models").split(), look=look)
+    except _Looked as looked:
+        return looked.plan
+    return None
 
 
 def _put(site: Site, uploads: list[Upload], name: str, fields: Fields) -> Done:
