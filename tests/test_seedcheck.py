@@ -281,6 +281,17 @@ def test_pop_run_refuses_at_once(tmp_path: Path) -> None:
     assert not root.current.exists() or not list(root.current.iterdir())
 
 
+@pytest.mark.parametrize("given", ["a.json", "-"])
+def test_a_seed_that_does_not_fit_has_no_plan(tmp_path: Path, given: str) -> None:
+    """Nor is it applied."""
+    root = make_root(tmp_path / "root", "x")
+    (tmp_path / "a.json").write_text('{"topic": ""}')
+    what = given if given == "-" else tmp_path / given
+    done = pop("plan", what, "--apply", root=root.path, input='{"topic": ""}')
+    assert done.returncode == 3 and "topic must not be empty" in done.stderr
+    assert not root.pending.exists() or not list(root.pending.glob("*.json"))
+
+
 def test_another_value_is_held_against_the_runs_own_schema(tmp_path: Path) -> None:
     """`pop rerun --set`, in place and as a fork; not the pipeline as it stands now."""
     (tmp_path / "pipeline.json").write_text(json.dumps({"tasks": ["one"], "seed": SCHEMA}))
