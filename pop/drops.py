@@ -89,7 +89,7 @@ def submit_alone(root: Root, asked: str, changes: Changes | None = None, *, look
         _lay_out(root, source, draft, asked, check=not (changes and changes.pipeline))
         if changes:
             changes.write(root, draft / "seed.json")
-        _look(root, look, draft, asked)
+        _look(root, look, draft if source.is_dir() or _is_zip(source) else draft / "seed.json", asked)
         _make_old(draft)
         return _appear(draft, root.pending, f"{_stem(source)}.{secrets.token_hex(4)}")
 

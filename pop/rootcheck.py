@@ -315,7 +315,7 @@ class RootCheck:
         except OSError as error:
             return [ConfigError(f"cannot read the seed: {error.strerror}", where=path)]
         within = ("data",) if "data" in value else ()
-        read = self._read_for(found.seed)
+        read = self.read_for(found.seed)
         wrong = mistakes(read.pipeline.seed, found.seed.data) if read and read.pipeline and read.pipeline.seed else []
         of_data: list[PopError] = [_misfit(one, places, within) for one in wrong]
         of_data = of_data or [*self._against_tasks(found.seed, path)]
@@ -337,7 +337,7 @@ class RootCheck:
             seed = parse_seed(_text(path)[0])
         except (*BROKEN_ZIP, SeedRejected, OSError, KeyError):
             return
-        read = self._read_for(seed)
+        read = self.read_for(seed)
         if read is None or read.pipeline is None:
             return
         try:
@@ -347,9 +347,20 @@ class RootCheck:
             error.where = places.of((*(("data",) if "data" in value else ()), *error.wrong[0].path))
             raise
 
-    def _read_for(self, seed: Seed) -> Read | None:
+    def read_for(self, seed: Seed) -> Read | None:
         """The pipeline that a seed asks for; a fork goes on with the other run's own, which the daemon looks at."""
         return None if seed.fork else self.pipelines.get(seed.pipeline or "default")
+
+    def seed_at(self, path: Path) -> Seed:
+        """A seed in whose file, folder or archive `seed_problems` found no reason to refuse it.
+
+        Raises:
+            SeedRejected: It found one.
+        """
+        try:
+            return parse_seed(_text(path)[0])
+        except (*BROKEN_ZIP, KeyError, OSError) as error:
+            raise SeedRejected(f"it cannot be read: {error}") from None
 
     def envelope(self, path: Path) -> Seed | None:
         """What the envelope of a seed says; None where there is none, or no seed."""

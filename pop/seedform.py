@@ -1,4 +1,4 @@
-"""What a pipeline's seed must or may hold, as a JSON Schema: for a form, since no pipeline says it itself.
+"""What a pipeline's seed must or may hold, as a JSON Schema: the pipeline's own, or a guess where it has none.
 
 | what is known                                        | from where                                                        |
 |------------------------------------------------------|-------------------------------------------------------------------|
@@ -6,7 +6,7 @@
 | a key may be there                                   | another prompt, an expression or Python reads it; an example has it |
 | its type, and a value to begin with                  | examples/ of the root, and the newest finished runs               |
 
-It is a help for writing, never a check: a seed with other keys is as good as ever.
+A guess is a help for writing, never a check: a seed with other keys is as good as ever.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 from pop.errors import PopError
 from pop.estimates import finished_runs
 from pop.expressions import Expression
-from pop.records import BadJson, read_json
 from pop.rootcheck import RootCheck
 from pop.seedreads import unconditional
 from pop.seeds import parse_seed
@@ -32,13 +31,22 @@ MOST_BYTES = 256 * 1024
 _IN_EXPRESSION = re.compile(r"\bseed(?:\.([A-Za-z_]\w*)|\[\s*['\"]([^'\"]{1,80})['\"]\s*\])")
 
 
+def own_schema(look: RootCheck, name: str) -> dict[str, Any] | None:
+    """What the pipeline itself says that its seeds hold."""
+    read = look.pipelines.get(name)
+    return dict(read.pipeline.seed) if read and read.pipeline and read.pipeline.seed is not None else None
+
+
 def seed_schema(look: RootCheck, name: str) -> dict[str, Any]:
-    """``{"type": "object", "properties": {key: {"type", "description", "examples"}}, "required": [key]}``.
+    """The pipeline's own, else ``{"type": "object", "properties": {key: {"type", "description", "examples"}}, "required": [key]}``.
 
     Args:
         look: At the root, as it stands.
         name: Of the pipeline; one that is broken or not there has no keys but those of examples.
     """
+    own = own_schema(look, name)
+    if own is not None:
+        return own
     read = look.pipelines.get(name)
     needed, known = _keys_of(look, name), dict[str, dict[str, Any]]()
     examples = list(_examples(look.root, name))
@@ -101,23 +109,3 @@ def _examples(root: Root, name: str) -> Iterator[dict[str, Any]]:
 def _type_of(value: Any) -> str:
     names = {bool: "boolean", str: "string", dict: "object", list: "array", type(None): "null"}
     return names.get(type(value), "number")
-
-
-def read_fields(schema: dict[str, Any], fields: dict[str, str]) -> dict[str, Any]:
-    """A form's texts as the values of a seed; what was left empty is left out, unless it is needed."""
-    data: dict[str, Any] = {}
-    for key, text in fields.items():
-        kind = schema["properties"].get(key, {}).get("type", "string")
-        if kind == "string":
-            if text or key in schema["required"]:
-                data[key] = text.replace("\r\n", "\n")
-        elif text.strip():
-            data[key] = _read(text)
-    return data
-
-
-def _read(text: str) -> Any:
-    try:
-        return read_json(text)
-    except BadJson:
-        return text

@@ -166,6 +166,7 @@ ORDER = [
     "costsheet",
     "daycost",
     "seedform",
+    "seedfields",
     "changes",
     "drops",
     "answering",

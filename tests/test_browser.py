@@ -118,10 +118,10 @@ def test_a_seed_is_dropped_by_the_form_and_seen_to_finish(person: Person) -> Non
     page.get_by_role("link", name="New seed").click()
     page.get_by_label("text").fill(TEXT)
     page.get_by_label("Name of the file").fill("tides")
-    page.get_by_role("button", name="Look at the plan").click()
+    page.get_by_role("button", name="Look first").click()
     expect(page.locator("#plan")).to_contain_text("Nothing was dropped yet.")
     expect(page.get_by_label("text")).to_have_value(TEXT)
-    page.get_by_role("button", name="Drop it").click()
+    page.get_by_role("button", name="Drop", exact=True).click()
     expect(page.locator("#file")).to_have_text("pipeline-pending/tides.json")
     page.get_by_role("link", name="To the board").click()
     person.stays()
@@ -131,6 +131,53 @@ def test_a_seed_is_dropped_by_the_form_and_seen_to_finish(person: Person) -> Non
     expect(state_shown(page)).to_have_text("complete")
     page.locator("#run-steps").get_by_role("link", name="count").click()
     expect(page.locator("#step-body")).to_contain_text("words: 20")
+
+
+def test_a_form_made_from_a_seed_schema(browser: Browser, server: Server, living: LivingRoot) -> None:
+    """By the keyboard; what is wrong stands at its field, is read out with it, and the summary leads there; AA in both colours."""
+    schema = {
+        "type": "object",
+        "properties": {
+            "text": {"type": "string", "title": "Words", "description": "what is to be counted"},
+            "most": {"type": "integer", "minimum": 10, "default": 20},
+            "loud": {"type": "boolean", "default": False},
+            "author": {"type": "object", "title": "Author", "properties": {"team": {"type": "string", "maxLength": 9}}},
+            "parts": {"type": "array", "items": {"type": "string"}},
+        },
+        "required": ["text"],
+        "additionalProperties": False,
+    }
+    (living.path / "pipelines" / "held.json").write_text(json.dumps({"tasks": ["count"], "seed": schema}))
+    for scheme, width in (("light", 360), ("dark", 1200)):
+        with somebody(browser, server, color_scheme=scheme, viewport={"width": width, "height": 800}) as person:
+            person.forgiven = ("status of 422",)  # the browser itself tells it on its console
+            page = person.goes("/new?pipeline=held")
+            assert person.unread() == [] and person.sideways() <= 0
+            person.tabs_to(page.get_by_label("Words"))
+            page.keyboard.type("low and high")
+            person.tabs_to(page.get_by_label("loud"))
+            page.keyboard.press("Space")
+            person.tabs_to(page.get_by_label("team"))
+            page.keyboard.type("longer than nine")
+            person.tabs_to(page.get_by_label("parts"))
+            page.keyboard.type("[1]")
+            person.tabs_to(page.get_by_role("button", name="Drop", exact=True))
+            person.enters()
+            assert person.unread() == [] and person.sideways() <= 0
+            team = page.get_by_role("group", name="Author").get_by_label("team")
+            expect(team).to_have_attribute("aria-invalid", "true")
+            expect(team).to_have_accessible_description("must have at most 9 characters, this has 16")
+            expect(page.get_by_label("parts")).to_have_accessible_description("[0] must be a text, this is a number")
+            expect(page.get_by_label("Words")).to_have_value("low and high")
+            expect(page.get_by_label("loud")).to_be_checked()
+            page.get_by_role("alert").get_by_role("link", name="team").click()
+            expect(team).to_be_focused()
+            team.fill("sea")
+            page.get_by_label("parts").fill('["one"]')
+            page.get_by_label("Name of the file").fill(f"held-{scheme}")
+            page.get_by_role("button", name="Drop", exact=True).click()
+            expect(page.locator("#file")).to_have_text(f"pipeline-pending/held-{scheme}.json")
+            living.wait(lambda: any(row["name"] == f"held-{scheme}" for row in living.ledger()), "the run")  # noqa: B023
 
 
 def test_the_page_of_a_run_follows_it_to_its_end(person: Person, living: LivingRoot) -> None:
@@ -237,7 +284,7 @@ def test_everything_can_be_done_without_a_script(browser: Browser, server: Serve
         page = person.goes("/new?by=paste")
         page.get_by_label("JSON").fill(json.dumps({"text": TEXT}))
         page.get_by_label("Name of the file").fill("plain")
-        page.get_by_role("button", name="Drop it").click()
+        page.get_by_role("button", name="Drop", exact=True).click()
         expect(page.locator("#file")).to_have_text("pipeline-pending/plain.json")
         living.wait(lambda: any(row["name"] == "plain" for row in living.ledger()), "the run")
         person.goes("/?q=plain&state=complete")
@@ -257,7 +304,7 @@ def test_the_keyboard_is_enough(person: Person, living: LivingRoot) -> None:
     keys.type("Twice a day.")
     person.tabs_to(page.get_by_label("Name of the file"))
     keys.type("keyboard")
-    person.tabs_to(page.get_by_role("button", name="Drop it"))
+    person.tabs_to(page.get_by_role("button", name="Drop", exact=True))
     person.enters()
     person.tabs_to(page.get_by_role("link", name="To the board"))
     person.enters()

@@ -101,7 +101,7 @@ def test_a_broken_folder_and_archive_are_refused_at_once(hello: Path) -> None:
 
 def test_names_that_the_queue_leaves_alone_are_mended_or_refused(hello: Path) -> None:
     """JSON without its ending gets one; a dot-name is refused."""
-    (hello / "notes.txt").write_text("{}")
+    (hello / "notes.txt").write_text('{"text": "x"}')
     assert Path(pop("submit", "notes.txt", root=hello, cwd=hello).stdout.strip()).name == "notes.txt.json"
     (hello / ".hidden.json").write_text("{}")
     for command in ("run", "submit"):

@@ -18,7 +18,9 @@ from pop.estimates import Estimate
 from pop.outlook import Outlook, of_run, of_seed
 from pop.queue import Incomplete, ignore_lease_breaks, peek
 from pop.records import Seed
+from pop.rootcheck import RootCheck
 from pop.runs import Run, find_run
+from pop.seedcheck import refuse_misfit
 from pop.seeds import parse_seed
 from pop.settings import Root, load_settings
 
@@ -37,6 +39,8 @@ def command(what: str, from_: tuple[str, ...], apply: bool, as_json: bool, root:
     if seed is not None and from_:
         raise UsageError("--from is for a run; a seed begins at the beginning", where=what)
     run = None if seed is not None else _run_of(here, what)
+    if seed is not None:
+        _refuse_misfit(here, seed, what)
     outlook = of_seed(here, seed) if seed is not None else of_run(here, _there(run), from_)
     given = _apply(here, what, run, outlook, data) if apply else None
     if as_json:
@@ -69,6 +73,15 @@ def _seed_of(root: Root, what: str) -> Seed | None:
     if isinstance(found, Incomplete):
         raise SeedRejected(f"not yet a seed: {found.reason}", where=what)
     return found.seed
+
+
+def _refuse_misfit(root: Root, seed: Seed, what: str) -> None:
+    """Raises: SeedMismatch: It would be refused, so it would do nothing."""
+    look = RootCheck(root)
+    if what != "-":
+        look.refuse_misfit(Path(what), what)
+    elif (read := look.read_for(seed)) and read.pipeline:
+        refuse_misfit(read.pipeline.seed, seed.data, where="standard input", file=read.file)
 
 
 def _run_of(root: Root, what: str) -> Run:

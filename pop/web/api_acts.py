@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -79,8 +79,19 @@ async def seeds(
     return shapes.Written(**written(site.root, path))
 
 
-def put(root: Root, uploads: list[Upload], name: str, pipeline: str | None, models: list[str]) -> Path:
+def put(
+    root: Root,
+    uploads: list[Upload],
+    name: str,
+    pipeline: str | None,
+    models: list[str],
+    *,
+    look: Callable[[Path], None] | None = None,
+) -> Path:
     """Into the queue, as `pop submit` does it.
+
+    Args:
+        look: Raises where it is not to appear; else that is what its models lack for certain.
 
     Raises:
         PopError: It is no seed for this root.
@@ -89,7 +100,7 @@ def put(root: Root, uploads: list[Upload], name: str, pipeline: str | None, mode
         hint = did_you_mean(pipeline, root.pipeline_names())
         raise SeedRejected(f"no pipeline {pipeline[:80]!r}", where="pipeline", hint=hint, code="unknown-pipeline")
     changes = changes_of(root, models, None, pipeline)
-    return drop(root, uploads, changes, name=name, look=partial(refuse_without_models, root, codes=CERTAIN))
+    return drop(root, uploads, changes, name=name, look=look or partial(refuse_without_models, root, codes=CERTAIN))
 
 
 @asynccontextmanager
@@ -160,14 +171,26 @@ async def plan_seed(request: Request, site: ASite) -> shapes.PlanShape:
 
 def plan_of_seed(root: Root, data: bytes) -> shapes.PlanShape:
     """An outlook of a seed's bytes, with the mistakes that `pop check` would find in it."""
-    seed = parse_seed(data, where="the seed")
+    parse_seed(data, where="the seed")
     with tempfile.TemporaryDirectory(prefix="pop-plan-") as folder:
         path = Path(folder, "seed.json")
         path.write_bytes(data)
-        found = RootCheck(root).seed_problems(path)
+        return plan_at(root, path, called="seed.json")
+
+
+def plan_at(root: Root, path: Path, *, called: str) -> shapes.PlanShape:
+    """The same of a file, a folder or an archive.
+
+    Args:
+        called: What whoever sent it calls it.
+    """
+    look = RootCheck(root)
+    found = look.seed_problems(path)
+    for one in found:
+        one.where = one.where.replace(str(path), called) if one.where else None
     problems = [problem(one) for one in found]
     try:
-        return plan_shape(of_seed(root, seed), problems)
+        return plan_shape(of_seed(root, look.seed_at(path)), problems)
     except PopError as error:
         return plan_shape(Outlook([]), problems or [problem(error)])
 

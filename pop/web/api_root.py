@@ -24,7 +24,7 @@ from pop.refusals import reason_of, refusal, refusal_keys
 from pop.rootcheck import Read, RootCheck
 from pop.runindex import GROUPS, Asked
 from pop.runs import pending, pending_names, seed_limits
-from pop.seedform import seed_schema
+from pop.seedform import own_schema, seed_schema
 from pop.settings import Root, load_settings
 from pop.store import lock_holder
 from pop.tasks import find_task
@@ -273,6 +273,7 @@ def pipeline(site: ASite, name: str) -> shapes.PipelineDetail:
         if found
         else [],
         seed=seed_schema(look, name),
+        seed_guessed=own_schema(look, name) is None,
         problems=[problem(one) for one in [*read.problems, *look.asked_problems(name)]],
     )
 

@@ -39,6 +39,21 @@ TASKS: Mapping[str, str] = {
 _MARK = re.compile(r"(?:; )?written by pop iterate, sha256 ([0-9a-f]{12})$")
 
 
+SEED: dict[str, Any] = {  # what `launch` writes
+    "type": "object",
+    "description": "Written by pop iterate run, together with copies of all that the agents read.",
+    "properties": {
+        "workflow": {"type": "string"},
+        "source": {"type": "string", "description": "the workflow's folder"},
+        "iterations": {"type": "array", "items": {"type": "string"}},
+        "steps": {"type": "object", "description": "by agent, its iteration"},
+        "agents": {"type": "object", "description": "by agent, what it is to deliver"},
+        "fingerprint": {"type": "string"},
+    },
+    "required": ["steps", "agents"],
+}
+
+
 def pipeline_name(workflow: str, iteration: str | None = None) -> str:
     """What the pipeline of a workflow, or of one of its iterations, is called in the root."""
     return workflow if iteration is None else f"{workflow[: MAX_NAME - 1 - len(iteration)]}-{iteration}"
@@ -108,7 +123,7 @@ def compiled(root: Root, folder: Folder, iteration: str | None = None) -> Compil
     agents = {agent.step: (manifest.iteration, agent) for manifest, agent in folder.agents(wanted)}
     found = _say(document["tasks"], agents, {rounds_step(one): folder.manifests[one] for one in wanted})
     _same_agents(found, agents, data, place)
-    result = _marked(document)
+    result = _marked({"seed": SEED, **document})
     load_pipeline(result, where=place, name=name, known_tasks=known)
     return Compiled(name, result)
 

@@ -284,7 +284,9 @@ def shas(files: Mapping[str, str]) -> dict[str, str]:
 
 def task_files(task: str, prompt: str) -> dict[str, str]:
     """The files of a task, and of a pipeline that runs it alone, by their path below the root."""
-    pipeline = dump_json({"name": task, "tasks": [task]}).decode()
+    request = {"type": "string", "title": "Request", "description": "what this time is asked, and what it is about"}
+    schema = {"type": "object", "properties": {"request": request}, "required": ["request"]}
+    pipeline = dump_json({"name": task, "seed": schema, "tasks": [task]}).decode()
     return {f"pipeline-tasks/{task}.md": prompt, f"pipelines/{task}.json": pipeline}
 
 

@@ -1,9 +1,8 @@
-"""Dropping a seed: by a form made from what the pipeline reads, by pasting it, by sending files."""
+"""Dropping a seed: by a form made from the pipeline's seed schema, or from what it reads, by pasting it, by sending files."""
 
 from __future__ import annotations
 
 import io
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,24 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, Response
 
 from pop.drops import Upload
-from pop.errors import PopError, SeedRejected, UsageError
-from pop.records import dump_json, read_json
+from pop.errors import PopError, SeedRejected
+from pop.records import dump_json
 from pop.rootcheck import RootCheck
-from pop.seedform import read_fields, seed_schema
+from pop.seedcheck import SeedMismatch, mistakes
+from pop.seedfields import fields_of, flat, put_errors, read_form
+from pop.seedform import own_schema, seed_schema
 from pop.settings import load_settings
 from pop.store import lock_holder
-from pop.web.api_acts import plan_of_seed, put
+from pop.web.api_acts import plan_at, put
 from pop.web.app import Site
 from pop.web.errors import status_of
 from pop.web.once import Done, Fields, done_once, new_mark
 from pop.web.reading import relative
 from pop.web.render import page
+from pop.web.shapes import PlanShape
 
 router = APIRouter()
 WAYS = (("form", "Form"), ("paste", "Paste"), ("upload", "Upload"))
-LONG_TEXT = 60  # characters from which a text gets more than a line
 
 
 @router.get("/new")
@@ -44,8 +45,9 @@ def _page(
     look = RootCheck(site.root)
     names = list(look.pipelines)
     name = pipeline if pipeline in names else next(iter(names), "default")
-    schema = seed_schema(look, name)
-    fields = [_field(key, about, key in schema["required"], example) for key, about in schema["properties"].items()]
+    schema, guessed = seed_schema(look, name), own_schema(look, name) is None
+    given, wrong = more.pop("values", None), getattr(more.get("error"), "wrong", [])
+    fields = fields_of(schema, guessed=guessed, example=example, given=given)
     ways = [way for way, _ in WAYS]
     limits = load_settings(site.root).seeds
     context = {
@@ -54,36 +56,21 @@ def _page(
         "pipelines": names,
         "pipeline": name,
         "fields": fields,
-        "has_examples": any("examples" in about for about in schema["properties"].values()),
+        "guessed": guessed,
+        "about": schema.get("description") if not guessed else None,
+        "closed": schema.get("additionalProperties") is False,
+        "has_examples": any(one.hint for one in flat(fields)) or bool(schema.get("examples")),
+        "elsewhere": put_errors(fields, wrong) if by == "form" else [],
+        "wrong_fields": [one for one in flat(fields) if one.errors],
         "problems": look.pipelines[name].problems if name in look.pipelines else [],
         "limits": limits,
         "once": new_mark(),
-        "values": {},
         "given": {"name": "", "models": "", "text": ""},
         "error": None,
         "plan": None,
         "served": lock_holder(site.root.machine_room) is not None,
     }
     return page(request, "new.html", status=status, **{**context, **more})
-
-
-def _field(key: str, about: dict[str, Any], needed: bool, example: bool) -> dict[str, Any]:
-    """How a key is asked for: its name, kind of input, and a value to begin with."""
-    kind, examples = about["type"], about.get("examples") or []
-    shown = "" if not examples else examples[0]
-    text = shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False, indent=2)
-    control = {"number": "number", "boolean": "boolean"}.get(kind, "text" if kind == "string" else "json")
-    long = control == "json" or "\n" in text or len(text) > LONG_TEXT or (control == "text" and not examples)
-    return {
-        "key": key,
-        "control": control,
-        "long": long and control in ("text", "json"),
-        "needed": needed,
-        "note": about.get("description"),
-        "hint": text[:200],
-        "value": text if example else "",
-        "rows": min(16, max(3, text.count("\n") + len(text) // 80 + 1)),
-    }
 
 
 @router.post("/new")
@@ -97,11 +84,12 @@ async def drop(request: Request) -> Response:
 
 
 def _drop(request: Request, site: Site, fields: Fields) -> Response:
-    values = fields.with_prefix("f.")
+    by_form = fields.one("by") not in ("paste", "upload")
+    values = fields.with_prefix("f.") if by_form else None
     given = {name: fields.one(name) for name in ("name", "models", "text")}
     about: dict[str, Any] = {
         "pipeline": fields.one("pipeline"),
-        "by": fields.one("by"),
+        "by": fields.one("by") or "form",
         "values": values,
         "given": given,
     }
@@ -110,13 +98,13 @@ def _drop(request: Request, site: Site, fields: Fields) -> Response:
     try:
         uploads, name = _uploads(site, fields, values)
         if fields.one("do") == "look":
-            return _page(request, **about, plan=_looked_at(site, fields, uploads))
+            return _page(request, **about, plan=_looked_at(site, uploads, name, fields))
         return done_once(request, fields, partial(_put, site, uploads, name, fields))
     except PopError as error:
         return _page(request, **about, error=error, status=status_of(error))
 
 
-def _uploads(site: Site, fields: Fields, values: dict[str, str]) -> tuple[list[Upload], str]:
+def _uploads(site: Site, fields: Fields, values: dict[str, str] | None) -> tuple[list[Upload], str]:
     """What was filled in, pasted or sent, and what the file is to be called."""
     stem = fields.one("name").strip()
     if fields.one("by") == "upload":
@@ -133,9 +121,25 @@ def _uploads(site: Site, fields: Fields, values: dict[str, str]) -> tuple[list[U
     if fields.one("by") == "paste":
         data = fields.one("text").encode("utf-8", "replace")
     else:
-        schema = seed_schema(RootCheck(site.root), fields.one("pipeline"))
-        data = dump_json(read_fields(schema, values))
+        data = dump_json(_filled_in(RootCheck(site.root), fields.one("pipeline"), values or {}))
     return [Upload(f"{stem or 'seed'}.json", io.BytesIO(data))], stem or "seed"
+
+
+def _filled_in(look: RootCheck, name: str, values: dict[str, str]) -> dict[str, Any]:
+    """The data of the form.
+
+    Raises:
+        SeedMismatch: They do not fit the pipeline's schema; what could not be read is told first.
+    """
+    own = own_schema(look, name)
+    guessed = own is None
+    data, unread = read_form(fields_of(seed_schema(look, name), guessed=guessed), values, guessed=guessed)
+    if own is not None:
+        places = {mistake.path for mistake in unread}
+        wrong = [*unread, *(one for one in mistakes(own, data) if one.path not in places)]
+        if wrong:
+            raise SeedMismatch(wrong, where="the form", file=look.pipelines[name].file)
+    return data
 
 
 def _pipeline(fields: Fields) -> str | None:
@@ -144,15 +148,28 @@ def _pipeline(fields: Fields) -> str | None:
     return None if name in ("", "default") else name
 
 
-def _looked_at(site: Site, fields: Fields, uploads: list[Upload]) -> Any:
-    if fields.one("by") == "upload":
-        raise UsageError("files are looked at when they are dropped", hint="paste the seed to see its plan")
-    data = uploads[0].file.read()
-    if name := _pipeline(fields):
-        value = read_json(data, where="the seed")
-        if isinstance(value, dict):
-            data = dump_json({**(value if "data" in value else {"data": value}), "pipeline": name})
-    return plan_of_seed(site.root, data)
+class _Looked(Exception):
+    """It was looked at, and is not to appear in the queue."""
+
+    def __init__(self, plan: PlanShape) -> None:
+        self.plan = plan
+
+
+def _looked_at(site: Site, uploads: list[Upload], name: str, fields: Fields) -> PlanShape | None:
+    """What it would do: all that a drop does but the last step.
+
+    Raises:
+        PopError: It would not be dropped.
+    """
+
+    def look(path: Path) -> None:
+        raise _Looked(plan_at(site.root, path, called=uploads[0].name if len(uploads) == 1 else name))
+
+    try:
+        put(site.root, uploads, name, _pipeline(fields), fields.one("models").split(), look=look)
+    except _Looked as looked:
+        return looked.plan
+    return None
 
 
 def _put(site: Site, uploads: list[Upload], name: str, fields: Fields) -> Done:

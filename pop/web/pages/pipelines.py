@@ -19,7 +19,8 @@ from pop.report import FILTERS
 from pop.rootcheck import Read, RootCheck
 from pop.runindex import Asked, Row, Tally
 from pop.safehtml import left_out, text
-from pop.seedform import seed_schema
+from pop.seedfields import fields_of, flat
+from pop.seedform import own_schema, seed_schema
 from pop.settings import Root
 from pop.tasks import find_task
 from pop.web.app import Site
@@ -290,7 +291,8 @@ class PipelineSource:
             "steps": list(steps_of(found))[:MOST_STEPS] if found else [],
             "more_steps": max(0, len(found.steps) - MOST_STEPS) if found else 0,
             "tasks": list(_tasks(look, found, problems)) if found else [],
-            "seed": seed_schema(look, self._name) if found else None,
+            "seed": list(flat(fields_of(seed_schema(look, self._name), guessed=False)))[:MOST_STEPS] if found else None,
+            "guessed": own_schema(look, self._name) is None,
             "document": text(read.data.decode("utf-8", "replace"), TEXT) if read else None,
             "left_out": left_out,
         }

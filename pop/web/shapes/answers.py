@@ -11,6 +11,14 @@ class Shape(BaseModel):
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
 
+class WrongKey(Shape):
+    """What does not fit a pipeline's seed schema: `path` leads to it in the seed's data."""
+
+    path: list[str | int]
+    message: str
+    hint: str | None
+
+
 class ErrorAbout(Shape):
     """What went wrong: `class` is the kind, `code` says it exactly and is permanent, `hint` is one next move."""
 
@@ -19,6 +27,7 @@ class ErrorAbout(Shape):
     message: str
     where: str | None
     hint: str | None
+    wrong: list[WrongKey] | None = None
 
 
 class Error(Shape):

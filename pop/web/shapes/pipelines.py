@@ -57,7 +57,10 @@ class Task(Shape):
 
 
 class PipelineDetail(Shape):
-    """`graph` is a Mermaid flowchart; `seed` what a seed's data must or may hold, as far as it can be told."""
+    """`graph` is a Mermaid flowchart; `seed` the JSON Schema of a seed's data.
+
+    `seed_guessed`: the pipeline has none of its own; it is made from what is read, and from examples.
+    """
 
     name: str
     file: str
@@ -68,6 +71,7 @@ class PipelineDetail(Shape):
     graph: str | None
     tasks: list[Task]
     seed: dict[str, Any]
+    seed_guessed: bool
     problems: list[Problem]
 
 
