@@ -17,9 +17,10 @@ from click.testing import CliRunner
 from pop.cli import pop as pop_group
 from pop.commands.logs import _new_lines
 from pop.errors import PopError
+from pop.pipelines import BrokenPipeline, PipelineShelf
 from pop.settings import Root
 from tests.runfolders import begin_run
-from tests.webbing import make_root
+from tests.webbing import make_root, web_client
 
 RUN = "20261121-165320-made-ab12"
 OTHER = "20261121-165320-made-cd34"
@@ -113,3 +114,37 @@ def test_a_log_of_gigabytes_is_read_in_pieces(root: Root) -> None:
         assert tracemalloc.get_traced_memory()[1] < 2**27
     finally:
         tracemalloc.stop()
+
+
+def test_a_pipe_among_pipelines_tasks_and_examples_blocks_nobody(root: Root) -> None:
+    """Tasks that are not confined can write there; links of a person are followed."""
+    (root.path / "examples").mkdir()
+    root.pipelines.mkdir()
+    for path in (
+        root.pipelines / "pipe.json",
+        root.tasks / "pipe.py",
+        root.tasks / "pipe.md",
+        root.path / "examples/a.json",
+    ):
+        os.mkfifo(path)
+    (root.pipelines / "linked.json").symlink_to(root.pipeline_file)
+    seed = root.path / "seed.json"
+    seed.write_text('{"data": {}, "pipeline": "pipe", "models": {"x": "y"}}')
+    with patience(30, "a command or a page"):
+        checked = CliRunner().invoke(pop_group, ["--root", str(root.path), "check"], obj={})
+        assert "pipelines/pipe.json" in checked.output and "linked" not in checked.output
+        for words in (("graph", "pipe"), ("graph", "linked"), ("plan", RUN), ("plan", str(seed)), ("check", str(seed))):
+            ran = CliRunner().invoke(pop_group, ["--root", str(root.path), *words], obj={})
+            assert (words[-1] == "linked") == (ran.exception is None) or words[0] != "graph", words
+        with web_client(root) as client:
+            for path in (
+                "/pipelines",
+                "/pipelines/pipe",
+                "/pipelines/linked",
+                "/new",
+                "/new?pipeline=pipe",
+                "/api/check",
+            ):
+                assert client.get(path).status_code < 500, path
+    with pytest.raises(BrokenPipeline), patience(5, "the shelf of the daemon"):
+        PipelineShelf(root).take("pipe")
