@@ -142,6 +142,7 @@ class Daemon:
             log.info("ledger.repaired", lines=added)
         if self.only is None:
             self._unsealed.extend(admission.unfinished_claims(self.root))
+            admission.remove_old_drafts(self.root, time.time())
             claimed = {claim.run_dir for claim in self._unsealed}
             unfinished = (path for path in unfinished_runs(self.root) if path not in claimed)
             self._backlog.extend(path for path in unfinished if not self.waiting.add_from(path))

@@ -122,9 +122,12 @@ async def _sent(url: str, body: bytes, headers: dict[str, str], timeout_s: float
     """
     import httpx2
 
-    async with asyncio.timeout(timeout_s), httpx2.AsyncClient(timeout=timeout_s) as client:
-        async with client.stream("POST", url, content=body, headers=headers) as response:
-            return response.status_code
+    async with (
+        asyncio.timeout(timeout_s),
+        httpx2.AsyncClient(timeout=timeout_s) as client,
+        client.stream("POST", url, content=body, headers=headers) as response,
+    ):
+        return response.status_code
 
 
 def _run(name: str, hook: NotifySettings, notice: Notice, body: bytes) -> None:
