@@ -140,7 +140,7 @@ def test_a_pipe_among_pipelines_tasks_and_examples_blocks_nobody(root: Root) -> 
             ran = CliRunner().invoke(pop_group, ["--root", str(root.path), *words], obj={})
             assert words[0] != "graph" or (ran.exception is None) == (words == ("graph", "linked")), ran.output
         with web_client(root) as client:
-            for path in (
+            for where in (
                 "/pipelines",
                 "/pipelines/pipe",
                 "/pipelines/linked",
@@ -148,7 +148,7 @@ def test_a_pipe_among_pipelines_tasks_and_examples_blocks_nobody(root: Root) -> 
                 "/new?pipeline=pipe",
                 "/api/check",
             ):
-                assert client.get(page).status_code < 500, page
+                assert client.get(where).status_code < 500, where
     with pytest.raises(BrokenPipeline), patience(5, "the shelf of the daemon"):
         PipelineShelf(root).take("pipe")
 
