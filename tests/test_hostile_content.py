@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -23,7 +24,7 @@ from pop.errors import PopError
 from pop.pipelines import BrokenPipeline, PipelineShelf
 from pop.settings import Root
 from tests.runfolders import begin_run
-from tests.webbing import make_root, web_client
+from tests.webbing import make_root, record, web_client, write_ledger
 
 RUN = "20261121-165320-made-ab12"
 OTHER = "20261121-165320-made-cd34"
@@ -167,3 +168,44 @@ def test_what_an_upload_that_was_killed_left_goes_away(root: Root) -> None:
     assert (root.tasks / "one.py").exists()
     with drops._draft(root) as draft:
         assert _DRAFT.fullmatch(draft.name)
+
+
+STEERING = "\x1b]0;pwn\x07\x1b[2J\x9b31m\u202eevil\u200b\r\x08\ud800"
+
+
+def test_nothing_that_is_printed_steers_a_terminal(root: Root) -> None:
+    """Neither in words nor in JSON, which means the same: ``json.loads`` gives what was written."""
+    run = begin_run(
+        root, ["one"], run_id="20261121-165320-made-ef56", place="current", name=STEERING, seed_file=STEERING
+    )
+    error = dict.fromkeys(("error_class", "stage", "message", "where", "hint"), STEERING) | {"problems": [STEERING]}
+    run.step("one", error=error, answer="\x9b", prompt="\x9b")
+    (run.path / TRIED / "log.jsonl").write_text(json.dumps({"at": "2026-11-21T00:00:00.000Z", "text": STEERING}) + "\n")
+    run.end("run.failed", error={**error, "instance": "one"}, reason=STEERING)
+    status = json.loads((run.path / "tasks-status.json").read_text())
+    (run.path / "tasks-status.json").write_text(
+        json.dumps({**status, "name": STEERING.rstrip("\ud800"), "notes": ["\x9b"]})
+    )
+    write_ledger(root, record(6, name=STEERING, models=[STEERING], pipeline=STEERING))
+    (root.rejected / "r.reason.json").write_text(
+        json.dumps(dict.fromkeys(("name", "code", "message", "hint"), "\x9b\u202e"))
+    )
+    (root.pending / "p\x9b\u202e.json").write_text("{}")
+    about = ("show", "logs", "report", "graph", "plan", "cancel")
+    words = [
+        ("ls",),
+        ("ls", "--json"),
+        ("doctor",),
+        ("doctor", "--json"),
+        ("tail",),
+        ("tail", "--json"),
+        ("show", STEERING),
+    ]
+    words += [(verb, run.path.name, *more) for verb in about for more in ((), ("--json",), ("--md",))]
+    for one in words:
+        ran = CliRunner().invoke(pop_group, ["--root", str(root.path), *one], obj={})
+        fine = ran.exception is None or isinstance(ran.exception, (PopError, SystemExit, click.ClickException))
+        assert fine, (one, ran.exc_info)
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\ud800-\udfff]", ran.output), one
+        if one[0] == "ls" and "--json" in one:
+            assert "p\x9b\u202e.json" in [row["name"] for row in json.loads(ran.stdout)["pending"]]
