@@ -7,6 +7,7 @@
 | seed.json, no journal, no claim            | takes it for the claim it was, seals again            |
 | seed.claim beside a sealed run             | removes the claim                                     |
 | a reason without its seed in rejected/     | the next scan refuses the seed again, under that name |
+| a draft of an upload in pipeline-pending/  | `remove_old_drafts` removes it after an hour          |
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ from pop.store import (
 )
 
 CLAIM = "seed.claim"
+DRAFT_S = 3600.0
+_DRAFT = re.compile(r"\.\d+-(\d{1,20})-[0-9a-f]{4}\.draft")  # as drops.py names them: process, nanoseconds, chance
 TAIL_BYTES = 65536  # of a journal, in which the newest event of its run is looked for
 NAMES_AT_FAULT = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 
@@ -382,6 +385,16 @@ def unfinished_claims(root: Root) -> list[Claimed]:
         elif not any(run_dir.iterdir()):
             run_dir.rmdir()
     return found
+
+
+def remove_old_drafts(root: Root, now: float) -> None:
+    """What a `pop submit` or an upload that was killed has left in the queue, an hour ago or longer."""
+    for name in os.listdir(root.pending):
+        match = _DRAFT.fullmatch(name)
+        if match and now - int(match[1]) / 1e9 > DRAFT_S:
+            path = root.pending / name
+            with contextlib.suppress(OSError):
+                remove_tree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _file_name_of(run_dir: Path) -> str:

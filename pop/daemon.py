@@ -138,6 +138,7 @@ class Daemon:
             log.info("ledger.repaired", lines=added)
         if self.only is None:
             self._unsealed.extend(admission.unfinished_claims(self.root))
+            admission.remove_old_drafts(self.root, time.time())
             claimed = {claim.run_dir for claim in self._unsealed}
             self.lineup.take_over(path for path in unfinished_runs(self.root) if path not in claimed)
         elif self.only.run:

@@ -97,7 +97,7 @@ def task_line(name: str, task: dict[str, Any]) -> str:
     if task.get("reason"):
         parts.append(safe(cut(str(task["reason"])), MOST_REASON))
     if task.get("error"):
-        parts.append(f"{task['error'].get('error_class')}: {safe(task['error'].get('message', ''), 160)}")
+        parts.append(f"{safe(task['error'].get('error_class'), 40)}: {safe(task['error'].get('message', ''), 160)}")
     return "  ".join(parts)
 
 
@@ -178,7 +178,7 @@ def closing_lines(root: Root, run: Run, status: dict[str, Any]) -> Iterator[str]
     yield f"{MARKS.get(str(state), ' ')} {state}   {path}"
     error = status.get("error") or {}
     if error:
-        yield f"error      {error.get('error_class')}: {safe(error.get('message', ''), 2000)}"
+        yield f"error      {safe(error.get('error_class'), 40)}: {safe(error.get('message', ''), 2000)}"
         if error.get("where"):
             yield f"where      {safe(error['where'])}"
         if error.get("hint") and error.get("hint") != next_move(root, run, status):

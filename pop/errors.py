@@ -58,6 +58,11 @@ def safe(text: object, limit: int = 100_000, *, one_line: bool = False) -> str:
     return shown.replace("\n", "\u23ce").replace("\t", " ") if one_line else shown
 
 
+def safe_json(text: str) -> str:
+    """JSON that means the same, without what could steer a terminal, reorder what stands beside it, or be no UTF-8."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 class PopError(Exception):
     """An error with a place and a next move.
 

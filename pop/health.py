@@ -214,7 +214,7 @@ def _runs(root: Root) -> Iterator[Finding]:
             yield trouble
             continue
         if status["state"] == "failed":
-            says = f"{run.run_id} failed: {error.get('error_class')}: {safe(error.get('message'), 200)}"
+            says = f"{run.run_id} failed: {safe(error.get('error_class'), 40)}: {safe(error.get('message'), 200)}"
             yield Finding(False, "runs", says, f"pop show {run.run_id}; {next_move(root, run, status)}", False)
         elif status["state"] == "unreadable":
             says = f"{run.run_id} cannot be read: {safe(error.get('message'), 200)}"

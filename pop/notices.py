@@ -87,7 +87,7 @@ def _notice(row: dict[str, Any], run_dir: Path, about: dict[str, str], at: int) 
     elif event == events.RUN_WAITING:
         gates = row.get("for")
         kinds, waiting = ["waiting"], [str(gate) for gate in gates] if isinstance(gates, list) else []
-        text = f"{name} waits for an answer: {', '.join(waiting)}"
+        text = f"{name} waits for an answer: {safe(', '.join(waiting), 500, one_line=True)}"
     elif event == events.BUDGET_WARNING:
         kinds, text = ["budget"], f"{name}: {safe(str(row.get('text')), 500, one_line=True)}"
     else:

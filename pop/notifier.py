@@ -11,6 +11,7 @@ with a secret, ``webhook-signature: v1,<base64 of the HMAC-SHA256 of id.timestam
 from __future__ import annotations
 
 import argparse
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -103,13 +104,30 @@ def _post(hook: NotifySettings, notice: Notice, body: bytes) -> None:
             raise NotTold(f"the secret in {hook.secret_env} is no base64 behind whsec_", final=True) from None
     assert hook.url
     try:
-        with httpx2.stream("POST", hook.url, content=body, headers=headers, timeout=hook.timeout_s) as response:
-            status = response.status_code
+        status = asyncio.run(_sent(hook.url, body, headers, hook.timeout_s))
+    except TimeoutError:
+        raise NotTold(f"no answer within {hook.timeout_s:g} s") from None
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, OSError) as error:
         raise NotTold(f"{type(error).__name__}: {error}") from None
     if not 200 <= status < 300:
         final = 400 <= status < 500 and status not in (408, 409, 425, 429)
         raise NotTold(f"HTTP status {status}", final=final or 300 <= status < 400)
+
+
+async def _sent(url: str, body: bytes, headers: dict[str, str], timeout_s: float) -> int:
+    """The status of the answer, whose body is not read. The time counts for all of it: one byte a second is no answer.
+
+    Raises:
+        TimeoutError: There was none in time.
+    """
+    import httpx2
+
+    async with (
+        asyncio.timeout(timeout_s),
+        httpx2.AsyncClient(timeout=timeout_s) as client,
+        client.stream("POST", url, content=body, headers=headers) as response,
+    ):
+        return response.status_code
 
 
 def _run(name: str, hook: NotifySettings, notice: Notice, body: bytes) -> None:

@@ -85,7 +85,7 @@ def of_seed(root: Root, seed: Seed) -> Outlook:
     name = seed.pipeline or "default"
     path = root.pipeline_path(name)
     try:
-        document = read_file(path)
+        document = read_file(path, links=True)
     except OSError:
         hint = did_you_mean(name, root.pipeline_names())
         raise ConfigError(f"no pipeline {name!r}", hint=hint, code="unknown-pipeline") from None
@@ -271,7 +271,7 @@ def _has_code(root: Root, task: str) -> bool:
 def _notes(root: Root, run: Run, pipeline: Pipeline) -> list[str]:
     notes = []
     try:
-        if read_file(root.pipeline_path(pipeline.name)) != read_file(run.path / "pipeline.json"):
+        if read_file(root.pipeline_path(pipeline.name), links=True) != read_file(run.path / "pipeline.json"):
             notes.append("the pipeline changed since; the run keeps its own (drop the seed again to use the new one)")
     except OSError:
         notes.append(f"the pipeline {pipeline.name!r} is not here any more; the run keeps its own")

@@ -14,7 +14,7 @@ from pop import __version__
 from pop.errors import ConfigError, ConfigErrors, SeedRejected, did_you_mean
 from pop.pipeline import Pipeline, load_pipeline
 from pop.settings import Root
-from pop.store import read_file
+from pop.store import read_file, root_trouble
 from pop.tasks import hash_task, list_tasks
 from pop.views import known_views
 
@@ -74,7 +74,7 @@ class PipelineShelf:
     def _read(self, name: str, signature: Signature) -> Shelved:
         path = self._root.pipeline_path(name)
         try:
-            data = path.read_bytes()
+            data = read_file(path, links=True)
         except FileNotFoundError:
             if name == "default":
                 self._broken[name] = signature
@@ -84,6 +84,12 @@ class PipelineShelf:
             raise SeedRejected(
                 f"no pipeline {name!r}", where="pipelines/", hint=did_you_mean(name, names), code="unknown-pipeline"
             ) from None
+        except OSError as error:
+            if root_trouble(error):
+                raise
+            self._broken[name] = signature
+            broken = ConfigError(f"cannot be read: {error.strerror}", where=os.path.relpath(path, self._root.path))
+            raise BrokenPipeline(name, broken) from None
         try:
             tasks = list_tasks(self._root.tasks)
             where = os.path.relpath(path, self._root.path)
@@ -138,7 +144,7 @@ class PipelineShelf:
         with self._lock:
             if self._helpers[0] != signature:
                 names = [str(path.relative_to(self._root.tasks)) for path in paths]
-                hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+                hashes = [hashlib.sha256(read_file(path, links=True)).hexdigest() for path in paths]
                 self._helpers = (signature, dict(zip(names, hashes, strict=True)))
             return self._helpers[1]
 

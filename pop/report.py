@@ -298,10 +298,10 @@ def short_text(root: Root, look: RunLook, *, now: float) -> str:
     lines = [
         f"# {name}",
         "",
-        f"`{look.run.run_id}`, pipeline `{_code(status.get('pipeline'))}`: **{status.get('state')}**",
+        f"`{look.run.run_id}`, pipeline `{_code(status.get('pipeline'))}`: **{_word(status.get('state'))}**",
         "",
     ]
-    times = [f"{key[:-3]} {status[key]}" for key in ("created_at", "finished_at") if status.get(key)]
+    times = [f"{key[:-3]} {_code(status[key], 40)}" for key in ("created_at", "finished_at") if status.get(key)]
     lines += [f"- {', '.join(times)}, {in_words(look.line.end - look.line.begin)}"] if times else []
     lines += [f"- {usage_line(status.get('usage') or {})}"]
     if look.origin:
@@ -339,7 +339,9 @@ def _row(row: StepRow) -> str:
     name = f"{row.name} ({row.done} of {row.instances})" if row.instances > 1 else row.name
     calls = row.usage.calls + row.usage.cached_calls
     spent = in_words(row.seconds) if row.seconds else ""
-    return f"| `{_code(name)}` | {row.state} | {spent} | {calls or ''} | {cost(row.usage) if calls else ''} |"
+    return (
+        f"| `{_code(name)}` | {_word(row.state, 40)} | {spent} | {calls or ''} | {cost(row.usage) if calls else ''} |"
+    )
 
 
 def _outputs(look: RunLook) -> list[str]:

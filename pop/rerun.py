@@ -27,7 +27,7 @@ from pop.sets import UnknownPath, apply_set, read_sets
 from pop.settings import Root
 from pop.stale import RerunRefused, Stale, place_of, stale_of
 from pop.steps import Pipeline
-from pop.store import NotAFile, lines_of, read_regular
+from pop.store import NotAFile, lines_of, read_file, read_regular
 from pop.tasks import hash_task, list_tasks
 
 __all__ = [
@@ -356,7 +356,7 @@ def helpers_of(root: Root) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in sorted(root.tasks.rglob("*.py")):
         try:
-            found[str(path.relative_to(root.tasks))] = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[str(path.relative_to(root.tasks))] = hashlib.sha256(read_file(path, links=True)).hexdigest()
         except OSError:
             continue
     return found

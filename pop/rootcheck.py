@@ -36,13 +36,8 @@ from pop.seedreads import certain_expressions, excluded_keys, keys_not_required,
 from pop.seeds import parse_seed
 from pop.settings import Root, SeedSettings, Settings, load_settings
 from pop.steps import Action
-from pop.taskcheck import (
-    Use,
-    check_folder,
-    check_task,
-    check_task_against_seed,
-    model_of,
-)
+from pop.store import read_file
+from pop.taskcheck import Use, check_folder, check_task, check_task_against_seed, model_of
 from pop.tasks import NAME_RULE, list_tasks
 from pop.views import known_views
 
@@ -92,7 +87,7 @@ class RootCheck:
         path = self.root.pipeline_path(name)
         file = os.path.relpath(path, self.root.path)
         try:
-            data = path.read_bytes()
+            data = read_file(path, links=True)
         except OSError as error:
             return Read(file, b"", None, [ConfigError(f"cannot be read: {error.strerror}", where=file)])
         views = known_views()
@@ -297,7 +292,9 @@ class RootCheck:
             yield ConfigError(message, where=places.of_key(("models", name)), hint=hint, code="unknown-model")
 
     def _in_python(self, word: str) -> bool:
-        return any(word.encode() in path.read_bytes() for path in self.root.tasks.glob("*.py"))
+        return any(
+            word.encode() in read_file(path, links=True) for path in self.root.tasks.glob("*.py") if path.is_file()
+        )
 
     # -- a seed --------------------------------------------------------------------------------------------------------
 

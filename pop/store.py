@@ -294,14 +294,17 @@ def open_file(path: Path | str) -> BinaryIO:
         raise OSError(errno.EINVAL, error.message, str(path)) from None
 
 
-def read_file(path: Path | str, *, max_bytes: int = 2**30) -> bytes:
+def read_file(path: Path | str, *, max_bytes: int = 2**30, links: bool = False) -> bytes:
     """The same for who looks for OSErrors alone: what is no regular file, or too large, is one too.
+
+    Args:
+        links: A link is followed: for what a person wrote, not a task.
 
     Raises:
         OSError: There is no such file, or it is none.
     """
     try:
-        return read_regular(path, max_bytes=max_bytes)
+        return read_regular(os.path.realpath(path) if links else path, max_bytes=max_bytes)
     except NotAFile as error:
         raise OSError(errno.EINVAL, error.message, str(path)) from None
 

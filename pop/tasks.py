@@ -97,7 +97,7 @@ def list_tasks(folder: Path) -> dict[str, str]:
 def _defines_infer(path: Path) -> bool:
     """Whether it defines ``infer``, or means to: a name that is nearly that is told by `taskcheck`."""
     try:
-        source = path.read_bytes()
+        source = path.read_bytes() if path.is_file() else b""  # a pipe would be waited for
     except OSError:
         return False
     try:

@@ -25,6 +25,7 @@ from pop.commands.init import templates
 from pop.commands.schema import schemas
 from pop.errors import AttemptFailed, ConfigError
 from pop.recipes.agentic_workflow import ROLES, view
+from pop.safehtml import markdown
 from pop.views import VIEWS, BrokenView, known_views, load_view
 from tests.living import LivingRoot
 from tests.test_cli import REPOSITORY, pop
@@ -40,7 +41,7 @@ PROMPTS = {
     "step5b_two_level_standardization_validation_agent_prompt_template": "validator",
     "step6_code_refinement_programmer_prompt_template": "programmer",
 }
-HELPERS = ("checks", "workflow", "reviews", "plans", "verdict", "review-needed", "context", "scripted_model")
+HELPERS = ("checks", "workflow", "reviews", "plans", "verdict", "review-needed", "context", "wording", "scripted_model")
 
 
 @pytest.fixture(scope="module")
@@ -824,3 +825,18 @@ def test_a_rejected_plan_ends_the_workflow(tmp_path: Path) -> None:
     )
     assert decisions[-1]["analysis"]["decision_rationale"] == "plan-approval@1 was rejected by ada: no"
     assert not decisions[-1]["workflow_continuation"]["continues"]
+
+
+def test_names_in_a_plan_read_as_they_are(helpers: Callable[[str], Any]) -> None:
+    """`__str__` would be a bold `str`, a text of several lines could forge a heading; code that is marked stays."""
+    wording = helpers("wording")
+    for text, html in {
+        "implement __str__ and _x_.": "implement <code>__str__</code> and <code>_x_</code>.",
+        "use `__init__` or list[int] in f(x_y)": "use <code>__init__</code> or <code>list[int]</code> in f(<code>x_y</code>)",
+        "a stray ` and __str__": "a stray ' and <code>__str__</code>",
+        "one\n\n## Approved": "one ## Approved",
+        "# Approved": "# Approved",
+        "<b>x</b> **so**": "<code>&lt;b&gt;x&lt;/b&gt;</code> <strong>so</strong>",
+    }.items():
+        assert str(markdown(wording.prose(text))) == f'<div class="markdown"><p>{html}</p>\n</div>', text
+    assert wording.code("a `b`") == "`` a `b` ``" and wording.paragraphs("a\nb\n\n# c") == "a b\n\n\\# c"

@@ -9,6 +9,7 @@ import hmac
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -402,3 +403,22 @@ def test_the_doctor_tells_who_was_told_in_vain_and_that_there_is_no_dashboard(tm
         root.close()
     assert shown.returncode == 0 and "! notify" in shown.stdout and "pop notify broken --test" in shown.stdout
     assert "dashboard none: --no-web" in shown.stdout
+
+
+@pytest.mark.parametrize("drip", [b"x", b"HTTP/1.1 200 OK\r\nx-a: ", b"HTTP/1.1 100 Continue\r\n\r\n"])
+def test_a_server_that_answers_a_byte_at_a_time_holds_up_nothing(drip: bytes) -> None:
+    """`timeout_s` is that of the whole try."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            with listening.accept()[0] as line, contextlib.suppress(OSError):
+                for place in range(1000):
+                    line.sendall(drip[place : place + 1] or (drip[-1:] if drip.endswith(b" ") else b"a"))
+                    time.sleep(0.05)
+
+        threading.Thread(target=serve, daemon=True).start()
+        hook = NotifySettings(url=f"http://127.0.0.1:{listening.getsockname()[1]}/", timeout_s=1)
+        began = time.monotonic()
+        with pytest.raises(NotTold):
+            tell("slow", hook, NOTICE)
+        assert time.monotonic() - began < 10

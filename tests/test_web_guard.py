@@ -379,3 +379,12 @@ def test_the_limits_are_what_they_are() -> None:
     """Seconds and bytes that the pages' documentation names."""
     assert (server.HEAD_S, guard.PIECE_S, guard.BODY_BYTES) == (10.0, 20.0, 2**20)
     assert os.path.basename(server.__file__) == "server.py"
+
+
+@pytest.mark.parametrize("path", ["/static/nothing", "/static/", "/favicon.icon", "/static/pop.css/x"])
+def test_a_stranger_is_not_told_what_is_served_here(root: Root, path: str) -> None:
+    """Of public addresses the page of an error says nothing of the root: neither its name nor the way around in it."""
+    with web_client(root, signed_in=False) as client:
+        for answer in (client.get(path), client.post(path)):
+            assert answer.status_code in (404, 405)
+            assert root.path.name not in answer.text and "New seed" not in answer.text

@@ -62,6 +62,7 @@ def pipeline_file(root: Root, name: str | None) -> Path:
 
 
 def print_json(value: Any) -> None:
+    from pop.errors import safe_json
     from pop.records import dump_json
 
-    click.echo(dump_json(value).decode(), nl=False)
+    click.echo(safe_json(dump_json(value).decode()), nl=False)

@@ -29,7 +29,7 @@ def command(what: str | None, svg: bool, as_json: bool, root: str | None) -> Non
     if what is None or what in chosen.pipeline_names():
         path = pipeline_file(chosen, what)
         where = os.path.relpath(path, chosen.path)
-        pipeline = load_pipeline(read_file(path), where=where, name=what or "default")
+        pipeline = load_pipeline(read_file(path, links=True), where=where, name=what or "default")
         _tell(what or "default", pipeline, None, svg, as_json)
         return
     try:

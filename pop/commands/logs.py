@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from pop.commands._shared import as_json, chosen_root, with_root
-from pop.errors import UsageError, did_you_mean
+from pop.errors import UsageError, did_you_mean, safe_json
 from pop.runs import Run, find_run, safe
 from pop.store import open_file
 
@@ -55,7 +55,7 @@ def _say(step: str, attempt: str, file_name: str, line: str, as_json: bool) -> N
         return
     row = _row(line)
     about = {"step": step, "attempt": int(attempt), "file": file_name}
-    click.echo(json.dumps({**about, **(row if row else {"text": line})}, ensure_ascii=False))
+    click.echo(safe_json(json.dumps({**about, **(row if row else {"text": line})}, ensure_ascii=False)))
 
 
 def _steps(run: Run, step: str | None) -> list[str]:

@@ -100,7 +100,7 @@ def _run(row: dict[str, Any]) -> str:
     if row["orders"]:
         text += f"  ({', '.join(row['orders'])} waits to be carried out)"
     if row.get("error"):
-        text += f"  {row['error'].get('error_class')}: {safe(row['error'].get('message'), 120)}"
+        text += f"  {safe(row['error'].get('error_class'), 40)}: {safe(row['error'].get('message'), 120)}"
     return text
 
 

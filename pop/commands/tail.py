@@ -8,6 +8,7 @@ import time
 import click
 
 from pop.commands._shared import as_json, chosen_root, with_root
+from pop.errors import safe_json
 from pop.runs import ledger_tail, safe
 
 
@@ -37,7 +38,7 @@ def command(count: int, follow: bool, as_json: bool, root: str | None) -> None:
 
 def _say(line: bytes, as_json: bool) -> None:
     if as_json:
-        click.echo(line.decode("utf-8", "replace"))
+        click.echo(safe_json(line.decode("utf-8", "replace")))
         return
     try:
         row = json.loads(line)

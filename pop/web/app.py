@@ -16,7 +16,7 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp
@@ -30,10 +30,10 @@ from pop.settings import Root, SeedSettings, Settings
 from pop.store import root_trouble
 from pop.web.errors import about, status_of
 from pop.web.figures import FigureBook
-from pop.web.guard import Guard, Policy
+from pop.web.guard import PUBLIC, Guard, Policy
 from pop.web.keys import Keys
 from pop.web.live import Live
-from pop.web.render import HERE, page, templates
+from pop.web.render import HERE, page, rendered, templates
 
 PAGES = (
     "board",
@@ -249,6 +249,9 @@ def told(request: Request, status: int, found: dict[str, Any], *, headers: dict[
     error = {key: safe(value) if isinstance(value, str) else value for key, value in error.items()}
     if request.url.path.startswith("/api/") or "text/html" not in request.headers.get("accept", ""):
         return JSONResponse({"error": error}, status, headers)
-    answer = page(request, "error.html", status=status, **{"code_number": status, **error})
+    if request.url.path.startswith(PUBLIC):  # who was not asked for a token learns nothing, not even the root's name
+        answer = HTMLResponse(rendered("refused.html", status=status, **error), status)
+    else:
+        answer = page(request, "error.html", status=status, **{"code_number": status, **error})
     answer.headers.update(headers or {})
     return answer

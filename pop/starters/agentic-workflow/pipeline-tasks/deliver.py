@@ -6,6 +6,7 @@ Files that a person edited before the final approval go through the tools once m
 from pathlib import Path
 
 from checks import COLUMNS, RULES, SECONDS, check, lay_out
+from wording import code, prose
 from workflow import code_of
 
 
@@ -41,12 +42,12 @@ def _again(files, ctx):
 def _report(ctx, verdict, reports, edited, files):
     title = ctx.inputs["context"]["project"]["title"] or "Delivered code"
     accepted = "accepted by the validator" if verdict["accepted"] else "accepted by a person, not by the validator"
-    lines = [f"# {title}", "", f"{accepted.capitalize()}; run {ctx.run_id}.", "", "## Files", ""]
-    lines += [f"- {file['path']}{' (edited by a person at the end)' if file['path'] in edited else ''}" for file in files]
+    lines = [f"# {prose(title)}", "", f"{accepted.capitalize()}; run {ctx.run_id}.", "", "## Files", ""]
+    lines += [f"- {code(file['path'])}{' (edited by a person at the end)' if file['path'] in edited else ''}" for file in files]
     lines += ["", "## Tools", ""]
-    lines += [f"- {one['tool']}: {'passed' if one['passed'] else 'FAILED'} ({one['summary']})" for one in reports]
+    lines += [f"- {one['tool']}: {'passed' if one['passed'] else 'FAILED'} ({prose(one['summary'])})" for one in reports]
     lines += ["", "## Scores", ""]
-    lines += [f"- {name}: {value}" for name, value in verdict["validation_scores"].items()]
+    lines += [f"- {prose(name)}: {value}" for name, value in verdict["validation_scores"].items()]
     lines += ["", "## What is left", ""]
-    lines += [f"- {one['severity']} ({one['source']}): {one['issue']}" for one in verdict["findings"]] or ["Nothing."]
+    lines += [f"- {one['severity']} ({prose(one['source'])}): {prose(one['issue'])}" for one in verdict["findings"]] or ["Nothing."]
     return "\n".join(lines) + "\n"
