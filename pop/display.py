@@ -176,7 +176,7 @@ def closing_lines(root: Root, run: Run, status: dict[str, Any]) -> Iterator[str]
                 yield from (f"artifact   {last}/artifacts/{safe(p.name)}" for p in sorted(artifacts.iterdir()))
         return
     yield f"{MARKS.get(str(state), ' ')} {state}   {path}"
-    error = status.get("error") or {}
+    error = error_of(status)
     if error:
         yield f"error      {safe(error.get('error_class'), 40)}: {safe(error.get('message', ''), 2000)}"
         if error.get("where"):
@@ -273,13 +273,13 @@ def again_line(run: Run, status: dict[str, Any]) -> str | None:
         return f"again      pop rerun {run.run_id} --from STEP   (a new run, which shares what lies before STEP)"
     if state != "failed" or {"retry", "rerun"} & set(orders):
         return None
-    failed = str(_error_of(status).get("instance"))
+    failed = str(error_of(status).get("instance"))
     known = failed in status.get("tasks", {}) and not failed.endswith("+control")
     step = failed if known else "STEP"
     return f"or         pop rerun {run.run_id} --from {step}   (what lies before {'it' if known else step} is kept)"
 
 
-def _error_of(status: dict[str, Any]) -> dict[str, Any]:
+def error_of(status: dict[str, Any]) -> dict[str, Any]:
     """A status that somebody damaged may hold anything."""
     error = status.get("error")
     return error if isinstance(error, dict) else {}
@@ -287,7 +287,7 @@ def _error_of(status: dict[str, Any]) -> dict[str, Any]:
 
 def next_move(root: Root, run: Run, status: dict[str, Any]) -> str:
     """What a person can do about a run that failed or was cancelled."""
-    error = _error_of(status)
+    error = error_of(status)
     if status.get("state") == "cancelled":
         return f"pop retry {run.run_id}"
     if error.get("error_class") == "budget" and error.get("hint") and "pop retry" in error["hint"]:

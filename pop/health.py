@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pop.display import next_move
+from pop.display import error_of, next_move
 from pop.errors import ConfigError, PopError
 from pop.hooks import hook_line, hook_row
 from pop.rootcheck import RootCheck
@@ -209,7 +209,7 @@ def _queue(root: Root) -> Iterator[Finding]:
 def _runs(root: Root) -> Iterator[Finding]:
     for run in current_runs(root):
         status = run.status()
-        error = status.get("error") or {}
+        error = error_of(status)
         if status["state"] in ("queued", "running") and (trouble := _broken_copy(run, status)):
             yield trouble
             continue
@@ -220,7 +220,11 @@ def _runs(root: Root) -> Iterator[Finding]:
             says = f"{run.run_id} cannot be read: {safe(error.get('message'), 200)}"
             yield Finding(False, "runs", says, error.get("hint"))
         elif status["state"] == "running":
-            yield Finding(True, "runs", f"{run.run_id} is at work: {', '.join(status.get('current') or [])}")
+            yield Finding(
+                True,
+                "runs",
+                f"{run.run_id} is at work: {', '.join(safe(name, 80) for name in status.get('current') or [])}",
+            )
         else:
             yield Finding(True, "runs", f"{run.run_id} is {status['state']}")
 

@@ -87,6 +87,8 @@ class OrderDesk:
             self._lineup.ordered = None
 
     async def _carry_out(self, order: Order) -> None:
+        if order.overtaken_by:
+            raise PopError(f"{order.verb} was overtaken by {order.overtaken_by}, which came later")
         run = self._orchestrator.runs.get(order.run_id)
         if run:
             await self._order_active(run, order)

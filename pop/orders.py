@@ -1,7 +1,8 @@
 """Orders to a run are files in its folder, written by a command, the dashboard or a person.
 
 ``orders/<verb>.json``; the content is optional: ``{"by": str, "reason": str, "budget": {"run_usd": 5}}``. An order that was carried out moves to
-``orders/done/``. Several are carried out by age, so that the newest has the last word. They work while the daemon is down and are carried out when it is back.
+``orders/done/``. Several are carried out by age, so that the
+newest has the last word; of those that take a run up (`STARTS`) the newest alone. They work while the daemon is down and are carried out when it is back.
 
 | verb   | a run that is active        | a run at rest                                       |
 |--------|-----------------------------|-----------------------------------------------------|
@@ -19,7 +20,7 @@ import getpass
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from pop.waiting import WaitingRuns
 log = structlog.get_logger()
 
 VERBS = ("cancel", "pause", "resume", "rerun", "retry")
+STARTS = ("resume", "rerun", "retry")
 ANSWER = "answer"  # not an order in orders/: somebody answered a gate of a waiting run
 AT_ONCE = 500
 
@@ -52,6 +54,7 @@ class Order:
     reason: str | None
     budget: dict[str, float] = field(default_factory=dict)
     content: dict[str, Any] = field(default_factory=dict)
+    overtaken_by: str | None = None  # a later order that takes the run up, too
 
     @property
     def run_id(self) -> str:
@@ -138,7 +141,9 @@ class Orders:
         except OSError:  # none, or a folder that nobody can read orders from
             return []
         given = [verb for verb in VERBS if f"{verb}.json" in names or verb in names]
-        return [self._read(run_dir, verb) for verb in sorted(given, key=lambda verb: _placed_at(run_dir, verb))]
+        orders = [self._read(run_dir, verb) for verb in sorted(given, key=lambda verb: _placed_at(run_dir, verb))]
+        *older, newest = [order.verb for order in orders if order.verb in STARTS] or [""]
+        return [replace(order, overtaken_by=newest) if order.verb in older else order for order in orders]
 
     def _read(self, run_dir: Path, verb: str) -> Order:
         by, reason, budget, content = "a file", None, dict[str, float](), dict[str, Any]()

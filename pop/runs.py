@@ -75,7 +75,7 @@ class Run:
         except FileNotFoundError:
             if self.here() != self:  # it was promoted while we looked
                 return self.here().status()
-            if not (self.path / "tasks").exists():  # being accepted
+            if not any(self.path.glob("tasks/*")):  # being accepted
                 return {**self._nothing_known(), "state": "queued"}
             trouble = "it has no events.jsonl"
         except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:

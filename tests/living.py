@@ -60,7 +60,7 @@ class LivingRoot:
         words = ["--root", str(self.path), "up", *(() if web else ("--no-web",)), *arguments]
         environment = {k: v for k, v in os.environ.items() if k != "OPENAI_API_KEY"} | (env or {})
         with open(self.path / "daemon.log", "ab") as log:
-            if env is None and first is None:
+            if env is None and first is None and warm.fits(environment):
                 daemon = warm.start(words, env=environment, stdout=log.fileno(), stderr=log.fileno())
             else:
                 daemon = subprocess.Popen(

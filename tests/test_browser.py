@@ -521,6 +521,12 @@ def links(page: Page) -> set[str]:
     return {one.partition("#")[0] for one in found if one.startswith("/") and not one.startswith("//")}
 
 
+def kind(address: str) -> str:
+    """Addresses that differ in values alone are of one kind."""
+    path, _, query = address.partition("?")
+    return "&".join([path, *sorted(set(re.findall(r"(?:^|&)([^=&]+)=", query)))])
+
+
 def test_nothing_in_seeds_answers_and_files_runs(browser: Browser, tmp_path: Path) -> None:
     """Every page that the run leads to is opened, its files too: no script, no dialog, nothing refused, nothing asked of others."""
     root = make_root(tmp_path)
@@ -535,19 +541,20 @@ def test_nothing_in_seeds_answers_and_files_runs(browser: Browser, tmp_path: Pat
     with web_server(root) as server, somebody(browser, server) as person:
         page = person.page
         expect(page.locator("#runs")).to_contain_text(NASTY)
-        person.forgiven = (*MISSING, *SANDBOXED)
+        person.forgiven = (*MISSING, *SANDBOXED, "status of 409")  # no plan of a run whose files are broken
         seen, ahead = set(), {"/", f"/?q={NASTY}", "/?state=pending", "/gates", "/new"}
         while ahead:
             path = ahead.pop()
-            seen.add(path)
+            if kind(path) in seen:
+                continue
+            seen.add(kind(path))
             answer = page.goto(person.home + path)
-            assert answer and answer.status in (200, 404), path
+            assert answer and answer.status in (200, 404, 409), path
             if "/raw/" in path and "svg" in path:
                 assert answer.headers["content-type"].startswith("text/plain")
             page.evaluate("() => document.querySelectorAll('details').forEach((one) => { one.open = true; })")
-            ahead |= (
-                {one for one in links(page) if "download" not in one} - seen if page.locator("main").count() else set()
-            )
+            if page.locator("main").count():
+                ahead |= {one for one in links(page) if "download" not in one and ".csv" not in one}
             assert page.evaluate("() => window.pwned") is None
             assert not page.evaluate("() => window.watched.refused"), path
         assert len(seen) > 15 and any("evil.svg" in path for path in seen), seen

@@ -383,7 +383,7 @@ def test_hostile_orders_to_rerun(make_living: Make) -> None:
 
 
 def test_two_orders_at_once(make_living: Make) -> None:
-    """The more careful one first, and each is filed away once."""
+    """By age; of two that take the run up the later one. Each is filed away once."""
     living = make_living(pipeline=gate(), tasks=TASKS, settings=QUICK)
     living.up()
     both = waiting(living, "both", {})

@@ -87,7 +87,10 @@ def test_a_run_that_cannot_be_read_is_called_so(root: Root, journal: bytes) -> N
 
 def test_a_run_that_is_being_accepted_is_queued(root: Root) -> None:
     """Its journal comes last."""
-    (root.current / "20261121-031502-brief-abcd").mkdir()
+    run_dir = root.current / "20261121-031502-brief-abcd"
+    run_dir.mkdir()
+    assert find_run(root, "last").status()["state"] == "queued"
+    (run_dir / "tasks").mkdir()
     assert find_run(root, "last").status()["state"] == "queued"
 
 

@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -26,9 +27,12 @@ from pathlib import Path
 from typing import Any
 
 OF_THE_INTERPRETER = ("PYTHON", "LC_", "LANG", "TZ")  # variables it reads once, when it starts
+BORN = dict(os.environ)  # before any test changed it
+HERE = Path(__file__).resolve().parent.parent
 MOST_BYTES = 60_000  # of one request; a longer one is started with `exec`
 _lock = threading.Lock()
 _server: socket.socket | None = None
+_process: subprocess.Popen[bytes] | None = None
 
 
 def pop(
@@ -44,7 +48,7 @@ def pop(
     command = [sys.executable, "-m", "pop", *map(str, arguments)]
     environment = dict(os.environ if env is None else env)
     size = sum(map(len, [*command, *environment, *environment.values()]))
-    if _of_interpreter(environment) != _of_interpreter(os.environ) or size > MOST_BYTES:
+    if not fits(environment) or size > MOST_BYTES:
         about: dict[str, Any] = {"input": input} if input is not None else {"stdin": stdin}
         return subprocess.run(
             command, capture_output=True, text=True, timeout=timeout, env=environment, cwd=cwd, **about
@@ -52,10 +56,14 @@ def pop(
     return _Call(command, environment, str(cwd or os.getcwd()), input, stdin).done(timeout)
 
 
+def fits(environment: Mapping[str, str]) -> bool:
+    """Whether an interpreter that started with this environment would be as ours is."""
+    return _of_interpreter(environment) == _of_interpreter(BORN)
+
+
 def start(arguments: Sequence[object], *, env: Mapping[str, str], stdout: int, stderr: int) -> subprocess.Popen[bytes]:
     """As `subprocess.Popen([sys.executable, "-m", "pop", ...], start_new_session=True, ...)`, reading nothing."""
     command = [sys.executable, "-m", "pop", *map(str, arguments)]
-    assert _of_interpreter(env) == _of_interpreter(os.environ)
     null = os.open(os.devnull, os.O_RDONLY)
     try:
         return _Started(command, _send(command, env, os.getcwd(), [null, stdout, stderr], session=True))
@@ -69,7 +77,11 @@ def _send(command: list[str], env: Mapping[str, str], cwd: str, fds: list[int], 
     ours, theirs = os.pipe()
     try:
         with _lock:
-            socket.send_fds(_started(), [json.dumps(request).encode()], [*fds, theirs])
+            try:
+                socket.send_fds(_started(), [json.dumps(request).encode()], [*fds, theirs])
+            except (BrokenPipeError, ConnectionResetError):
+                warnings.warn(f"the warm process ended: {_forget()}", stacklevel=2)
+                socket.send_fds(_started(), [json.dumps(request).encode()], [*fds, theirs])
     finally:
         os.close(theirs)
     return ours
@@ -165,13 +177,24 @@ class _Call:
 
 def _started() -> socket.socket:
     """The server of this process; it ends when this process does."""
-    global _server
+    global _server, _process
     if _server is None:
         _server, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            subprocess.Popen([sys.executable, "-m", "tests.warm", str(theirs.fileno())], pass_fds=[theirs.fileno()])
+            command = [sys.executable, "-m", "tests.warm", str(theirs.fileno())]
+            _process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, cwd=HERE, env=BORN)
         atexit.register(_server.close)
     return _server
+
+
+def _forget() -> str:
+    """Let go of a server that ended; its exit code and last words."""
+    global _server
+    assert _server and _process
+    _server.close()
+    _server = None
+    _, said = _process.communicate(timeout=10)
+    return f"exit code {_process.returncode}; {said.decode(errors='replace')[-2000:] or 'it said nothing'}"
 
 
 # -- the server ------------------------------------------------------------------------------------------------------

@@ -222,7 +222,7 @@ def _refusal(path: Path) -> PopError:
 
 
 def _tell(root: Root, run: Run, as_json: bool, interrupted: bool) -> int:
-    from pop.display import closing_lines
+    from pop.display import closing_lines, error_of
 
     status = run.status()
     if as_json:
@@ -233,7 +233,7 @@ def _tell(root: Root, run: Run, as_json: bool, interrupted: bool) -> int:
     if status.get("state") == "complete":
         return EXIT_OK
     if status.get("state") in ("failed", "cancelled"):
-        error = status.get("error") or {}
+        error = error_of(status)
         return EXIT_BUDGET if error.get("error_class") == "budget" else EXIT_RUN_FAILED
     if status.get("state") in ("waiting", "paused"):
         return EXIT_WAITING

@@ -119,17 +119,20 @@ class Live:
             source: Makes the source when nobody has looked at this key yet.
             every_s: Seconds between two changes of this page, at least.
         """
-        seen = request.headers.get("last-event-id") or request.query_params.get("after") or ""
+        told = request.headers.get("last-event-id") or ""
+        seen = told or request.query_params.get("after") or ""
         return EventSourceResponse(
-            self._events(key, source, seen[:200], every_s),
+            self._events(key, source, seen[:200], every_s, told=bool(told)),
             ping=PING_S,
             send_timeout=STALLED_S,
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
 
     async def _events(
-        self, key: Hashable, source: Callable[[], Source], seen: str, every_s: float = EVERY_S
+        self, key: Hashable, source: Callable[[], Source], seen: str, every_s: float = EVERY_S, *, told: bool = True
     ) -> AsyncIterator[ServerSentEvent]:
+        """Not yet `told`, a reader has a page that was made by itself, and fragments of the same mark may be newer than
+        it: what it is told first is all of them."""
         channel = self._channels.get(key)
         if channel is None:
             channel = self._channels[key] = _Channel(source(), every_s)
@@ -141,10 +144,11 @@ class Live:
             serial = 0
             while not self._closed and not channel.over:
                 if channel.mark is not None and channel.serial > serial:
-                    known = serial or channel.marks.get(seen, 0)
+                    known = (serial or channel.marks.get(seen, 0)) if told else 0
                     serial = channel.serial
                     if channel.mark != seen and (html := channel.since(known)):
                         yield ServerSentEvent(html, event="fragments", id=channel.mark)
+                        told = True
                     seen = channel.mark
                     continue
                 await channel.changed.wait()
