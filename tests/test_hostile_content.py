@@ -173,8 +173,9 @@ def test_what_an_upload_that_was_killed_left_goes_away(root: Root) -> None:
 STEERING = "\x1b]0;pwn\x07\x1b[2J\x9b31m\u202eevil\u200b\r\x08\ud800"
 
 
-def test_nothing_that_is_printed_steers_a_terminal(root: Root) -> None:
+def test_nothing_that_is_printed_steers_a_terminal(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in words nor in JSON, which means the same: ``json.loads`` gives what was written."""
+    monkeypatch.chdir(root.path)  # a report is written where one stands
     run = begin_run(
         root, ["one"], run_id="20261121-165320-made-ef56", place="current", name=STEERING, seed_file=STEERING
     )
