@@ -96,13 +96,15 @@ def plan_pause(run: Run) -> Plan:
     Raises:
         DoesNotFit: It has ended.
     """
-    state = run.status().get("state")
+    status = run.status()
+    state = status.get("state")
     if run.place == "complete" or state in ("failed", "cancelled", "unreadable"):
         raise DoesNotFit(f"{run.run_id} is {state}; only a run that goes on can be paused")
-    if state == "paused":
+    if state == "paused" or status.get("pausing"):
         if waits(run, "resume"):
             return Plan(run, None, f"{run.run_id} stays paused: the order to resume it is withdrawn", ("resume",))
-        return Plan(run, None, f"{run.run_id} is paused already")
+        until = "" if state == "paused" else ", once what is at work has ended"
+        return Plan(run, None, f"{run.run_id} is paused already{until}")
     if waits(run, "pause"):
         return Plan(run, None, f"{run.run_id} has that order already; it waits to be carried out")
     return Plan(run, "pause", withdraws=tuple(verb for verb in ("resume",) if waits(run, verb)))
@@ -114,17 +116,19 @@ def plan_resume(run: Run) -> Plan:
     Raises:
         DoesNotFit: It has ended.
     """
-    state = run.status().get("state")
+    status = run.status()
+    state = status.get("state")
+    is_paused = state == "paused" or status.get("pausing")
     if run.place == "complete" or state == "unreadable":
         raise DoesNotFit(f"{run.run_id} is {state}; only a paused run is resumed")
     if state in ("failed", "cancelled"):
         hint = f"pop retry {run.run_id} lets it go on from what failed"
         raise DoesNotFit(f"{run.run_id} is {state}; only a paused run is resumed", hint=hint)
     if waits(run, "pause"):
-        if state == "paused":  # the newer order counts
+        if is_paused:  # the newer order counts
             return Plan(run, "resume", withdraws=("pause",))
         return Plan(run, None, f"{run.run_id} is not paused: the order to pause it is withdrawn", ("pause",))
-    if state != "paused":
+    if not is_paused:
         return Plan(run, None, f"{run.run_id} is not paused: it is {state}")
     if waits(run, "resume"):
         return Plan(run, None, f"{run.run_id} has that order already; it waits to be carried out")

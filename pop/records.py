@@ -397,6 +397,7 @@ class Status(Record):
     progress: float = 0.0
     current: list[str] = Field(default_factory=list)
     waiting_for: str | None = None
+    pausing: bool = False  # it was paused, and what is at work has not ended yet
     error: ErrorRecord | None = None
     notes: list[str] = Field(default_factory=list)  # e.g. that the embedded engine is in use
     usage: Usage = Field(default_factory=Usage)

@@ -10,6 +10,7 @@ from pop.events import unix_s
 from pop.history import Instance, RunHistory
 from pop.records import Usage
 
+PAUSING = "it is being paused: what is at work ends first, and nothing new starts"
 MOST_TOLD = 20  # gates of one run whose note says how to answer them
 
 
@@ -36,6 +37,7 @@ def status_of(history: RunHistory, *, now: str, expected: list[str], notes: list
     for name in expected:
         tasks.setdefault(name, {"state": "cancelled" if history.state == "cancelled" else "pending"})
     ended = sum(1 for task in tasks.values() if task["state"] in ("done", "skipped"))
+    pausing = history.paused and history.state == "running"
     progress = 1.0 if history.state == "complete" else min(0.99, ended / len(tasks)) if tasks else 0.0
     return {
         "schema_version": 1,
@@ -50,8 +52,13 @@ def status_of(history: RunHistory, *, now: str, expected: list[str], notes: list
         "progress": round(progress, 4),
         "current": [name for name, instance in history.instances.items() if instance.state == "running"],
         "waiting_for": ", ".join(waiting) or None,
+        "pausing": pausing,
         "error": history.error,
-        "notes": list(dict.fromkeys([*notes, *_how_to_answer(history, waiting), *history.warnings])),
+        "notes": list(
+            dict.fromkeys(
+                [*notes, *([PAUSING] if pausing else []), *_how_to_answer(history, waiting), *history.warnings]
+            )
+        ),
         "usage": history.usage.model_dump(),
         "tasks": tasks,
     }
@@ -94,7 +101,7 @@ _OF_A_GATE = re.compile(r"\S+ (waits for|got) an answer")
 def lasting(notes: Iterable[Any], history: RunHistory) -> list[str]:
     """Of the notes in an earlier status those that `status_of` does not make anew, or that are over."""
     told = [str(note) for note in notes]
-    return [note for note in told if note not in history.warnings and not _OF_A_GATE.match(note)]
+    return [note for note in told if note not in (PAUSING, *history.warnings) and not _OF_A_GATE.match(note)]
 
 
 def run_record(history: RunHistory, *, models: list[str]) -> dict[str, Any]:

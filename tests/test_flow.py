@@ -301,6 +301,25 @@ def test_a_paused_run_rests_until_it_is_resumed(make_living: Make) -> None:
     living.wait_complete(1)
 
 
+def test_a_run_says_that_it_is_being_paused_and_may_still_go_on(make_living: Make) -> None:
+    """Its step goes on meanwhile; nobody needs to wait for the end of it to resume."""
+    slow = "import os, time\ndef infer(prompt, ctx):\n    while not os.path.exists(ctx.seed['until']):\n        time.sleep(0.05)\n    return 1\n"
+    living = make_living(pipeline={"name": "p", "tasks": ["slow", "last"]}, tasks={"slow.py": slow, "last.py": LAST})
+    living.up()
+    until = living.root.path / "enough"
+    living.drop("a.json", {"until": str(until)})
+    living.wait(lambda: living.status()["current"], "work")
+    pop(living, "pause", "last")
+    living.wait(lambda: living.status()["pausing"], "the order")
+    status = living.status()
+    assert status["state"] == "running" and any("being paused" in note for note in status["notes"])
+    pop(living, "resume", "last")
+    living.wait(lambda: not living.status()["pausing"], "the second order")
+    assert not any("being paused" in note for note in living.status()["notes"])
+    until.touch()
+    living.wait_complete(1)
+
+
 def test_waiting_and_paused_runs_can_be_cancelled_and_taken_up_again(make_living: Make) -> None:
     """The gate is still there afterwards, and told once, as long as it can be answered."""
     living = make_living(pipeline=gate(), tasks=TASKS)

@@ -72,6 +72,16 @@ def test_the_newer_order_counts(root: Root) -> None:
     assert "is not paused: it is running" in pop("resume", "r", root=root.path).stderr
 
 
+def test_a_pause_is_taken_back_before_the_work_has_ended(root: Root) -> None:
+    """A step may be at work for an hour after the order."""
+    path = root.current / run_id("r") / "tasks-status.json"
+    path.write_bytes(dump_json({**json.loads(path.read_bytes()), "pausing": True}))
+    assert "is paused already, once what is at work has ended" in pop("pause", "r", root=root.path).stderr
+    pop("resume", "r", root=root.path)
+    assert orders(root) == {"r/resume"}
+    assert "withdrawn" in pop("pause", "r", root=root.path).stderr and not orders(root)
+
+
 def test_cancelling_all_wants_a_yes(root: Root) -> None:
     """Without a terminal to ask at it must be said."""
     result = pop("cancel", "--all", root=root.path)

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from starlette.testclient import TestClient
 
+from pop.cli import pop as pop_group
+from pop.commands.init import templates
 from pop.seedcheck import Mistake, mistakes
 from pop.seedfields import SeedField, fields_of, flat, put_errors, read_form
 from pop.settings import Root
@@ -219,6 +222,25 @@ def test_a_pipelines_page_and_the_api_tell_the_schema(client: TestClient, root: 
     told = client.get("/api/pipelines/default").json()
     assert told["seed"] == SCHEMA and told["seed_guessed"] is False
     assert client.get("/api/pipelines/free").json()["seed_guessed"] is True
+
+
+@pytest.mark.parametrize("schema", [{}, {"type": "object"}, {"$ref": "#"}, {"properties": {"a": True, "b": {}}}])
+def test_a_schema_that_says_little_has_its_pages(client: TestClient, root: Root, schema: dict[str, Any]) -> None:
+    """Nothing in a schema need be there."""
+    (root.pipelines / "free.json").write_text(json.dumps({"tasks": ["one"], "seed": schema}))
+    for address in ("/pipelines", "/pipelines/free", "/new?pipeline=free", "/api/pipelines/free"):
+        assert client.get(address).status_code == 200, address
+
+
+@pytest.mark.parametrize("template", templates())
+def test_what_a_template_begins_with_has_its_pages(tmp_path: Path, template: str) -> None:
+    """A newcomer's first look."""
+    folder = tmp_path / "begun"
+    result = CliRunner().invoke(pop_group, ["init", str(folder), "--template", template], obj={})
+    assert result.exit_code == 0, result.output
+    with web_client(Root(folder)) as begun:
+        for address in ("/", "/pipelines", "/pipelines/default", "/new", "/costs", "/compare", "/health", "/gates"):
+            assert begun.get(address).status_code == 200, address
 
 
 def test_the_api_names_every_wrong_key(client: TestClient, root: Root) -> None:
