@@ -30,6 +30,7 @@ SHORT = 120  # characters of a text that has a line
 LONG_TEXT = 60  # characters from which an example shows that it needs more than a line
 MOST_INNER = 8  # fields of a group
 MOST_DEPTH = 2
+MOST_SKETCHED = 3  # keys of an object that is shown for its form
 MOST_CHOICES = 200
 _FORMATS = {"date": "date", "email": "email", "uri": "url"}
 _TOLD = ("format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength", "pattern")
@@ -157,8 +158,25 @@ class _Maker:
         found.attributes = _attributes(schema, found.kind)
         plain = "string" in found.types and found.kind != "choice"
         found.value = "" if begin is None else _text(begin, plain, compact=found.kind == "choice")
-        found.hint = _text(examples[0], plain)[:200] if examples else ""
+        if examples:
+            found.hint = _text(examples[0], plain)[:200]
+        elif found.kind == "json" and not self.guessed:
+            found.hint = json.dumps(self._sketch(schema, MOST_DEPTH), ensure_ascii=False)[:200]
         return found
+
+    def _sketch(self, about: Any, depth: int) -> Any:
+        """How such a value may look, for whoever has to write it."""
+        schema = self._resolved(about)
+        types, choices = _types(schema), schema.get("enum")
+        if isinstance(choices, list) and choices:
+            return choices[0]
+        if "array" in types and depth:
+            return [self._sketch(schema.get("items"), depth - 1)]
+        if "object" in types and depth:
+            known = schema.get("properties")
+            inside = list(known.items())[:MOST_SKETCHED] if isinstance(known, Mapping) else []
+            return {str(key): self._sketch(inner, depth - 1) for key, inner in inside} or {"...": "..."}
+        return {"integer": 1, "number": 1.5, "boolean": True}.get(types[0], "...") if types else "..."
 
     def _kind(self, schema: Mapping[str, Any], path: Path, needed: bool, shown: list[Any]) -> str:
         types = _types(schema)
@@ -241,7 +259,8 @@ def read_form(
                 data[key] = value
         except BadJson as error:
             data[key] = text
-            wrong.append(Mistake(one.path, f"is no JSON: {error.message}"))
+            why = error.message.removeprefix("not valid JSON: ")
+            wrong.append(Mistake(one.path, f"is no JSON: {why}", hint=f"such as {one.hint}" if one.hint else None))
     return data, wrong
 
 

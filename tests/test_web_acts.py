@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 
 from pop.gates import answer_of, open_gate, opened
 from pop.store import Disk, lock_holder
+from pop.web.pages.act import steps_of
 from tests.webbing import HOST, web_client
 from tests.webstates import HOSTILE, States, every_state
 
@@ -160,7 +161,8 @@ def test_a_form_of_another_page_is_refused(client: TestClient, states: States) -
 def test_gates_that_wait_are_listed(client: TestClient, states: States) -> None:
     """Each leads to its page; of what models said nothing is run."""
     page = client.get("/gates").text
-    assert f"/runs/{states.runs['waiting']}/gates/sign-off" in page
+    assert f"/runs/{states.runs['waiting']}/gates/sign-off" in page and "Approve sign-off?" in page
+    assert re.search(r'<span class="small soft">[^<]*Is it good\?', page)
     gate = client.get(f"/runs/{states.runs['waiting']}/gates/sign-off").text
     assert HOSTILE not in gate and "&lt;script&gt;" in gate and "Is it good?" in gate
     assert client.get(f"/runs/{states.runs['waiting']}/gates/draft").status_code == 404
@@ -277,6 +279,13 @@ def test_a_run_is_run_again_with_edits(client: TestClient, states: States) -> No
     order = json.loads((states.root.path / written(done)).read_bytes())
     assert order["from"] == ["boom"] and order["set"] == {"boom.attempts": 2}
     (run.path / "orders" / "rerun.json").unlink()
+
+
+def test_steps_to_run_again_from_show_what_a_person_should_see_first() -> None:
+    """A step whose last lap was skipped is done, not running."""
+    states = {"a@1": "done", "a@2": "skipped", "b.0": "done", "b.1": "failed", "c": "pending"}
+    status = {"tasks": {name: {"state": state} for name, state in states.items()}}
+    assert steps_of(status) == [("a", "done"), ("b", "failed"), ("c", "pending")]
 
 
 def test_a_complete_run_makes_a_new_one(client: TestClient, states: States) -> None:

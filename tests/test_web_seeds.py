@@ -60,6 +60,19 @@ def fields(**more: Any) -> dict[str, SeedField]:
     return {one.name: one for one in flat(fields_of(SCHEMA, guessed=False, **more))}
 
 
+def test_what_is_written_as_json_shows_its_form() -> None:
+    """By its schema; an example goes first."""
+    some = {"type": "array", "items": {"$ref": "#/$defs/one"}}
+    one = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "age": {"type": "integer"}, "of": {"enum": ["x"]}},
+    }
+    schema = {"properties": {"some": some, "shown": {**some, "examples": [[7]]}}, "$defs": {"one": one}}
+    hints = {found.name: found.hint for found in fields_of(schema, guessed=False)}
+    assert hints == {"some": '[{"name": "...", "age": 1, "of": "x"}]', "shown": "[\n  7\n]"}
+    assert fields()["open-ended"].hint == '{"...": "..."}'
+
+
 # -- fields ------------------------------------------------------------------------------------------------------------
 
 
@@ -108,7 +121,8 @@ def test_what_cannot_be_read_is_told_at_its_field() -> None:
     )
     told = {one.name: one.errors for one in flat(form) if one.errors}
     assert set(told) == {"sources", "author/na~1me", "topic", "body"} and elsewhere == ["x is no key of it"]
-    assert told["sources"][0].startswith("is no JSON") and told["sources"][1] == "[0] must be a text, this is a number"
+    assert told["sources"][0] == 'is no JSON: expecting value (such as ["..."])'
+    assert told["sources"][1] == "[0] must be a text, this is a number"
     assert told["topic"] == ["is missing"]
 
 

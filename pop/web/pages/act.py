@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from functools import partial
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from pop import acts
 from pop.changes import changes_of
 from pop.errors import PopError, UsageError
 from pop.gateshow import diff
+from pop.graph import summed_up
 from pop.records import STAGES, BadJson, read_json
 from pop.rerun import documents_of, read_sets
 from pop.runs import Run
@@ -132,7 +134,7 @@ def again(request: Request, run_id: str) -> HTMLResponse:
     """From where it is to run again, with what changed."""
     run: Run = request.app.state.site.run(run_id)
     asked = request.query_params.getlist("from")
-    known = dict(_steps(run.status()))
+    known = dict(steps_of(run.status()))
     stage = request.query_params.get("stage", "")
     stage = stage if stage in STAGES else ""
     exact = " ".join(f"{one}:{stage}" if stage else one for one in asked if one not in known)  # an item, a lap
@@ -144,7 +146,7 @@ def _rerun_page(request: Request, run: Run, *, status: int = 200, **more: Any) -
     state = run.status()
     context = {
         **_about(request, run, state),
-        "steps": _steps(state),
+        "steps": steps_of(state),
         "stages": STAGES,
         "seed": _seed_text(run),
         "chosen": [],
@@ -160,12 +162,12 @@ def _rerun_page(request: Request, run: Run, *, status: int = 200, **more: Any) -
     return page(request, "rerun.html", status=status, **{**context, **more})
 
 
-def _steps(status: dict[str, Any]) -> list[tuple[str, str]]:
+def steps_of(status: dict[str, Any]) -> list[tuple[str, str]]:
     """The steps that ran, each with the state of its instances."""
-    found: dict[str, set[str]] = {}
+    found: dict[str, Counter[str]] = {}
     for instance, task in (status.get("tasks") or {}).items():
-        found.setdefault(place_of(str(instance))[0], set()).add(str(task.get("state")))
-    return [(step, next(iter(states)) if len(states) == 1 else "running") for step, states in found.items()]
+        found.setdefault(place_of(str(instance))[0], Counter())[str(task.get("state"))] += 1
+    return [(step, summed_up(states)) for step, states in found.items()]
 
 
 def _seed_text(run: Run) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,7 @@ from pop.web.live import SELDOM_S
 from pop.web.once import Done, Fields, done_once, new_mark, posted
 from pop.web.reading import digest, mark_of, relative, stamp
 from pop.web.render import clock, page, rendered, templates
+from pop.web.shapes import Gate
 
 router = APIRouter()
 templates().filters["moment"] = lambda unix_s: clock(rfc3339(unix_s))
@@ -76,7 +78,7 @@ class GatesSource:
 
     def context(self) -> dict[str, Any]:
         found = self._found()
-        rows = [(row, gate) for row in found.rows for gate in _gates_of(self._site, row.run_id)]
+        rows = [(row, gate, _words(gate)) for row in found.rows for gate in _gates_of(self._site, row.run_id)]
         return {"rows": rows, "more": max(0, found.total - len(found.rows))}
 
     def _found(self) -> Found:
@@ -99,12 +101,20 @@ async def live_gates(request: Request) -> Response:
     return site.live.stream(request, "gates", lambda: GatesSource(site), SELDOM_S)
 
 
-def _gates_of(site: Site, run_id: str) -> list[Any]:
+def _gates_of(site: Site, run_id: str) -> list[Gate]:
     try:
         run = site.run(run_id)
         return [gate for name in open_gates(run) if (gate := gate_of(run, name))]
     except (HTTPException, OSError):  # it has gone on
         return []
+
+
+def _words(gate: Gate) -> tuple[str, str]:
+    """What is asked, in a line, and the first line of the pipeline's own words about it."""
+    text = gate.request or ""
+    title = gate.title or text.partition("\n")[0].lstrip("# ")
+    own = re.search(r"^## Why it waits\n\n> (.+)", text, re.MULTILINE) if gate.kind == "step" else None
+    return title, own[1] if own else ""
 
 
 @router.get("/runs/{run_id}/gates/{gate}")
