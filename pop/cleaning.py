@@ -10,7 +10,7 @@ import shutil
 import tarfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pop.admission import last_event
@@ -43,16 +43,26 @@ def old_runs(root: Root, least_s: float, failed: bool) -> list[Run]:
     return [run for run in found if _is_at_rest(run)]
 
 
-def remove_all(root: Root, runs: list[Run], *, archive: bool) -> None:
-    """Remove the folders of those that are at rest still; `archive` keeps each as a .tar.gz."""
+def remove_all(root: Root, runs: list[Run], *, archive: bool) -> tuple[list[Run], int]:
+    """Remove the folders of those that are at rest still; `archive` keeps each as a .tar.gz.
+
+    Returns:
+        Those that were removed, and how many bytes they held.
+    """
+    removed: list[Run] = []
+    freed = 0
     with _alone(root):
         _clean_up(root)
         for run in runs:
             if not _is_at_rest(run):  # somebody gave it an order meanwhile, or removed it
                 continue
+            held = size_bytes(run.path)
             if archive:
                 archive_run(root, run)
             remove_run(run.path)
+            removed.append(run)
+            freed += held
+    return removed, freed
 
 
 def prune_answers(root: Root, age_s: float, dry_run: bool) -> int:
@@ -85,7 +95,8 @@ def _alone(root: Root) -> Iterator[None]:
 
 
 def _is_at_rest(run: Run) -> bool:
-    if os.path.lexists(run.path / "orders" / "retry.json") or os.path.lexists(run.path / "orders" / "retry"):
+    orders = [run.path / "orders" / name for verb in ("retry", "rerun") for name in (verb, f"{verb}.json")]
+    if any(os.path.lexists(order) for order in orders):
         return False
     try:
         return last_event(run.path) in (RUN_COMPLETE, RUN_FAILED, RUN_CANCELLED, None)
@@ -98,7 +109,7 @@ def _candidates(root: Root, failed: bool) -> list[Run]:
     if failed:
         resting = ("failed", "cancelled")
         found += [run for run in runs_in(root.current, "current") if run.status().get("state") in resting]
-    return found
+    return [run for run in found if not run.path.is_symlink()]  # what it leads to is no folder of this root
 
 
 def _ended_at(run: Run) -> float:
@@ -112,7 +123,13 @@ def _ended_at(run: Run) -> float:
 
 
 def size_bytes(folder: Path) -> int:
-    return sum(os.lstat(Path(parent, name)).st_blocks * 512 for parent, _, names in os.walk(folder) for name in names)
+    """What its files take up; somebody may be removing it."""
+    found = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                found += os.lstat(Path(parent, name)).st_blocks * 512
+    return found
 
 
 def archive_run(root: Root, run: Run) -> None:
@@ -142,6 +159,6 @@ def _clean_up(root: Root) -> None:
     """Finish what a crash cut off: runs out of sight and half-written archives."""
     for folder in (root.complete, root.current):
         for doomed in folder.glob(".*.removed"):
-            shutil.rmtree(doomed)
+            doomed.unlink() if doomed.is_symlink() else shutil.rmtree(doomed)
     for draft in (root.complete / "archive").glob(".*.tmp"):
         draft.unlink(missing_ok=True)

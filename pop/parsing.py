@@ -226,8 +226,7 @@ def lost_reference(schema: dict[str, Any]) -> str | None:
 
 def _references(part: Any) -> Iterator[str]:
     if isinstance(part, dict):
-        if isinstance(part.get("$ref"), str):
-            yield part["$ref"]
+        yield from (part[word] for word in ("$ref", "$dynamicRef") if isinstance(part.get(word), str))
         for key, value in part.items():
             if key not in ("enum", "const", "default", "examples"):
                 yield from _references(value)

@@ -70,6 +70,8 @@ def schema_mistakes(schema: Any, places: Places | FrontPlaces, under: Path = ())
     """Every way in which it is no JSON Schema."""
     if not isinstance(schema, dict):
         return [_mistake("a JSON Schema must be an object here", places.of(under))]
+    if not isinstance(schema.get("$schema", ""), str):
+        return [_mistake('"$schema" must be a text', places.of((*under, "$schema")), "leave it out for draft 2020-12")]
     if _is_sound(dump_json(schema, pretty=False)):
         return []
     from jsonschema.exceptions import best_match
@@ -80,9 +82,10 @@ def schema_mistakes(schema: Any, places: Places | FrontPlaces, under: Path = ())
     lost = lost_reference(schema)
     if lost is None:
         return []
-    place = places.of((*under, *(_path_of_reference(schema, lost) or ())))
+    path = _path_of_reference(schema, lost) or ("$ref",)
+    place = places.of((*under, *path))
     hint = "keep what it names under $defs in the same file"
-    return [_mistake(f'"$ref": {lost[:200]!r} leads nowhere', place, hint)]
+    return [_mistake(f'"{path[-1]}": {lost[:200]!r} leads nowhere', place, hint)]
 
 
 @lru_cache(maxsize=64)
@@ -116,8 +119,9 @@ def _explain(error: Any, places: Places | FrontPlaces, under: Path) -> ConfigErr
 
 
 def _path_of_reference(part: Any, reference: str) -> Path | None:
-    if isinstance(part, dict) and part.get("$ref") == reference:
-        return ("$ref",)
+    for word in ("$ref", "$dynamicRef") if isinstance(part, dict) else ():
+        if part.get(word) == reference:
+            return (word,)
     entries = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
     for key, value in entries:
         below = _path_of_reference(value, reference)

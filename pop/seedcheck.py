@@ -165,6 +165,9 @@ def _found(schema: dict[str, Any], data: Any) -> list[Mistake]:
                 break
     except (RecursionError, ArithmeticError) as error:
         return [Mistake((), f"cannot be checked: {type(error).__name__}", "it may be nested too deep")]
+    except Exception as error:  # `$ref` may lead to what is no schema
+        says = f"cannot be checked: {type(error).__name__}: {cut(str(error), 200)}"
+        return [Mistake((), says, "a part of the schema is none, as where a `$ref` leads into a `default`")]
     return list(found.values())[: MOST_TOLD + 1]
 
 
@@ -187,7 +190,7 @@ def _told(error: Any) -> Iterator[Mistake]:
     path, keyword, schema = tuple(error.absolute_path), error.validator, error.schema
     if keyword in ("anyOf", "oneOf") and error.context:
         yield from _of_several(error, path)
-    elif keyword == "required":
+    elif keyword == "required" and isinstance(error.validator_value, list):
         missing = (key for key in error.validator_value if key not in error.instance)
         inner = schema.get("properties") or {}
         yield from (Mistake((*path, key), "is missing", _meant(inner.get(key))) for key in missing)

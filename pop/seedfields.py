@@ -91,7 +91,7 @@ def fields_of(
         given: What was filled in before, by the fields' names: it is kept.
     """
     maker = _Maker(schema, guessed, example)
-    found = maker.below(schema, (), _example(schema) if example else None, optional=False)
+    found = maker.below(schema, (), _example(_sound(schema)) if example else None, optional=False)
     for one in flat(found) if given is not None else ():
         one.value = (given or {}).get(one.name, "")
     return found
@@ -121,7 +121,7 @@ class _Maker:
 
     def _resolved(self, schema: Any) -> dict[str, Any]:
         """A schema that says all itself, where it refers to another or allows null beside one form."""
-        found = dict(schema) if isinstance(schema, Mapping) else {}
+        found = _sound(schema) if isinstance(schema, Mapping) else {}
         for _ in range(10):
             reference = found.get("$ref")
             one = self._at(reference) if isinstance(reference, str) else None
@@ -132,6 +132,7 @@ class _Maker:
                 found = {**forms[0], **{key: value for key, value in found.items() if key != "anyOf"}}
             else:
                 break
+            found = _sound(found)
         return found
 
     def _at(self, reference: str) -> dict[str, Any] | None:
@@ -199,6 +200,23 @@ class _Maker:
             more = schema.get("additionalProperties")
             return "json" if schema.get("patternProperties") or isinstance(more, Mapping) else "group"
         return "json"
+
+
+_NUMBER = (int, float)
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "properties": Mapping, "patternProperties": Mapping, "required": list, "examples": list, "anyOf": list, "enum": list,
+    "type": (str, list), "title": str, "description": str, "format": str, "pattern": str, "minLength": _NUMBER,
+    "maxLength": _NUMBER, "minimum": _NUMBER, "maximum": _NUMBER, "exclusiveMinimum": _NUMBER,
+    "exclusiveMaximum": _NUMBER, "multipleOf": _NUMBER,
+}  # fmt: skip
+
+
+def _sound(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Without keywords of other kinds than the latest draft has: older ones differ, and a `$ref` may lead into data."""
+    found: dict[str, Any] = {k: value for k, value in schema.items() if isinstance(value, _KINDS.get(k, object))}
+    if isinstance(found.get("type"), list):
+        found["type"] = [one for one in found["type"] if isinstance(one, str)]
+    return found
 
 
 def _example(schema: Mapping[str, Any]) -> Any:

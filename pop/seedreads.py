@@ -32,7 +32,8 @@ def excluded_keys(folder: Path, pipeline: Pipeline) -> Iterator[ConfigError]:
 def keys_not_required(folder: Path, pipeline: Pipeline) -> Iterator[str]:
     """Sentences about keys that prompts read in any case, and that the schema lets a seed leave out."""
     schema = pipeline.seed or {}
-    known, required = schema.get("properties", {}), schema.get("required", [])
+    known, given = schema.get("properties", {}), schema.get("required", [])
+    required = given if isinstance(given, list) else []  # draft 3 has it beside the key
     for task in _certain_tasks(pipeline):
         for key, certain in seed_keys(folder, task).items():
             if certain and key in known and key not in required:

@@ -35,9 +35,10 @@ def command(
     least_s = seconds_of(age) if age is not None else math.inf
     answers = prune_answers(chosen, seconds_of(answers_age), dry_run) if answers_age is not None else None
     old = old_runs(chosen, least_s, failed)
-    freed = sum(size_bytes(run.path) for run in old)
     if age is not None and not dry_run:
-        remove_all(chosen, old, archive=archive)
+        old, freed = remove_all(chosen, old, archive=archive)
+    else:
+        freed = sum(size_bytes(run.path) for run in old)
     if as_json:
         value = {"runs": [run.run_id for run in old], "freed_bytes": freed, "dry_run": dry_run}
         print_json(value if answers is None else {**value, "answers": answers})

@@ -128,7 +128,7 @@ def older_than(root: Root, age: str, *, failed: bool) -> Old:
 
 
 def remove_old(root: Root, before: float, *, failed: bool, archive: bool) -> Old:
-    """Remove what ended before a time that was looked at, and none that ended since.
+    """Remove what ended before a time that was looked at, and none that ended since; tells what is gone by it.
 
     Raises:
         UsageError: That time is none, or has not come.
@@ -136,6 +136,5 @@ def remove_old(root: Root, before: float, *, failed: bool, archive: bool) -> Old
     if not 0 <= before <= time.time():
         raise UsageError("before when?", where="before", hint="look at what would go; that tells it")
     runs = old_runs(root, time.time() - before, failed)
-    found = Old(before, [run.run_id for run in runs], sum(size_bytes(run.path) for run in runs))
-    remove_all(root, runs, archive=archive)
-    return found
+    removed, freed = remove_all(root, runs, archive=archive)
+    return Old(before, [run.run_id for run in removed], freed)
