@@ -107,7 +107,7 @@ class Site:
         return self.mark()
 
     def mark(self) -> str:
-        return f"{self.index.mark()}-{self.figures.newest.mark()}"
+        return f"{self.index.mark()}-{self.figures.mark()}"
 
     def close(self) -> None:
         self.live.close()
