@@ -100,6 +100,7 @@ ORDER = [
     "queue",
     "views",
     "seedreads",
+    "seedtext",
     "rootcheck",
     "instances",
     "history",
