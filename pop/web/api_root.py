@@ -28,8 +28,8 @@ from pop.settings import Root, load_settings
 from pop.store import lock_holder
 from pop.tasks import find_task
 from pop.web import shapes
-from pop.web.app import Site
 from pop.web.reading import MOST_ROWS, ASite, lines, problem, records, relative, text_in
+from pop.web.site import Site
 
 router = APIRouter(tags=["root"])
 MOST_TEXT_BYTES = 256 * 1024

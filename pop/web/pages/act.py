@@ -22,12 +22,12 @@ from pop.seeds import parse_seed
 from pop.stale import place_of
 from pop.store import NotAFile, lock_holder, read_regular
 from pop.web.api_runs import open_gates
-from pop.web.app import Site
 from pop.web.errors import status_of
 from pop.web.once import Done, Fields, done_once, marks_of, new_mark, posted
 from pop.web.ordering import possible
 from pop.web.reading import relative
 from pop.web.render import page
+from pop.web.site import Site
 
 router = APIRouter()
 EDITABLE_BYTES = 100_000
