@@ -24,7 +24,7 @@ from typing import Any
 import orjson
 
 from pop.errors import UsageError, safe
-from pop.recipes.iterate.sighted import Alert
+from pop.recipes.iterate.snapshots import Alert
 from pop.records import objects_in
 from pop.store import Disk, NotAFile, mend_tail, read_regular
 

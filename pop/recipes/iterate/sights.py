@@ -16,7 +16,7 @@ from pop.history import read_history
 from pop.recipes.iterate.criteria import Criterion, check_text, for_path, parse, problem
 from pop.recipes.iterate.launch import RUNS, recorded, seed_of
 from pop.recipes.iterate.manifest import CRITERIA, Deliverable, Manifest, check_step, seed_key
-from pop.recipes.iterate.sighted import Found, Sight, Signs, deliverables_of, works_of
+from pop.recipes.iterate.snapshots import Found, Sight, Signs, deliverables_of, works_of
 from pop.records import BadJson, objects_in, read_json
 from pop.runs import Run, find_run
 from pop.settings import Root
