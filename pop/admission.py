@@ -28,8 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from pop import events
 from pop.errors import PopError, SeedRejected
 from pop.queue import (
@@ -43,7 +41,7 @@ from pop.queue import (
     read_entry,
     zip_entries,
 )
-from pop.records import BadJson, Seed, dump_json, printable
+from pop.records import BadJson, Seed, dump_json, objects_in, printable
 from pop.seeds import is_a_beginning, parse_seed
 from pop.settings import Root, SeedSettings
 from pop.store import (
@@ -432,14 +430,8 @@ def newest_of_run(run_dir: Path) -> dict[str, Any] | None:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - TAIL_BYTES))
         lines = file.read().split(b"\n")
-    for line in reversed(lines):
-        try:
-            row = orjson.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and str(row.get("event")).startswith("run."):
-            return row
-    return None
+    of_run = (row for row in objects_in(reversed(lines)) if str(row.get("event")).startswith("run."))
+    return next(of_run, None)
 
 
 def last_event(run_dir: Path) -> str | None:

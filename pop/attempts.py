@@ -14,16 +14,16 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import orjson
 from pydantic import ValidationError
 
 from pop import events
 from pop.errors import ErrorClass
 from pop.executors import Attempt, Result
-from pop.records import BadJson, ErrorRecord, Letter, Usage, dump_json, read_json
+from pop.records import BadJson, ErrorRecord, Letter, Usage, dump_json, objects_in, read_json
 from pop.remedies import Next
 from pop.steps import Remedy
 from pop.store import (
@@ -323,13 +323,7 @@ def _calls(attempt_dir: Path) -> Iterator[dict[str, Any]]:
     except (OSError, NotAFile):
         return
     with file:
-        while line := file.readline(MAX_LINE_BYTES):
-            try:
-                row = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                continue
-            if isinstance(row, dict):
-                yield row
+        yield from objects_in(iter(partial(file.readline, MAX_LINE_BYTES), b""))
 
 
 def last_trail_line(attempt_dir: Path) -> dict[str, Any] | None:
@@ -345,14 +339,7 @@ def last_trail_line(attempt_dir: Path) -> dict[str, Any] | None:
         return None
     finally:
         os.close(fd)
-    for line in reversed(tail.split(b"\n")):
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(row, dict):
-            return row
-    return None
+    return next(objects_in(reversed(tail.split(b"\n"))), None)
 
 
 def _refinements(attempt_dir: Path) -> int:

@@ -18,6 +18,7 @@ from pop.models.providers.replay import Recording, find_recorded
 from pop.records import Seed, dump_json, read_json
 from pop.rootcheck import RootCheck
 from pop.runs import Run, find_run
+from pop.seedtext import envelope_at
 from pop.settings import Root, load_settings
 from pop.store import lines_of
 
@@ -154,7 +155,7 @@ def refuse_without_models(root: Root, seed: Path, *, keys: bool = False, codes: 
         ConfigErrors: All of it.
     """
     look = RootCheck(root)
-    envelope = look.envelope(seed) or Seed(data=None)
+    envelope = envelope_at(seed) or Seed(data=None)
     name = envelope.pipeline or "default"
     read = look.pipelines.get(name)
     if read is None or read.pipeline is None:

@@ -7,15 +7,13 @@ makes the same prompts and stored answers are found again. The gateway's count d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from pop.durations import ANY_AGE_S
 from pop.errors import AttemptFailed
 from pop.models.tokens import cut_text, estimate_tokens, split_text, weigh
 from pop.replies import Call, Prompt, Reply
-
-if TYPE_CHECKING:
-    from pop.context import Context
+from pop.trail import Log
 
 _COMPRESS = """Condense the document to at most {words} words. Keep names, numbers and claims; invent nothing.
 
@@ -29,10 +27,21 @@ LEAST_DIGEST_TOKENS = 60
 WORDS_PER_TOKEN = 0.75
 
 
+class Asker(Protocol):
+    """What condensing takes of a stage's context."""
+
+    log: Log
+    max_output_tokens: int | None
+
+    def count_tokens(self, text: str, model: str | None = None) -> int: ...
+
+    def gather_each(self, calls: Sequence[Prompt | Call]) -> list[Reply | AttemptFailed]: ...
+
+
 class Compression:
     """One text on its way to `max_tokens`."""
 
-    def __init__(self, ctx: Context, max_tokens: int, model: str | None) -> None:
+    def __init__(self, ctx: Asker, max_tokens: int, model: str | None) -> None:
         self._ctx = ctx
         self._max_tokens = max_tokens
         self._model = model

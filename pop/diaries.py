@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
-
+from pop.records import objects_in
 from pop.timeline import Diary, diary_of
 
 MAX_DIARY = 4 * 2**20  # of trail.jsonl, and of calls.jsonl
@@ -103,14 +102,7 @@ def beginning(path: Path | str, most: int, *, end: bool = False) -> tuple[bytes,
 
 def json_lines(data: bytes) -> Iterator[dict[str, Any]]:
     """The objects of a .jsonl file; what is none, or torn, is passed over."""
-    for line in data.split(b"\n"):
-        if line:
-            try:
-                row = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                continue
-            if isinstance(row, dict):
-                yield row
+    return objects_in(data.split(b"\n"))
 
 
 def sums_of(calls: list[dict[str, Any]]) -> dict[str, ModelSum]:

@@ -26,13 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from pop import events
 from pop.admission import CLAIM, claim_path
 from pop.errors import PopError, SeedRejected
 from pop.history import RunHistory, read_history
-from pop.records import Fork, Seed
+from pop.records import Fork, Seed, objects_in
 from pop.rerun import asked_of, changed_documents, documents_of, pipeline_of
 from pop.settings import Root
 from pop.stale import CONTROL, Stale, place_of, stale_of
@@ -145,13 +143,7 @@ def _rerun_line(parent: Path, fork: Fork, stale: Stale) -> dict[str, Any]:
 
 
 def _journal(run_dir: Path) -> Iterator[dict[str, Any]]:
-    for line in lines_of(run_dir / "events.jsonl"):
-        try:
-            event = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(event, dict) and "event" in event:
-            yield event
+    return (event for event in objects_in(lines_of(run_dir / "events.jsonl")) if "event" in event)
 
 
 def _kept_lines(parent: Path, pipeline: Pipeline, history: RunHistory, stale: Stale) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import structlog
 
-from pop.lastwords import errors_of
+from pop.errorlogs import open_error_log
 from pop.models.catalogue import describe_default
 from pop.models.keys import keys_of
 from pop.settings import Root, Settings
@@ -80,7 +80,7 @@ class GatewayProcess:
         self._lives += 1
         self._started_at = time.monotonic()
         self._socket.unlink(missing_ok=True)
-        log_file = errors_of(self._root.machine_room, "gateway")
+        log_file = open_error_log(self._root.machine_room, "gateway")
         self._log_from_bytes = log_file.tell()
         command = [sys.executable, "-P", "-m", "pop.models.gateway", "--root", str(self._root.path)]
         with log_file:

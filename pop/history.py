@@ -11,13 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import orjson
-
 from pop import events
 from pop.instances import Instance as Instance
 from pop.instances import Lap as Lap
 from pop.instances import Loop as Loop
-from pop.records import Usage
+from pop.records import Usage, objects_in
 from pop.store import read_file
 
 MOST_BYTES = 2**30  # of a journal; 200,000 instances write a third of it
@@ -379,11 +377,7 @@ def read_history(run_dir: Path) -> RunHistory:
         OSError: It is no file that can be read whole.
     """
     history = RunHistory()
-    for line in read_file(run_dir / "events.jsonl", max_bytes=MOST_BYTES).split(b"\n"):
-        try:
-            event = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(event, dict) and "event" in event:
+    for event in objects_in(read_file(run_dir / "events.jsonl", max_bytes=MOST_BYTES).split(b"\n")):
+        if "event" in event:
             history.apply(event)
     return history

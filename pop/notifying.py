@@ -12,9 +12,9 @@ from contextlib import suppress
 
 import structlog
 
+from pop.errorlogs import open_error_log
 from pop.executors.local import worker_environment
 from pop.executors.process import MARK
-from pop.lastwords import errors_of
 from pop.outbox import Outbox
 from pop.settings import Root, Settings
 
@@ -62,7 +62,7 @@ class NotifierProcess:
                 if name and name in os.environ:
                     environment[name] = os.environ[name]
         command = [sys.executable, "-P", "-m", "pop.notifier", "--root", str(self._root.path)]
-        with errors_of(self._root.machine_room, "notifier") as errors:
+        with open_error_log(self._root.machine_room, "notifier") as errors:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,

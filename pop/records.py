@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -149,6 +150,17 @@ def dump_json(value: Any, *, pretty: bool = True) -> bytes:
     except TypeError:  # integers beyond 64 bits
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2 if pretty else None)
         return text.encode("utf-8") + b"\n"
+
+
+def objects_in(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The JSON objects among the lines of a .jsonl file; a line that is none, or torn, is passed over."""
+    for line in lines:
+        try:
+            value = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            continue
+        if isinstance(value, dict):
+            yield value
 
 
 def printable(name: str) -> str:

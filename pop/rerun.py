@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from pop import events
 from pop.control import additions, extended
 from pop.errors import ConfigError, ConfigErrors, PopError, UsageError
 from pop.history import RunHistory
 from pop.pipeline import load_pipeline
-from pop.records import BadJson, dump_json, read_json
+from pop.records import BadJson, dump_json, objects_in, read_json
 from pop.seedcheck import refuse_misfit
 from pop.sets import UnknownPath, apply_set, read_sets
 from pop.settings import Root
@@ -82,14 +80,8 @@ def pipeline_name(history: RunHistory) -> str:
 def journaled(run_dir: Path, *names: str) -> Iterator[dict[str, Any]]:
     """The events of these names in a run's journal; a torn line is passed over."""
     marks = [f'"{name}"'.encode() for name in names]
-    for line in lines_of(run_dir / "events.jsonl"):
-        if any(mark in line for mark in marks):
-            try:
-                event = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                continue
-            if isinstance(event, dict) and event.get("event") in names:
-                yield event
+    marked = (line for line in lines_of(run_dir / "events.jsonl") if any(mark in line for mark in marks))
+    return (event for event in objects_in(marked) if event.get("event") in names)
 
 
 def read_order(order: Mapping[str, Any]) -> tuple[list[str], dict[str, Any], dict[str, str]]:

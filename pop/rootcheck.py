@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from pop.errors import ConfigError, ConfigErrors, ErrorClass, PopError, SeedRejected, did_you_mean
 from pop.executors.local import writable
@@ -29,11 +25,12 @@ from pop.models.providers.replay import find_recorded
 from pop.pipeline import Pipeline, Repeat, Task, read_pipeline
 from pop.pipeline_wiring import steps_around
 from pop.places import Places, find_places
-from pop.queue import BROKEN_ZIP, Incomplete, ignore_lease_breaks, open_archive, peek, read_entry
-from pop.records import NAME_PATTERN, BadJson, Seed, read_json
-from pop.seedcheck import Mistake, SeedMismatch, mistakes, refuse_misfit
+from pop.queue import BROKEN_ZIP, Incomplete, ignore_lease_breaks, peek
+from pop.records import NAME_PATTERN, Seed
+from pop.seedcheck import SeedMismatch, mistakes, refuse_misfit
 from pop.seedreads import certain_expressions, excluded_keys, keys_not_required, unconditional
 from pop.seeds import parse_seed
+from pop.seedtext import content_of, explained, misfit, no_envelope, text_of
 from pop.settings import Root, SeedSettings, Settings, load_settings
 from pop.steps import Action
 from pop.store import read_file
@@ -306,18 +303,18 @@ class RootCheck:
             found = peek(path, limits)
             if isinstance(found, Incomplete):
                 return [ConfigError(f"not yet a seed: {found.reason}", where=path)]
-            value, places = _content(path)
+            value, places = content_of(path)
         except SeedRejected as error:
-            return _explained(path, error)
+            return explained(path, error)
         except OSError as error:
             return [ConfigError(f"cannot read the seed: {error.strerror}", where=path)]
         within = ("data",) if "data" in value else ()
         read = self.read_for(found.seed)
         wrong = mistakes(read.pipeline.seed, found.seed.data) if read and read.pipeline and read.pipeline.seed else []
-        of_data: list[PopError] = [_misfit(one, places, within) for one in wrong]
+        of_data: list[PopError] = [misfit(one, places, within) for one in wrong]
         of_data = of_data or [*self._against_tasks(found.seed, path)]
         if not within:
-            return [*_no_envelope(value, places), *of_data]
+            return [*no_envelope(value, places), *of_data]
         asked = self.asked_problems(found.seed.pipeline or "default", found.seed.models, found.seed.budget)
         return [*self._of_envelope(found.seed, places), *asked, *of_data]
 
@@ -331,7 +328,7 @@ class RootCheck:
             SeedMismatch: With the place of the first mistake.
         """
         try:
-            seed = parse_seed(_text(path)[0])
+            seed = parse_seed(text_of(path)[0])
         except (*BROKEN_ZIP, SeedRejected, OSError, KeyError):
             return
         read = self.read_for(seed)
@@ -340,7 +337,7 @@ class RootCheck:
         try:
             refuse_misfit(read.pipeline.seed, seed.data, where=where, file=read.file)
         except SeedMismatch as error:
-            value, places = _content(path, where)
+            value, places = content_of(path, where)
             error.where = places.of((*(("data",) if "data" in value else ()), *error.wrong[0].path))
             raise
 
@@ -348,29 +345,10 @@ class RootCheck:
         """The pipeline that a seed asks for; a fork goes on with the other run's own, which the daemon looks at."""
         return None if seed.fork else self.pipelines.get(seed.pipeline or "default")
 
-    def seed_at(self, path: Path) -> Seed:
-        """A seed in whose file, folder or archive `seed_problems` found no reason to refuse it.
-
-        Raises:
-            SeedRejected: It found one.
-        """
-        try:
-            return parse_seed(_text(path)[0])
-        except (*BROKEN_ZIP, KeyError, OSError) as error:
-            raise SeedRejected(f"it cannot be read: {error}") from None
-
-    def envelope(self, path: Path) -> Seed | None:
-        """What the envelope of a seed says; None where there is none, or no seed."""
-        try:
-            value, _ = _content(path)
-            return Seed.model_validate(value) if isinstance(value, dict) and "data" in value else None
-        except (*BROKEN_ZIP, OSError, BadJson, KeyError, UnicodeDecodeError, ValidationError):
-            return None
-
     def envelope_problems(self, path: Path) -> list[PopError]:
         """Pipelines and models that a seed's envelope names and this root lacks; [] for what is no readable seed."""
         try:
-            value, places = _content(path)
+            value, places = content_of(path)
             seed = parse_seed(path.read_bytes(), where=path)
         except (SeedRejected, OSError):
             return []
@@ -445,65 +423,3 @@ def _evaluated(expressions: Iterable[Expression], data: Any) -> Iterator[PopErro
             expression.evaluate({"seed": data})
         except ExpressionError as error:
             yield error
-
-
-# -- the text of a seed ------------------------------------------------------------------------------------------------
-
-
-def _content(path: Path, called: str | None = None) -> tuple[Any, Places]:
-    """The JSON of a seed that was found to be one, and the places in it."""
-    data, inner = _text(path)
-    return read_json(data), find_places(data.decode(), f"{called or path}{inner}")
-
-
-def _text(path: Path) -> tuple[bytes, str]:
-    """The bytes of a seed's JSON, and where they lie in it."""
-    if path.is_dir():
-        return (path / "seed.json").read_bytes(), "/seed.json"
-    if path.suffix.lower() == ".zip":
-        with open_archive(path) as opened, zipfile.ZipFile(opened) as archive:
-            return read_entry(archive, archive.getinfo("seed.json")), "/seed.json"
-    return path.read_bytes(), ""
-
-
-def _misfit(mistake: Mistake, places: Places, within: tuple[str, ...]) -> SeedMismatch:
-    """One mistake as an error of its own, with line and column."""
-    error = SeedMismatch([mistake], where=places.of((*within, *mistake.path)), file="")
-    error.message, error.hint = str(mistake), mistake.hint
-    return error
-
-
-def _explained(path: Path, error: SeedRejected) -> list[PopError]:
-    """A refusal, with line and column where it is about a key of the envelope."""
-    if error.code != SeedRejected.code or (path.suffix.lower() == ".zip" and error.where == path.name):
-        return [error]  # the second: of an archive that is not to be unpacked
-    try:
-        value, places = _content(path)
-    except (*BROKEN_ZIP, OSError, BadJson, KeyError, UnicodeDecodeError):
-        return [error]
-    if not isinstance(value, dict) or "data" not in value:
-        return [error]
-    try:
-        Seed.model_validate(value)
-    except ValidationError as found:
-        return [_explain(entry, places) for entry in found.errors()]
-    key = error.message.partition(":")[0]
-    where = places.of((key,)) if key in value else error.where
-    return [SeedRejected(error.message, where=where, hint=error.hint, code=error.code)]
-
-
-def _explain(entry: Mapping[str, Any], places: Places) -> PopError:
-    path = tuple(entry["loc"])
-    if entry["type"] == "extra_forbidden":
-        hint = did_you_mean(str(path[-1])[:80], Seed.model_fields)
-        return SeedRejected(f"unknown key {str(path[-1])[:80]!r} in an envelope", where=places.of_key(path), hint=hint)
-    dotted = ".".join(str(part) for part in path)
-    return SeedRejected(f"{dotted}: {entry['msg'].lower()}", where=places.of(path))
-
-
-def _no_envelope(value: Mapping[str, Any], places: Places) -> Iterator[PopError]:
-    """An object that would be an envelope but for a misspelt ``data``."""
-    near = [key for key in value if sorted(key.lower()) == sorted("data")] or get_close_matches("data", value, 1, 0.8)
-    if near and any(key in value for key in Seed.model_fields if key not in ("name", "id")):
-        hint = "did you mean 'data'? without that key the whole object is the data"
-        yield SeedRejected(f"unknown key {near[0][:80]!r} in an envelope", where=places.of_key((near[0],)), hint=hint)

@@ -163,16 +163,20 @@ def _asked_about(tree: nodes.Template) -> Iterator[str]:
                     yield inner.name
 
 
-def missing_from_seed(template: Template, seed: Any) -> list[ConfigError]:
-    """Keys that the template certainly reads and that this seed lacks, e.g. ``seed.txt``."""
+def _read_of_seed(template: Template) -> Iterator[nodes.Node]:
+    """What a template certainly reads, where `seed` in it is the run's seed; nothing of one that cannot be read."""
     try:
         tree = template.tree()
     except TemplateSyntaxError:
-        return []
-    if any(name.name == "seed" and name.ctx != "load" for name in tree.find_all(nodes.Name)):
-        return []
+        return
+    if not any(name.name == "seed" and name.ctx != "load" for name in tree.find_all(nodes.Name)):
+        yield from _certainly_read(tree)
+
+
+def missing_from_seed(template: Template, seed: Any) -> list[ConfigError]:
+    """Keys that the template certainly reads and that this seed lacks, e.g. ``seed.txt``."""
     found = {}
-    for node in _certainly_read(tree):
+    for node in _read_of_seed(template):
         lacks = _lacking(node, seed)
         if lacks:
             owner, key, keys = lacks
@@ -183,14 +187,8 @@ def missing_from_seed(template: Template, seed: Any) -> list[ConfigError]:
 
 def excluded_by(template: Template, schema: Any) -> list[ConfigError]:
     """Keys that the template certainly reads and that no seed of this JSON Schema can have."""
-    try:
-        tree = template.tree()
-    except TemplateSyntaxError:
-        return []
-    if any(name.name == "seed" and name.ctx != "load" for name in tree.find_all(nodes.Name)):
-        return []
     found = {}
-    for node in _certainly_read(tree):
+    for node in _read_of_seed(template):
         key, owner = key_of(node), _schema_of(owner_of(node), schema)
         if key is not None and owner is not None and _is_closed(owner) and key not in owner.get("properties", {}):
             where = template.place_of(key, node.lineno)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
 import structlog
 
+from pop.records import objects_in
 from pop.store import Disk, open_file
 from pop.views import load_view
 
@@ -46,13 +46,7 @@ class RunViews:
             new = file.read()
         whole = new[: new.rfind(b"\n") + 1]
         self._read_bytes += len(whole)
-        for line in whole.splitlines():
-            try:
-                event = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                continue
-            if isinstance(event, dict) and "event" in event:
-                self._events.append(event)
+        self._events += (event for event in objects_in(whole.splitlines()) if "event" in event)
 
     def _write_files(self, disk: Disk, files: dict[str, bytes], durable: bool) -> None:
         for name, data in files.items():

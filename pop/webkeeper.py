@@ -23,7 +23,7 @@ from typing import Any
 
 import structlog
 
-from pop.lastwords import errors_of
+from pop.errorlogs import open_error_log
 from pop.settings import Root, Settings
 from pop.store import lock_holder
 
@@ -123,7 +123,7 @@ class WebKeeper:
         command = [sys.executable, "-P", "-m", "pop.web.server", "--root", str(self._root.path), "--fd", str(number)]
         names = [*ALLOWED, *(name for name in os.environ if name.startswith("LC_"))]
         try:
-            with errors_of(self._root.machine_room, "web") as errors:
+            with open_error_log(self._root.machine_room, "web") as errors:
                 self._process = subprocess.Popen(
                     [*command, "--parent", str(os.getpid())],
                     stdin=subprocess.DEVNULL,

@@ -24,7 +24,8 @@ from jsonschema import Draft202012Validator
 from pop.commands.init import templates
 from pop.commands.schema import schemas
 from pop.errors import AttemptFailed, ConfigError
-from pop.recipes.agentic_workflow import ROLES, view
+from pop.recipes.agentic_records import ROLES
+from pop.recipes.agentic_workflow import view
 from pop.safehtml import markdown
 from pop.views import VIEWS, BrokenView, known_views, load_view
 from tests.living import LivingRoot

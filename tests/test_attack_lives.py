@@ -15,7 +15,7 @@ import httpx2
 import psutil
 import pytest
 
-from pop.lastwords import MOST_BYTES, errors_of
+from pop.errorlogs import MOST_BYTES, open_error_log
 from tests.living import LivingRoot, living_root
 from tests.webbing import free_port
 
@@ -96,17 +96,17 @@ def test_processes_come_again_without_a_place_for_their_last_words(tmp_path: Pat
 
 
 def test_last_words_begin_anew_when_there_are_too_many(tmp_path: Path) -> None:
-    with errors_of(tmp_path, "web") as file:
+    with open_error_log(tmp_path, "web") as file:
         file.write(b"one\n")
-    with errors_of(tmp_path, "web") as file:
+    with open_error_log(tmp_path, "web") as file:
         assert file.tell() == 4
         file.truncate(MOST_BYTES + 1)
-    with errors_of(tmp_path, "web") as file:
+    with open_error_log(tmp_path, "web") as file:
         assert file.tell() == 0
 
 
 def test_a_pipe_in_the_place_of_last_words_holds_nobody_up(tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     os.mkfifo(tmp_path / "log" / "web.err")
-    with errors_of(tmp_path, "web") as file:
+    with open_error_log(tmp_path, "web") as file:
         file.write(b"one\n")

@@ -19,7 +19,7 @@ from pop.recipes.iterate.feedback import Report, assess, patterns_of
 from pop.recipes.iterate.feedbackpage import page
 from pop.recipes.iterate.improvements import LEARNED, with_rule
 from pop.recipes.iterate.manifest import Manifest
-from pop.recipes.iterate.sighted import Work
+from pop.recipes.iterate.snapshots import Work
 from pop.recipes.iterate.yamledit import CannotEdit, append_item, set_value
 from tests.fake_openai import FakeOpenAI
 from tests.iterated import WORKFLOW, install, kill, known, lay_out, manifest, pop, settings, submit

@@ -20,7 +20,7 @@ from pop.events import rfc3339
 from pop.recipes.iterate.alerts import Hook, hook_argv, tell, told
 from pop.recipes.iterate.manifest import Manifest
 from pop.recipes.iterate.monitor import alerts_of, snapshot
-from pop.recipes.iterate.sighted import Alert, Found, Sight, Signs
+from pop.recipes.iterate.snapshots import Alert, Found, Sight, Signs
 from tests.fake_openai import FakeOpenAI
 from tests.iterated import install, kill, known, lay_out, manifest, pop, settings, submit
 from tests.living import LivingRoot

@@ -16,13 +16,14 @@ from pop.errors import PopError
 from pop.rootcheck import RootCheck
 from pop.settings import Root, load_settings
 from pop.web import live
-from pop.web.app import Site, create_app
+from pop.web.app import create_app
 from pop.web.live import SELDOM_S
 from pop.web.pages.compare import CompareSource
 from pop.web.pages.compare import wish_of as compared
 from pop.web.pages.costs import CostsSource, scale_of
 from pop.web.pages.costs import wish_of as costs_of
 from pop.web.pages.pipelines import CatalogueSource, PipelineSource
+from pop.web.site import Site
 from tests.runfolders import begin_run
 from tests.test_web_pages import TODAY, spend, two_runs
 from tests.webbing import events_of, make_root, put_status, record, run_id, web_server, write_ledger

@@ -15,7 +15,7 @@ def schemas() -> dict[str, Any]:
     """The JSON Schemas by name."""
     from pop import records
     from pop.pipeline_schema import pipeline_schema
-    from pop.recipes.agentic_workflow import workflow_schemas
+    from pop.recipes.agentic_records import workflow_schemas
     from pop.recipes.iterate.manifest import Manifest
     from pop.recipes.iterate.workflow import WorkflowFile
     from pop.recipes.wizard.answers import Answers

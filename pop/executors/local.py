@@ -19,10 +19,10 @@ import orjson
 import structlog
 
 from pop.confine import landlock_version
+from pop.errorlogs import open_error_log
 from pop.errors import ConfigError
 from pop.executors import Attempt, How, Result
 from pop.executors.process import MARK, adopt_orphans, end_orphans
-from pop.lastwords import errors_of
 from pop.models.keysfile import paths_to_hide
 from pop.models.questions import ask_gateway
 from pop.settings import Root, Settings
@@ -88,7 +88,7 @@ class LocalExecutor:
         """Start the fork server; orders wait in the socket until it is ready."""
         ours, theirs = socket.socketpair()
         self._started_at = time.monotonic()
-        with theirs, errors_of(self._root.machine_room, "forkserver") as errors:
+        with theirs, open_error_log(self._root.machine_room, "forkserver") as errors:
             self._server = subprocess.Popen(
                 [sys.executable, "-P", "-m", "pop.executors.forkserver", str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,

@@ -28,6 +28,7 @@ from pop.records import BadJson, read_json
 from pop.rootcheck import RootCheck
 from pop.runs import Run
 from pop.seeds import parse_seed
+from pop.seedtext import seed_at
 from pop.settings import Root, load_settings
 from pop.store import contained, lock_holder, read_regular
 from pop.web import shapes
@@ -190,7 +191,7 @@ def plan_at(root: Root, path: Path, *, called: str) -> shapes.PlanShape:
         one.where = one.where.replace(str(path), called) if one.where else None
     problems = [problem(one) for one in found]
     try:
-        return plan_shape(of_seed(root, look.seed_at(path)), problems)
+        return plan_shape(of_seed(root, seed_at(path)), problems)
     except PopError as error:
         return plan_shape(Outlook([]), problems or [problem(error)])
 

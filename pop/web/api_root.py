@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -29,8 +28,8 @@ from pop.settings import Root, load_settings
 from pop.store import lock_holder
 from pop.tasks import find_task
 from pop.web import shapes
-from pop.web.app import Site
 from pop.web.reading import MOST_ROWS, ASite, lines, problem, records, relative, text_in
+from pop.web.site import Site
 
 router = APIRouter(tags=["root"])
 MOST_TEXT_BYTES = 256 * 1024
@@ -56,7 +55,7 @@ def board(site: ASite) -> shapes.Board:
         daemon=daemon_of(site.root),
         default=describe_default(settings, keys_of(settings)),
         counts=site.index.counts(),
-        now=shapes.Now(**dataclasses.asdict(site.figures.newest)),
+        now=site.figures.newest,
         waiting=site.index.query(Asked(state="waiting"), size=SHOWN).rows,
         active=site.index.query(Asked(state="active"), size=SHOWN).rows,
         behind_bytes=site.index.behind_bytes,

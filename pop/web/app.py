@@ -5,16 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
-import threading
-import time
 from collections.abc import AsyncIterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
@@ -25,7 +20,6 @@ from pop import __version__
 from pop.errors import PopError, safe
 from pop.queue import ignore_lease_breaks
 from pop.runindex import RunIndex
-from pop.runs import Run
 from pop.settings import Root, SeedSettings, Settings
 from pop.store import root_trouble
 from pop.web.errors import about, status_of
@@ -34,6 +28,7 @@ from pop.web.guard import PUBLIC, Guard, Policy
 from pop.web.keys import Keys
 from pop.web.live import Live
 from pop.web.render import HERE, page, rendered, templates
+from pop.web.site import Site
 
 PAGES = (
     "board",
@@ -52,80 +47,9 @@ PAGES = (
     "costs_csv",
     "compare",
 )
-NAV = (
-    ("/", "Board"),
-    ("/gates", "Waiting"),
-    ("/new", "New seed"),
-    ("/pipelines", "Pipelines"),
-    ("/costs", "Costs"),
-    ("/compare", "Compare"),
-    ("/health", "Health"),
-)
 MB = 2**20
-LOOK_S = 0.5  # at most, for one look at what changed
-LOOK_AGAIN_S = 0.35
 FOREVER = "public, max-age=31536000, immutable"
 ROOT_HEADER = "x-pop-root"
-
-
-@dataclass
-class Site:
-    """What pages work with: ``request.app.state.site``."""
-
-    root: Root
-    settings: Settings
-    live: Live
-    index: RunIndex
-    figures: FigureBook
-    nav: tuple[tuple[str, str], ...] = NAV
-    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "look"))
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _looking: Future[str] | None = None
-    _looked_at: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """What the root is called on a page."""
-        return self.root.path.name or str(self.root.path)
-
-    def look(self, patience_s: float) -> None:
-        """See what is new on the disk, if that takes no longer; else pages show what was known, and are told by events."""
-        if self._looking is None or self._looking.done():
-            if self._looking is not None and time.monotonic() - self._looked_at < LOOK_AGAIN_S:
-                return
-            self._looking = self._thread.submit(self.look_now)
-        with contextlib.suppress(TimeoutError):
-            self._looking.result(patience_s)
-
-    def look_now(self) -> str:
-        """The mark of index and figures, as they are now, or were half a look ago."""
-        with self._lock:
-            if time.monotonic() - self._looked_at >= LOOK_AGAIN_S:
-                self.index.refresh(LOOK_S)
-                self.figures.look()
-                self._looked_at = time.monotonic()
-        return self.mark()
-
-    def mark(self) -> str:
-        return f"{self.index.mark()}-{self.figures.newest.mark()}"
-
-    def close(self) -> None:
-        self.live.close()
-        self._thread.shutdown(wait=False, cancel_futures=True)
-        self.index.close()
-
-    def run(self, run_id: str) -> Run:
-        """The run with exactly this id, in pipeline-current/ or pipeline-complete/.
-
-        Raises:
-            HTTPException: 404: there is none.
-        """
-        if re.fullmatch(r"\d{8}-\d{6}-[A-Za-z0-9._-]{1,120}", run_id):
-            for place, folder in (("current", self.root.current), ("complete", self.root.complete)):
-                path = folder / run_id
-                if path.is_dir() and not path.is_symlink():
-                    return Run(path, place)
-        raise HTTPException(404, f"no run {run_id[:120]!r}")
 
 
 def cookie_name(root: Root) -> str:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import time
-from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -22,40 +20,26 @@ from pop.models.questions import ask_gateway
 from pop.runindex import RunIndex
 from pop.settings import Root, Settings
 from pop.store import lock_holder
-from pop.web.shapes import Lane
+from pop.web.shapes import Lane, Now
 from pop.webkeeper import told_by_daemon
 
 log = structlog.get_logger()
 
 EVERY_S = 1.5
 HOURS = 24
-
-
-@dataclass(frozen=True)
-class Figures:
-    """`hours` are finished runs by hour, the newest last; `usd_today` of the UTC day."""
-
-    hours: list[int] = field(default_factory=lambda: [0] * HOURS)
-    last_hour: int = 0
-    usd_today: float = 0.0
-    calls_today: int = 0
-    tokens_today: int = 0
-    unpriced_today: int = 0
-    day_usd: float | None = None
-    lanes: list[Lane] = field(default_factory=list)
-    open_circuits: list[str] = field(default_factory=list)
-    serving: str | None = None
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def last_day(self) -> int:
-        return sum(self.hours)
-
-    def mark(self) -> str:
-        """Another text when something here changed."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=Lane.model_dump).encode()).hexdigest()[
-            :8
-        ]
+NOTHING_YET = Now(
+    hours=[0] * HOURS,
+    last_hour=0,
+    usd_today=0.0,
+    calls_today=0,
+    tokens_today=0,
+    unpriced_today=0,
+    day_usd=None,
+    lanes=[],
+    open_circuits=[],
+    serving=None,
+    notes=[],
+)
 
 
 class FigureBook:
@@ -68,7 +52,11 @@ class FigureBook:
         self._looked_at = 0.0
         self._day = DayCost(root)
         self._open: list[str] = []
-        self.newest = Figures()
+        self.newest = NOTHING_YET
+
+    def mark(self) -> str:
+        """Another text when one of the newest figures is another."""
+        return hashlib.sha256(self.newest.model_dump_json().encode()).hexdigest()[:8]
 
     def look(self) -> None:
         """See what is new, where that was not just done. One thread at a time."""
@@ -80,13 +68,13 @@ class FigureBook:
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             log.warning("figures.unread", error=f"{type(error).__name__}: {error}")  # the last ones stay
 
-    def _look(self) -> Figures:
+    def _look(self) -> Now:
         now = datetime.now(UTC)
         hours = [now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=back) for back in range(HOURS)][::-1]
         spent = self._day.sum(now.strftime("%Y-%m-%d"))
         holder = lock_holder(self._root.machine_room)
         lanes = self._lanes() if holder else []
-        return Figures(
+        return Now(
             hours=self._index.finished_since([rfc3339(hour.timestamp()) for hour in hours]),
             last_hour=self._index.finished_since([rfc3339(now.timestamp() // 10 * 10 - 3600)])[0],
             usd_today=usd(spent.nano_usd),

@@ -11,8 +11,8 @@ from pop import acts
 from pop.errors import PopError
 from pop.runs import Run
 from pop.store import root_trouble
-from pop.web.app import Site
 from pop.web.reading import relative
+from pop.web.site import Site
 
 MOST_RUNS = 500
 

@@ -19,8 +19,8 @@ from pop.records import BadJson, Record, deeper_than, printable, read_json
 from pop.runs import Run
 from pop.settings import Root
 from pop.store import NotAFile, contained, open_regular, read_regular
-from pop.web.app import Site
 from pop.web.shapes import File, Problem
+from pop.web.site import Site
 
 PREFIX = "/api"
 MOST_ROWS = 1000

@@ -24,8 +24,8 @@ from pop.recipes.iterate.generate import read_generated
 from pop.recipes.iterate.improvements import Owned, apply, owned_workflow, propose
 from pop.recipes.iterate.launch import put, recorded, root_of
 from pop.recipes.iterate.manifest import Manifest
-from pop.recipes.iterate.sighted import OVER
 from pop.recipes.iterate.sights import chosen_row, of_run, run_of
+from pop.recipes.iterate.snapshots import OVER
 from pop.records import BadJson, dump_json, read_json
 from pop.runs import Run
 from pop.settings import Root

@@ -20,8 +20,8 @@ from pop.recipes.iterate.folder import read_folder
 from pop.recipes.iterate.launch import recorded, root_of, waiting_seed
 from pop.recipes.iterate.manifest import Manifest
 from pop.recipes.iterate.monitor import STALL_S, snapshot
-from pop.recipes.iterate.sighted import AgentView, Alert, IterationView, Snapshot
 from pop.recipes.iterate.sights import Looker, chosen_row, judge_of, of_run, run_of
+from pop.recipes.iterate.snapshots import AgentView, Alert, IterationView, Snapshot
 from pop.runs import Run, safe
 from pop.settings import Root
 from pop.store import lock_holder

@@ -24,7 +24,8 @@ from typing import Any
 import orjson
 
 from pop.errors import UsageError, safe
-from pop.recipes.iterate.sighted import Alert
+from pop.recipes.iterate.snapshots import Alert
+from pop.records import objects_in
 from pop.store import Disk, NotAFile, mend_tail, read_regular
 
 FILE = "alerts.jsonl"
@@ -38,15 +39,7 @@ def told(folder: Path, run_id: str) -> list[dict[str, Any]]:
         lines = read_regular(folder / FILE, max_bytes=MAX_BYTES).splitlines()
     except (OSError, NotAFile):
         return []
-    rows = []
-    for line in lines:
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and row.get("run_id") == run_id:
-            rows.append(row)
-    return rows
+    return [row for row in objects_in(lines) if row.get("run_id") == run_id]
 
 
 def tell(folder: Path, run_id: str, at: str, alerts: Iterable[Alert]) -> list[Alert]:

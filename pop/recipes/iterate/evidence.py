@@ -15,8 +15,8 @@ from pop.events import BUDGET_WARNING, STEP_ATTEMPT_FAILED
 from pop.recipes.iterate.alerts import told
 from pop.recipes.iterate.criteria import Criterion
 from pop.recipes.iterate.manifest import Manifest, check_step
-from pop.recipes.iterate.sighted import Work, works_of
 from pop.recipes.iterate.sights import calls_in, criteria_of, failed_loops, output_of
+from pop.recipes.iterate.snapshots import Work, works_of
 from pop.runs import Run
 from pop.store import NotAFile, contained, read_regular
 

@@ -30,7 +30,7 @@ from pop.recipes.iterate.criteria import Criterion
 from pop.recipes.iterate.evidence import Evidence, Failure, Piece
 from pop.recipes.iterate.manifest import Agent, Manifest, rounds_step
 from pop.recipes.iterate.rules import Heading
-from pop.recipes.iterate.sighted import OVER
+from pop.recipes.iterate.snapshots import OVER
 from pop.records import Record
 
 FOLDER = "feedback"

@@ -1,6 +1,6 @@
 """Where a run of iterations stands: one pure function from what was seen to a snapshot, and from two snapshots to alerts.
 
-What is read and told stands in `sighted`.
+What is read and told stands in `snapshots`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from pop.events import rfc3339, unix_s
 from pop.recipes.iterate.manifest import Agent, Manifest, check_step, rounds_step
-from pop.recipes.iterate.sighted import (
+from pop.recipes.iterate.snapshots import (
     ENDED,
     OVER,
     AgentState,

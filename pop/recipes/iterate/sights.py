@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
 from pydantic import ValidationError
 
 from pop.errors import ConfigError, UsageError, did_you_mean
@@ -17,8 +16,8 @@ from pop.history import read_history
 from pop.recipes.iterate.criteria import Criterion, check_text, for_path, parse, problem
 from pop.recipes.iterate.launch import RUNS, recorded, seed_of
 from pop.recipes.iterate.manifest import CRITERIA, Deliverable, Manifest, check_step, seed_key
-from pop.recipes.iterate.sighted import Found, Sight, Signs, deliverables_of, works_of
-from pop.records import BadJson, read_json
+from pop.recipes.iterate.snapshots import Found, Sight, Signs, deliverables_of, works_of
+from pop.records import BadJson, objects_in, read_json
 from pop.runs import Run, find_run
 from pop.settings import Root
 from pop.store import NotAFile, lock_holder, read_regular
@@ -195,15 +194,7 @@ def calls_in(path: Path) -> list[dict[str, Any]]:
             lines = file.read(MAX_CALLS_BYTES).splitlines()
     except OSError:
         return []
-    rows = []
-    for line in lines:
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
+    return list(objects_in(lines))
 
 
 def _calls_of(path: Path) -> Signs:

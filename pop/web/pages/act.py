@@ -24,11 +24,12 @@ from pop.seeds import parse_seed
 from pop.stale import place_of
 from pop.store import NotAFile, lock_holder, read_regular
 from pop.web.api_runs import open_gates
-from pop.web.app import Site
 from pop.web.errors import status_of
 from pop.web.once import Done, Fields, done_once, marks_of, new_mark, posted
+from pop.web.ordering import possible
 from pop.web.reading import relative
 from pop.web.render import page
+from pop.web.site import Site
 
 router = APIRouter()
 EDITABLE_BYTES = 100_000
@@ -66,7 +67,7 @@ def _page(request: Request, run: Run, *, status: int = 200, **more: Any) -> HTML
     state = run.status()
     context = {
         **_about(request, run, state),
-        "orders": [_possible(run, verb) for verb in acts.PLANS],
+        "orders": [_order(run, verb) for verb in acts.PLANS],
         "waiting": run.waiting_orders(),
         "gates": open_gates(run, state),
         "reason": "",
@@ -86,23 +87,11 @@ def _about(request: Request, run: Run, status: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _possible(run: Run, verb: str) -> dict[str, Any]:
-    """Whether an order fits the run now, and why not."""
+def _order(run: Run, verb: str) -> dict[str, Any]:
+    """An order as it is offered: whether it fits the run now, and why not."""
     title, words = WORDS[verb]
-    try:
-        plan = acts.PLANS[verb](run)
-        why = plan.note if plan.verb is None else None
-        takes_back = plan.verb is None and bool(plan.withdraws)
-    except acts.DoesNotFit as error:
-        why, takes_back = error.message, False
-    return {
-        "verb": verb,
-        "title": title,
-        "words": words,
-        "why": why,
-        "fits": why is None or takes_back,
-        "once": new_mark(),
-    }
+    fits, why = possible(run, verb)
+    return {"verb": verb, "title": title, "words": words, "why": why, "fits": fits, "once": new_mark()}
 
 
 @router.post("/runs/{run_id}/orders/{verb}")

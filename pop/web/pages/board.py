@@ -16,8 +16,8 @@ from pop.events import rfc3339
 from pop.queue import Incomplete, peek
 from pop.refusals import reason_of
 from pop.runindex import GROUPS, PAGE, Asked
-from pop.web.app import Site
 from pop.web.render import page, rendered
+from pop.web.site import Site
 
 router = APIRouter()
 PATIENCE_S = 0.04  # a page is not kept waiting for what its events can tell

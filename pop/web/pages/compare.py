@@ -20,10 +20,10 @@ from pop.runindex import Asked
 from pop.runlook import usage_of
 from pop.runs import Run
 from pop.safehtml import difference, left_out, plain, text
-from pop.web.app import Site
 from pop.web.live import SELDOM_S
 from pop.web.reading import digest, mark_of
 from pop.web.render import page, rendered, templates
+from pop.web.site import Site
 
 router = APIRouter()
 templates().filters.update(FILTERS)

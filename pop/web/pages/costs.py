@@ -22,11 +22,11 @@ from pop.models.calls import Sum, day_files, usd
 from pop.rootcheck import RootCheck
 from pop.safehtml import plain
 from pop.settings import Root, Settings, load_settings
-from pop.web.app import Site
 from pop.web.costbook import add_up, book_of
 from pop.web.live import SELDOM_S
 from pop.web.reading import stamp
 from pop.web.render import money, page, rendered, templates
+from pop.web.site import Site
 
 router = APIRouter()
 templates().filters["plain"] = plain

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from pop.costsheet import csv_of
-from pop.web.app import Site
 from pop.web.costbook import add_up, book_of
 from pop.web.pages.costs import Wish, order_of, wish_of
+from pop.web.site import Site
 
 router = APIRouter()
 CSV = "text/csv; charset=utf-8"

@@ -26,13 +26,13 @@ from pop.steps import step_of
 from pop.store import NotAFile, contained, lock_holder, read_regular
 from pop.web.api_acts import diffs
 from pop.web.api_runs import gate_of, open_gates
-from pop.web.app import Site
 from pop.web.errors import status_of
 from pop.web.live import SELDOM_S
 from pop.web.once import Done, Fields, done_once, new_mark, posted
 from pop.web.reading import digest, mark_of, relative, stamp
 from pop.web.render import clock, page, rendered, templates
 from pop.web.shapes import Gate
+from pop.web.site import Site
 
 router = APIRouter()
 templates().filters["moment"] = lambda unix_s: clock(rfc3339(unix_s))

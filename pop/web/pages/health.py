@@ -12,10 +12,10 @@ from pop import __version__
 from pop.errors import PopError, UsageError
 from pop.events import rfc3339
 from pop.store import lock_holder
-from pop.web.app import Site
 from pop.web.errors import status_of
 from pop.web.once import Done, DoneRow, Fields, done_once, new_mark, posted
 from pop.web.render import page
+from pop.web.site import Site
 from pop.web.upkeep import findings, hooks, models, older_than, remove_old, tested
 
 router = APIRouter()

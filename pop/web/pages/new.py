@@ -21,12 +21,12 @@ from pop.seedform import own_schema, seed_schema
 from pop.settings import load_settings
 from pop.store import lock_holder
 from pop.web.api_acts import plan_at, put
-from pop.web.app import Site
 from pop.web.errors import status_of
 from pop.web.once import Done, Fields, done_once, new_mark
 from pop.web.reading import relative
 from pop.web.render import page
 from pop.web.shapes import PlanShape
+from pop.web.site import Site
 
 router = APIRouter()
 WAYS = (("form", "Form"), ("paste", "Paste"), ("upload", "Upload"))

@@ -12,13 +12,13 @@ from pop import acts
 from pop.errors import PopError, UsageError
 from pop.runs import Run
 from pop.store import lock_holder
-from pop.web.app import Site
 from pop.web.errors import status_of
 from pop.web.once import Done, DoneRow, Fields, done_once, new_mark, posted
 from pop.web.ordering import MOST_RUNS, NoRun, Told, order_all, possible, run_called
 from pop.web.pages.act import WORDS
 from pop.web.pages.board import AWish, Wish
 from pop.web.render import page
+from pop.web.site import Site
 
 router = APIRouter()
 LOOK_S = 1.0

@@ -23,10 +23,10 @@ from pop.seedfields import fields_of, flat
 from pop.seedform import own_schema, seed_schema
 from pop.settings import Root
 from pop.tasks import find_task
-from pop.web.app import Site
 from pop.web.live import SELDOM_S
 from pop.web.reading import digest, stamp
 from pop.web.render import page, rendered, templates
+from pop.web.site import Site
 from pop.web.tasklook import TEXT, TaskLook, TaskReader, file_of
 
 router = APIRouter()

@@ -15,11 +15,11 @@ from pop.errors import PopError
 from pop.refusals import Refusal, refusal
 from pop.store import lock_holder
 from pop.web.api_acts import plan_of_seed, put
-from pop.web.app import Site
 from pop.web.errors import status_of
 from pop.web.once import Done, Fields, done_once, new_mark, posted
 from pop.web.reading import relative
 from pop.web.render import page
+from pop.web.site import Site
 
 router = APIRouter()
 WORDS = {

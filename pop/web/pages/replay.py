@@ -10,9 +10,9 @@ from fastapi.responses import Response
 
 from pop.runs import Run
 from pop.web.api_acts import replay
-from pop.web.app import Site
 from pop.web.once import Done, Fields, done_once, posted
 from pop.web.reading import relative
+from pop.web.site import Site
 
 router = APIRouter()
 

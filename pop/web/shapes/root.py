@@ -53,6 +53,10 @@ class Now(Shape):
     serving: str | None
     notes: list[str]
 
+    @property
+    def last_day(self) -> int:
+        return sum(self.hours)
+
 
 class Board(Shape):
     """Where the root stands. `behind_bytes` of the ledger are not counted yet: the index is being made."""

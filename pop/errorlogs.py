@@ -9,7 +9,7 @@ from typing import BinaryIO
 MOST_BYTES = 10_000_000  # then it begins anew with the next life
 
 
-def errors_of(machine_room: Path, name: str) -> BinaryIO:
+def open_error_log(machine_room: Path, name: str) -> BinaryIO:
     """``<name>.err``, open at its end. A process that cannot keep its last words still has to live: where the folder was
     removed it is made again, and where the file takes nothing (a full disk, no file at all) they go nowhere.
 
