@@ -152,7 +152,7 @@ def judge_and_place(files: Later, run_dir: Path, attempt: Attempt, letter: Lette
     try:
         outcome = judge(attempt, letter, result)
         if outcome.error is None:
-            place(files, run_dir, attempt)
+            place(files, attempt)
         return outcome
     except DiskFailed:
         raise
@@ -221,7 +221,7 @@ def _record(letter: Letter, error_class: ErrorClass, message: str, hint: str | N
     )
 
 
-def place(files: Later, run_dir: Path, attempt: Attempt) -> None:
+def place(files: Later, attempt: Attempt) -> None:
     """Put the output, with the artifacts, where "done" is looked for. Repeatable: the rename is the last that can fail."""
     step_dir, attempt_dir = Path(attempt.step_dir), Path(attempt.attempt_dir)
     artifacts = attempt_dir / "artifacts"

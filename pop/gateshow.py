@@ -56,11 +56,6 @@ class Edit(Record):
     before_sha256: str
     sha256: str
 
-    @property
-    def is_output(self) -> bool:
-        """Whether it is the instance's output, whose hash the history holds; else an artifact."""
-        return self.path == f"tasks/{self.instance}/output.json"
-
 
 class BadEdit(UsageError):
     """An edited copy cannot become what it is a copy of."""

@@ -72,7 +72,7 @@ def tell(name: str, hook: NotifySettings, notice: Notice) -> None:
     if hook.url:
         _post(hook, notice, body)
     else:
-        _run(name, hook, notice, body)
+        _run(hook, notice, body)
 
 
 def signature(secret: str, notice_id: str, timestamp: int, body: bytes) -> str:
@@ -130,7 +130,7 @@ async def _sent(url: str, body: bytes, headers: dict[str, str], timeout_s: float
         return response.status_code
 
 
-def _run(name: str, hook: NotifySettings, notice: Notice, body: bytes) -> None:
+def _run(hook: NotifySettings, notice: Notice, body: bytes) -> None:
     from pop.executors.local import ALLOWED
 
     assert hook.command

@@ -104,10 +104,10 @@ class _Reader:
         if isinstance(block, Repeat) and len(at.laps) < len(laps):
             return self._output(name, inside, laps, at.lap(laps[len(at.laps)]))
         if isinstance(block, Repeat):
-            return self._kept_output(name, block, inside, laps, at)
+            return self._kept_output(name, block, inside, at)
         return self._output(name, inside, laps, at)
 
-    def _kept_output(self, name: str, repeat: Repeat, inside: list[Block], laps: tuple[int, ...], at: At) -> References:
+    def _kept_output(self, name: str, repeat: Repeat, inside: list[Block], at: At) -> References:
         """From outside of an ended loop: the newest output that led to the lap that was kept, or belongs to it."""
         loop = self.facts.loops.get(instance_name(repeat.name, at))
         kept = loop.kept or 0 if loop else 0

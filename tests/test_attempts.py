@@ -131,9 +131,9 @@ def test_placing_again_after_a_crash_gives_the_same(tmp_path: Path) -> None:
     (step_dir / "artifacts").mkdir()
     (step_dir / "artifacts" / "old.txt").write_text("of an earlier attempt")
     with Later(Disk()) as files:
-        attempts.place(files, tmp_path, attempt)
+        attempts.place(files, attempt)
         os.rename(step_dir / "output.json", folder / "output.json")  # as if cut off before the last rename
-        attempts.place(files, tmp_path, attempt)
+        attempts.place(files, attempt)
         files.settle()
     assert (step_dir / "output.json").read_text() == "1\n" and not (step_dir / "error.json").exists()
     assert os.listdir(step_dir / "artifacts") == ["a.txt"]

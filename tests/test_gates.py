@@ -125,7 +125,7 @@ def test_edits_become_the_output_and_the_old_version_stays(run_dir: Path) -> Non
     shown = opened(run_dir)
     (run_dir / shown[0].path).write_text("# Title\n\nBetter words.\n")
     edits = take_edits(Disk(), run_dir, gate_of(run_dir), shown, "review")
-    assert [edit.path for edit in edits] == ["tasks/draft/output.json"] and edits[0].is_output
+    assert [edit.path for edit in edits] == ["tasks/draft/output.json"]
     folder = run_dir / "tasks" / "draft"
     assert json.loads((folder / "output.json").read_bytes()) == "# Title\n\nBetter words."
     assert json.loads((folder / "output.before-review.json").read_bytes()) == "# Title\n\nSome words."

@@ -17,7 +17,7 @@ from pop.commands.iterate import SUBCOMMANDS
 from pop.recipes.iterate.criteria import check_text, parse, parse_one
 from pop.recipes.iterate.generate import plan_workflow
 from pop.recipes.iterate.library import CATALOGUE, ROLES, TEMPLATES, RoleSpec, catalogue, load_role, role_names
-from pop.recipes.iterate.manifest import Manifest, read_manifest
+from pop.recipes.iterate.manifest import Manifest
 from pop.recipes.iterate.rules import (
     Amount,
     Formed,
@@ -153,7 +153,7 @@ durability = "fast"
 
 
 def manifests_of(folder: Path) -> list[Manifest]:
-    return [read_manifest(path.parent) for path in sorted(folder.glob("*/manifest.json"))]
+    return [Manifest.model_validate_json(path.read_bytes()) for path in sorted(folder.glob("*/manifest.json"))]
 
 
 def planned(folder: Path) -> list[Path]:
@@ -262,7 +262,7 @@ def test_a_review_of_a_real_package(name: str, writer: Writer, make_living: Call
     ran = pop("iterate", "orchestrate", name, *given, root=living.path)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     modules = {path.name for path in base.glob("*.py")}
-    review = read_manifest(folder / "review")
+    review = Manifest.model_validate_json((folder / "review" / "manifest.json").read_bytes())
     by_role = {agent.role: set[str]() for agent in review.agents}
     for agent in review.agents:
         by_role[agent.role] |= {target for one in agent.deliverables for target in one.targets}

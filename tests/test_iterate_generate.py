@@ -18,7 +18,7 @@ from pop.recipes.iterate import targets as targets_module
 from pop.recipes.iterate.criteria import parse
 from pop.recipes.iterate.folder import read_folder
 from pop.recipes.iterate.generate import Plan, compile_pipeline, plan_workflow, read_generated
-from pop.recipes.iterate.manifest import Manifest, read_manifest
+from pop.recipes.iterate.manifest import Manifest
 from pop.recipes.iterate.rules import Holds
 from pop.recipes.iterate.targets import Glob, Inputs, front_fields
 from pop.recipes.iterate.workflow import load_workflow
@@ -442,7 +442,7 @@ def test_a_folder_is_generated_again_of_its_own_copy(tmp_path: Path) -> None:
     copy = tmp_path / "out" / "workflow.yaml"
     copy.write_text(copy.read_text().replace("{stem}.md", "{stem}.txt"))
     assert pop("iterate", "generate", copy, cwd=tmp_path / "stories").returncode == 0
-    made = read_manifest(tmp_path / "out" / "one")
+    made = Manifest.model_validate_json((tmp_path / "out" / "one" / "manifest.json").read_bytes())
     assert paths(made) == {"0.txt": ["stories/0.md"], "1.txt": ["stories/1.md"]}
     assert {one.name for one in (tmp_path / "stories").iterdir()} == {f"{n}.md" for n in range(4)}
 

@@ -53,7 +53,29 @@ def pop(
         return subprocess.run(
             command, capture_output=True, text=True, timeout=timeout, env=environment, cwd=cwd, **about
         )
-    return _Call(command, environment, str(cwd or os.getcwd()), input, stdin).done(timeout)
+    given, feed = os.pipe() if input is not None else (_stdin(stdin), None)
+    (out, its_out), (err, its_err) = os.pipe(), os.pipe()
+    theirs = [given, its_out, its_err]
+    try:
+        status = _send(command, environment, str(cwd or os.getcwd()), theirs)
+    finally:
+        for fd in theirs:
+            os.close(fd)
+    process = _Started(command, status, feed, out, err)
+    try:
+        said = process.communicate(None if input is None else input.encode(), timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return subprocess.CompletedProcess(command, process.wait(), *map(_text, said))
+
+
+def _stdin(stdin: int | None) -> int:
+    return os.open(os.devnull, os.O_RDONLY) if stdin == subprocess.DEVNULL else os.dup(0 if stdin is None else stdin)
+
+
+def _text(said: bytes) -> str:
+    return said.decode().replace("\r\n", "\n").replace("\r", "\n")
 
 
 def fits(environment: Mapping[str, str]) -> bool:
@@ -90,11 +112,19 @@ def _send(command: list[str], env: Mapping[str, str], cwd: str, fds: list[int], 
 class _Started(subprocess.Popen[bytes]):
     """A process that is no child of ours; whoever waits for it tells its exit code."""
 
-    def __init__(self, command: list[str], status: int) -> None:
-        self._child_created = False  # there is nothing to reap here
+    _child_created = False  # there is nothing to reap here
+    _communication_started = False  # of `communicate`, as are the next two
+    _input = None
+    text_mode = None
+
+    def __init__(
+        self, command: list[str], status: int, feed: int | None = None, out: int | None = None, err: int | None = None
+    ) -> None:
         self._told = open(status, "rb", buffering=0)
         self.args = command
-        self.stdin = self.stdout = self.stderr = None
+        self.stdin = None if feed is None else open(feed, "wb")
+        self.stdout = None if out is None else open(out, "rb")
+        self.stderr = None if err is None else open(err, "rb")
         self.returncode: int | None = None
         self.pid = int(self._line())
 
@@ -108,7 +138,7 @@ class _Started(subprocess.Popen[bytes]):
 
     def wait(self, timeout: float | None = None) -> int:
         if self.returncode is None:
-            if not select.select([self._told], [], [], timeout)[0]:
+            if not select.select([self._told], [], [], None if timeout is None else max(timeout, 0))[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
             self.returncode = int(self._line())
             self._told.close()
@@ -117,62 +147,6 @@ class _Started(subprocess.Popen[bytes]):
 
 def _of_interpreter(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith(OF_THE_INTERPRETER)}
-
-
-class _Call:
-    """One command under way."""
-
-    def __init__(
-        self, command: list[str], env: Mapping[str, str], cwd: str, input: str | None, stdin: int | None
-    ) -> None:
-        self._command = command
-        self._said: dict[str, bytes] = {}
-        self._feed: int | None = None
-        if input is None:
-            given = self._stdin(stdin)
-        else:
-            given, self._feed = os.pipe()
-        self._out, out = os.pipe()
-        self._err, err = os.pipe()
-        try:
-            self._process = _Started(command, _send(command, env, cwd, [given, out, err]))
-        finally:
-            for fd in (given, out, err):
-                os.close(fd)
-        self._threads = [
-            threading.Thread(target=self._read, args=("out", self._out)),
-            threading.Thread(target=self._read, args=("err", self._err)),
-        ]
-        if self._feed is not None:
-            self._threads.append(threading.Thread(target=self._write, args=(self._feed, str(input).encode())))
-        for thread in self._threads:
-            thread.start()
-
-    @staticmethod
-    def _stdin(stdin: int | None) -> int:
-        return (
-            os.open(os.devnull, os.O_RDONLY) if stdin == subprocess.DEVNULL else os.dup(0 if stdin is None else stdin)
-        )
-
-    def _read(self, name: str, fd: int) -> None:
-        with open(fd, "rb") as file:
-            self._said[name] = file.read()
-
-    def _write(self, fd: int, data: bytes) -> None:
-        with suppress(BrokenPipeError), open(fd, "wb") as file:
-            file.write(data)
-
-    def done(self, timeout: float) -> subprocess.CompletedProcess[str]:
-        """What it said, when it has ended and nobody holds its output any more."""
-        try:
-            code = self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            raise
-        for thread in self._threads:
-            thread.join(timeout)
-        out, err = (self._said[name].decode().replace("\r\n", "\n").replace("\r", "\n") for name in ("out", "err"))
-        return subprocess.CompletedProcess(self._command, code, out, err)
 
 
 def _started() -> socket.socket:

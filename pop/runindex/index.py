@@ -168,11 +168,11 @@ class RunIndex:
             file = os.fdopen(open_regular(self._root.ledger, max_bytes=1 << 62), "rb")
         except (FileNotFoundError, NotAFile):
             file = None
-        if file is None or not self._is_same(db, file, offset):
+        if file is None or not self._is_same(file, offset):
             changed += db.execute("DELETE FROM runs WHERE place = 'complete'").rowcount
             offset = 0
         if file is None:
-            self._note_ledger(db, None, 0, state)
+            self._note_ledger(None, 0, state)
             return changed or 1
         with file:
             file.seek(offset)
@@ -191,7 +191,7 @@ class RunIndex:
             if done:
                 self.behind_bytes = 0
                 changed += self._add_unwritten(db)
-            self._note_ledger(db, file, offset, state if done else "behind")
+            self._note_ledger(file, offset, state if done else "behind")
         return changed
 
     def _add_unwritten(self, db: sqlite3.Connection) -> int:
@@ -208,14 +208,14 @@ class RunIndex:
                     self._left_current(db, name)
         return db.total_changes - before
 
-    def _is_same(self, db: sqlite3.Connection, file: Any, offset: int) -> bool:
+    def _is_same(self, file: Any, offset: int) -> bool:
         """Whether what was read of the ledger still stands in it, at the same place."""
         info = os.fstat(file.fileno())
         if offset == 0 or str(info.st_ino) != self._db.get("ledger_inode") or info.st_size < offset:
             return False
         return _end_of(file, offset) == self._db.get("ledger_end")
 
-    def _note_ledger(self, db: sqlite3.Connection, file: Any, offset: int, state: str) -> None:
+    def _note_ledger(self, file: Any, offset: int, state: str) -> None:
         self._db.set("ledger_bytes", str(offset))
         self._db.set("ledger_state", state)
         self._db.set("ledger_inode", str(os.fstat(file.fileno()).st_ino) if file else "")

@@ -6,7 +6,6 @@ about names lives here, so that a pipeline's steps, the folders of a run and thi
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -94,15 +93,3 @@ def rounds_step(iteration: str) -> str:
 def seed_key(step: str) -> str:
     """Where the seed of a run lists the deliverables of an agent: ``seed.agents.<key>``."""
     return step.replace("-", "_")
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of an iteration's folder.
-
-    Raises:
-        OSError: It cannot be read.
-        BadJson, ValidationError: It is no manifest.
-    """
-    from pop.records import read_json
-
-    return Manifest.model_validate(read_json((folder / FILE).read_bytes()))

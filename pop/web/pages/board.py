@@ -119,10 +119,10 @@ class BoardSource:
             "trouble": site.index.trouble,
             "pipelines": site.index.pipelines(),
             "since": [(key, words) for key, (words, _) in SINCE.items()],
-            **(self._listed() if wish.narrows else self._overview(counts)),
+            **(self._listed() if wish.narrows else self._overview()),
         }
 
-    def _overview(self, counts: dict[str, int]) -> dict[str, Any]:
+    def _overview(self) -> dict[str, Any]:
         """What is at work, then what finished, together as many rows as ever; and the newest few that ask for somebody."""
         ask = self._site.index.query
         active = ask(Asked(state="active"), size=NEWEST).rows

@@ -240,7 +240,7 @@ def given_of(a: Run, b: Run) -> list[tuple[str, str, Markup | None]]:
 # -- the page ------------------------------------------------------------------------------------------------------
 
 
-def context_of(site: Site, wish: Wish, a: Run, b: Run) -> dict[str, Any]:
+def context_of(wish: Wish, a: Run, b: Run) -> dict[str, Any]:
     """What the page needs of two runs.
 
     Raises:
@@ -299,7 +299,7 @@ class CompareSource:
     def context(self) -> dict[str, Any]:
         wish, runs = self._wish, self._runs()
         found = {"wish": wish, "wholes": [], "choices": self._choices(), "left_out": left_out, "parts": PARTS}
-        return found | (context_of(self._site, wish, *runs) if len(runs) == 2 else {})
+        return found | (context_of(wish, *runs) if len(runs) == 2 else {})
 
     def _runs(self) -> list[Run]:
         """Those of the two that there are."""
