@@ -85,7 +85,7 @@ def _alone(root: Root) -> Iterator[None]:
 
 
 def _is_at_rest(run: Run) -> bool:
-    if os.path.lexists(run.path / "orders" / "retry.json") or os.path.lexists(run.path / "orders" / "retry"):
+    if run.waiting_orders():
         return False
     try:
         return last_event(run.path) in (RUN_COMPLETE, RUN_FAILED, RUN_CANCELLED, None)
