@@ -95,8 +95,7 @@ def _alone(root: Root) -> Iterator[None]:
 
 
 def _is_at_rest(run: Run) -> bool:
-    orders = [run.path / "orders" / name for verb in ("retry", "rerun") for name in (verb, f"{verb}.json")]
-    if any(os.path.lexists(order) for order in orders):
+    if run.waiting_orders():
         return False
     try:
         return last_event(run.path) in (RUN_COMPLETE, RUN_FAILED, RUN_CANCELLED, None)

@@ -99,6 +99,20 @@ def test_a_seed_runs_everything_at_what_it_used_on_the_average(root: Root) -> No
     assert planned["total"]["calls"] == 12 and not list(root.pending.glob("*.json"))
 
 
+def test_a_pipeline_whose_document_has_a_name_of_its_own_is_known_by_its_file(root: Root) -> None:
+    """`default` may be called `hello`: what it cost, what was asked before, and a role of it are found all the same."""
+    (root.path / "pipeline.json").write_text(json.dumps({"name": "hello", "tasks": STEPS}))
+    run_id = finished(root)
+    failed = finished(root, 2, state="failed", facts="failed")
+    assert plan(root, seed(root, {"topic": "moon"}))["total"]["calls"] == 8
+    asked = steps(plan(root, seed(root, {"data": {"topic": "tides"}, "reuse": True})))
+    assert asked["plan"][1] == f"asked before: {run_id} asked the same"
+    planned = plan(root, failed)
+    assert planned["notes"] == [] and planned["total"]["calls"] == 4
+    again = pop("rerun", failed, "--from", "plan", "-m", "default=builtin", root=root.path)
+    assert again.returncode == 0, again.stderr
+
+
 def test_a_step_nobody_has_seen_is_unknown(root: Root) -> None:
     """And so is the sum."""
     finished(root)

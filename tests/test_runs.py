@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pop.cleaning import old_runs
 from pop.display import again_line, closing_lines
 from pop.errors import UsageError
 from pop.runs import Run, find_run, newest_complete, pending, pending_names, seed_limits
@@ -164,3 +166,16 @@ def test_a_run_that_has_ended_says_how_to_take_it_up_from_a_step(
     (run.path / "orders").mkdir()
     (run.path / "orders" / "rerun.json").touch()
     assert status["state"] == "complete" or again_line(run, status) is None
+
+
+@pytest.mark.parametrize("verb", ["retry", "rerun"])
+def test_a_run_that_is_about_to_be_taken_up_is_not_old(root: Root, verb: str) -> None:
+    """Its order may wait for a daemon."""
+    run = make_run(root, "20261121-031502-brief-abcd", status={"state": "failed", "tasks": {}})
+    (run.path / "events.jsonl").write_text('{"event": "run.failed"}\n')
+    os.utime(run.path, (0, 0))
+    assert [one.run_id for one in old_runs(root, 60, True)] == [run.run_id]
+    (run.path / "orders").mkdir()
+    (run.path / "orders" / f"{verb}.json").touch()
+    os.utime(run.path, (0, 0))
+    assert old_runs(root, 60, True) == []
