@@ -21,6 +21,7 @@ from pop.rerun import (
     documents_of,
     journaled,
     origin_of,
+    pipeline_name,
     pipeline_of,
     provenance_of,
     provenances,
@@ -91,7 +92,7 @@ def of_seed(root: Root, seed: Seed) -> Outlook:
         raise ConfigError(f"no pipeline {name!r}", hint=hint, code="unknown-pipeline") from None
     pipeline = load_pipeline(document, where=path.name, name=name, known_tasks=list_tasks(root.tasks))
     past = past_of(root, name)
-    before = _asked_before(root, seed, pipeline, document) if seed.reuse else None
+    before = _asked_before(root, seed, name, document) if seed.reuse else None
     rows = []
     for step in pipeline.steps.values():
         if before and isinstance(step, Task):
@@ -101,10 +102,10 @@ def of_seed(root: Root, seed: Seed) -> Outlook:
     return Outlook(rows)
 
 
-def _asked_before(root: Root, seed: Seed, pipeline: Pipeline, document: bytes) -> str | None:
+def _asked_before(root: Root, seed: Seed, pipeline: str, document: bytes) -> str | None:
     """A finished run with the same data, pipeline and tasks: under reuse its answers count."""
     sha256 = hashlib.sha256(document).hexdigest()
-    for run in finished_runs(root, pipeline.name):
+    for run in finished_runs(root, pipeline):
         try:
             created = next(journaled(run.path, events.RUN_CREATED), {})
             if created.get("pipeline_sha256") != sha256 or documents_of(run.path).reruns:
@@ -131,7 +132,7 @@ def of_run(root: Root, run: Run, from_: Iterable[str]) -> Outlook:
     chosen = named or _first(pipeline, history, changed)
     stale = stale_of(pipeline, history, chosen) if chosen else Stale()
     begins = {place_of(text.partition(":")[0])[0] for text in chosen}
-    past = past_of(root, pipeline.name)
+    past = past_of(root, pipeline_name(history))
     used = usage_by_step(run.status())
     by_step: dict[str, list[str]] = {}
     for name in history.instances:
@@ -155,7 +156,7 @@ def of_run(root: Root, run: Run, from_: Iterable[str]) -> Outlook:
             step.name, begins, bool(named), replayed, changed.get(step.name), bool(again), history, open_, added_by
         )
         rows.append(_to_run(pipeline, step, why, estimate, len(again) or len(open_), gates))
-    notes = _notes(root, run, pipeline)
+    notes = _notes(root, run, pipeline_name(history))
     return Outlook(rows, chosen, notes)
 
 
@@ -268,11 +269,11 @@ def _has_code(root: Root, task: str) -> bool:
     return (root.tasks / f"{task}.py").exists()
 
 
-def _notes(root: Root, run: Run, pipeline: Pipeline) -> list[str]:
+def _notes(root: Root, run: Run, pipeline: str) -> list[str]:
     notes = []
     try:
-        if read_file(root.pipeline_path(pipeline.name), links=True) != read_file(run.path / "pipeline.json"):
+        if read_file(root.pipeline_path(pipeline), links=True) != read_file(run.path / "pipeline.json"):
             notes.append("the pipeline changed since; the run keeps its own (drop the seed again to use the new one)")
     except OSError:
-        notes.append(f"the pipeline {pipeline.name!r} is not here any more; the run keeps its own")
+        notes.append(f"the pipeline {pipeline!r} is not here any more; the run keeps its own")
     return notes
