@@ -33,6 +33,7 @@ from pop.rerun import (
     apply_set,
     changed_documents,
     documents_of,
+    pipeline_name,
     pipeline_of,
     rerun_event,
     stale_of,
@@ -252,7 +253,7 @@ def check_rerun(root: Root, run: Run, wish: Wish) -> Checked:
         pipeline = pipeline_of(run.path, history)
     except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise Unreadable(f"{run.run_id} cannot be read: {error}", hint=f"pop show {run.run_id}") from None
-    check_roles(root, [role for role in wish.models if role != "*"], str(history.created.get("pipeline") or "default"))
+    check_roles(root, [role for role in wish.models if role != "*"], pipeline_name(history))
     if wish.fork or run.place == "complete":
         stale = stale_of(pipeline, history, wish.from_)
         return Checked(stale.instances, *_fork_seed(run, history.created, wish, bool(stale.again)))

@@ -21,6 +21,7 @@ from pop.rerun import (
     documents_of,
     journaled,
     origin_of,
+    pipeline_name,
     pipeline_of,
     provenance_of,
     provenances,
@@ -131,8 +132,7 @@ def of_run(root: Root, run: Run, from_: Iterable[str]) -> Outlook:
     chosen = named or _first(pipeline, history, changed)
     stale = stale_of(pipeline, history, chosen) if chosen else Stale()
     begins = {place_of(text.partition(":")[0])[0] for text in chosen}
-    called = str(history.created.get("pipeline") or "default")  # by its file: the document may have a name of its own
-    past = past_of(root, called)
+    past = past_of(root, pipeline_name(history))
     used = usage_by_step(run.status())
     by_step: dict[str, list[str]] = {}
     for name in history.instances:
@@ -156,7 +156,7 @@ def of_run(root: Root, run: Run, from_: Iterable[str]) -> Outlook:
             step.name, begins, bool(named), replayed, changed.get(step.name), bool(again), history, open_, added_by
         )
         rows.append(_to_run(pipeline, step, why, estimate, len(again) or len(open_), gates))
-    notes = _notes(root, run, called)
+    notes = _notes(root, run, pipeline_name(history))
     return Outlook(rows, chosen, notes)
 
 

@@ -38,7 +38,8 @@ def keys_not_required(folder: Path, pipeline: Pipeline) -> Iterator[str]:
         for key, certain in seed_keys(folder, task).items():
             if certain and key in known and key not in required:
                 what = f"task {task!r} reads seed.{key} in any case"
-                yield f"{what}, and the seed schema of pipeline {pipeline.name!r} does not require it"
+                lacks = f"the seed schema of pipeline {pipeline.name!r} does not require it"
+                yield f"{what}, and {lacks}: add it to `required`, or read {{{{ seed.{key} | default(...) }}}}"
 
 
 def _certain_tasks(pipeline: Pipeline) -> Iterator[str]:

@@ -166,3 +166,9 @@ def test_a_megabyte_takes_bounded_time() -> None:
     began = time.perf_counter()
     ask(text)
     assert time.perf_counter() - began < 20
+
+
+def test_a_prompt_without_a_sentence_is_refused_with_a_word_about_where_one_is_looked_for() -> None:
+    """An instruction is none."""
+    answer = ask("Annotate: The moon pulls the water of the sea.", None)
+    assert answer.finish_reason == "refusal" and "first blank line" in answer.text

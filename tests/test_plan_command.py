@@ -165,6 +165,21 @@ def test_a_run_is_taken_up_from_what_changed(root: Root) -> None:
     assert "the run keeps its own" in plan(root, run_id)["notes"][0]
 
 
+def test_a_pipeline_is_known_by_its_file_whatever_name_it_has(root: Root) -> None:
+    """To what it costs, to what was asked before, to whether it changed, and to roles of models."""
+    (root.path / "pipeline.json").write_text(json.dumps({"name": "letters", "tasks": STEPS}))
+    finished(root, 1)
+    run_id = finished(root, 2, state="failed", draft="failed")
+    planned = plan(root, run_id)
+    assert planned["notes"] == [] and planned["steps"][3]["estimate"]["source"] == "1 of the last 1 run(s)"
+    path = seed(root, {"data": {"topic": "tides"}, "reuse": True})
+    assert {what for what, _ in steps(plan(root, path)).values()} == {"reuse"}
+    ordered = pop("rerun", run_id, "--from", "draft", "-m", "default=builtin", root=root.path)
+    assert ordered.returncode == 0, ordered.stderr
+    (root.path / "pipeline.json").write_text(json.dumps({"name": "letters", "tasks": ["plan"]}))
+    assert "changed since" in plan(root, run_id)["notes"][0]
+
+
 def test_a_task_mended_before_a_retry_has_not_changed(root: Root) -> None:
     """What ran before the retry is compared with the files of then, what ran after it with those it went on with."""
     run_id = finished(root, state="failed", facts="failed")

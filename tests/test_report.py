@@ -153,7 +153,7 @@ def test_forks_replays_and_reruns_say_so(root: Root) -> None:
     run.step("a", attempt=2)
     text = Page(made(root, run.end("run.complete"))).text
     assert "Forked from 20261120-000000-first-aaaa" in text and "Replayed: no model was asked" in text
-    assert "Run again from within 1 time" in text
+    assert "Taken up again from a step 1 time" in text
 
 
 @pytest.mark.parametrize("words", HOSTILE)

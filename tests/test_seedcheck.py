@@ -226,7 +226,8 @@ def test_what_is_read_in_any_case_and_not_required_is_a_note(tmp_path: Path) -> 
     """A seed without it would pass, and its run fail."""
     notes = RootCheck(make_root(tmp_path, "{{ seed.topic }} {{ seed.words }}")).notes()
     assert notes == [
-        "task 'one' reads seed.words in any case, and the seed schema of pipeline 'default' does not require it"
+        "task 'one' reads seed.words in any case, and the seed schema of pipeline 'default' does not require it: "
+        "add it to `required`, or read {{ seed.words | default(...) }}"
     ]
 
 

@@ -234,7 +234,7 @@ def test_two_runs_side_by_side(client: TestClient, root: Root) -> None:
     words = words_of(page)
     assert "same ✓ done" not in words and re.search(r"same done same same 1 1100", words)
     assert re.search(r"other done different different", words)
-    assert re.search(r"third not in A done only in b only in b", words)
+    assert re.search(r"third not in A done only in B only in B", words)
     assert "seed.json different" in words
     assert '<span class="del">-Write &lt;script&gt;' in page
     assert '<span class="ins">+Write &lt;script&gt;' in page
@@ -290,7 +290,7 @@ def test_a_run_whose_files_are_broken_can_be_compared(client: TestClient, root: 
     (odd / "tasks" / "same").write_text("no folder")
     page = client.get(f"/compare?a={a}&b={odd.name}")
     assert page.status_code == 200
-    assert "only in a" in words_of(page.text)
+    assert "only in A" in words_of(page.text)
     assert "is at work: this is how it stands now" in words_of(page.text)
     put_status(root, 8, tasks=[1, 2])
     answer = client.get(f"/compare?a={a}&b={run_id(8)}")

@@ -139,7 +139,8 @@ def command(
 ) -> None:
     """Serve the queue, and the dashboard to whoever opens it, until you stop it.
 
-    Ctrl-C once lets running attempts end, twice interrupts them. The dashboard costs nothing before somebody connects.
+    Ctrl-C once lets running attempts end, twice interrupts them. It goes on when its terminal is closed: `pop doctor` names
+    its process, and `kill` ends it like Ctrl-C. The dashboard costs nothing before somebody connects.
     """
     from pop.daemon import Only, run_daemon
     from pop.executors.process import die_with_parent

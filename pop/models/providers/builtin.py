@@ -105,7 +105,8 @@ def _by_schema(schema: dict[str, Any], corpus: Corpus, documents: list[Document]
 
 def _freely(instruction: str, corpus: Corpus) -> tuple[str, bool, dict[str, Any]]:
     if not corpus.sentences:
-        return f"There is no sentence to work on in this prompt ({READABLE}).", False, {}
+        said = f"There is no sentence to work on in this prompt ({READABLE})"
+        return f"{said}. It reads <document> tags, fenced blocks, or else what follows the first blank line.", False, {}
     if re.search(r"key ?(words|phrases)|tags\b", instruction, re.IGNORECASE):
         return "\n".join(f"- {phrase}" for phrase in key_phrases(corpus.sentences, 10)), True, {}
     chosen = _within(corpus, *_limits(instruction))
