@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pop.changes import Recorded
+from pop.drops import seed_of
+from pop.errors import UsageError
 from pop.rootcheck import RootCheck
 from pop.seedcheck import mistakes
 from pop.settings import Root
@@ -76,3 +80,15 @@ def test_what_cannot_be_looked_at_is_told_as_it_is() -> None:
 def test_a_schema_that_no_seed_could_be_held_against_is_a_mistake(root: Root, schema: Any, told: str) -> None:
     give(root, schema)
     assert told in [error.message for error in RootCheck(root).pipelines["default"].problems]
+
+
+@pytest.mark.parametrize("lost", ["gone", "folder", "pipe"])
+def test_a_replay_of_a_run_that_lost_its_seed_says_so(root: Root, lost: str) -> None:
+    run = root.complete / "20261121-000001-a-0001"
+    run.mkdir()
+    if lost == "folder":
+        (run / "seed.json").mkdir()
+    elif lost == "pipe":
+        os.mkfifo(run / "seed.json")
+    with pytest.raises(UsageError, match="cannot be read"), seed_of(Recorded(run, "default", f"replay:{run.name}")):
+        pass
