@@ -92,3 +92,23 @@ def test_a_replay_of_a_run_that_lost_its_seed_says_so(root: Root, lost: str) -> 
         os.mkfifo(run / "seed.json")
     with pytest.raises(UsageError, match="cannot be read"), seed_of(Recorded(run, "default", f"replay:{run.name}")):
         pass
+
+
+def test_a_daemon_that_ends_waits_for_no_check_of_a_seed(make_living: Any) -> None:
+    """What was claimed lies there still, and the next daemon looks at it."""
+    slow = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}}
+    living = make_living(
+        pipeline={"seed": slow, "tasks": ["one"]}, tasks={"one.py": "def infer(prompt, ctx):\n    return {}\n"}
+    )
+    names = [f"slow{number}.json" for number in range(5)]
+    for name in names:
+        living.drop(name, {"a": "a" * 40 + "b"})
+    living.up()
+    living.wait(lambda: len(list(living.root.current.glob("*/seed.claim"))) == len(names), "claims")
+    living.daemons[-1].terminate()
+    living.daemons[-1].wait(60)
+    assert "daemon.stopped" in living.log() and "seed.broken" not in living.log()
+    left = list(living.root.current.glob("*/seed.claim"))
+    assert len(left) >= len(names) - 2 and len(left) + len(list(living.root.rejected.glob("slow?.json"))) == len(names)
+    living.up()
+    living.wait(lambda: sorted(path.name for path in living.root.rejected.glob("slow?.json")) == names, "all refused")
