@@ -341,6 +341,7 @@ class Daemon:
     def _on_fatal(self, error: BaseException | None) -> None:
         self._error = self._error or error
         self._stopping = True
+        self.intake.stop()
         self._wake.set()
 
     def _hint(self, name: str) -> None:
@@ -358,6 +359,7 @@ class Daemon:
         """First time: start nothing new and let attempts end for drain_s. Second time: interrupt them now."""
         drain_s = 0.0 if self._stopping else self.settings.daemon.drain_s
         self._stopping = self.orchestrator.draining = True
+        self.intake.stop()
         self.work.give_up()
         self.orchestrator.wake_all()
         self._wake.set()

@@ -210,13 +210,21 @@ def _lay_out(root: Root, source: Path, draft: Path, asked: str, *, check: bool =
 
 @contextmanager
 def seed_of(recorded: Recorded) -> Iterator[Path]:
-    """The seed of a recorded run as it was dropped: a folder with seed.json and what came with it."""
+    """The seed of a recorded run as it was dropped: a folder with seed.json and what came with it.
+
+    Raises:
+        UsageError: The run has lost it.
+    """
     with tempfile.TemporaryDirectory(prefix="pop-replay-") as around:
         folder = Path(around, recorded.stem)
-        if (recorded.path / "files").is_dir():
-            shutil.copytree(recorded.path / "files", folder, copy_function=shutil.copyfile)
-        folder.mkdir(exist_ok=True)
-        shutil.copyfile(recorded.path / "seed.json", folder / "seed.json")
+        try:
+            if (recorded.path / "files").is_dir():
+                shutil.copytree(recorded.path / "files", folder, copy_function=shutil.copyfile)
+            folder.mkdir(exist_ok=True)
+            shutil.copyfile(recorded.path / "seed.json", folder / "seed.json")
+        except (FileNotFoundError, IsADirectoryError, shutil.SpecialFileError, shutil.Error) as error:
+            message = f"the seed of {recorded.path.name} cannot be read: {error}"
+            raise UsageError(message, where="--replay", hint="drop a seed of your own", code="not-recorded") from None
         yield folder
 
 

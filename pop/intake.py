@@ -20,6 +20,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -86,6 +87,7 @@ class Intake:
         self._held: dict[str, list[str]] = {}  # seeds that wait for a broken pipeline to be mended
         self._rng = random.Random()
         self._checks = ThreadPoolExecutor(max_workers=CHECKS_AT_ONCE, thread_name_prefix="seeds")
+        self._stopped = asyncio.Event()
 
     # -- looking -----------------------------------------------------------------------------------------------
 
@@ -170,17 +172,16 @@ class Intake:
     # -- sealing -----------------------------------------------------------------------------------------------
 
     async def seal(self, claimed: Claimed) -> ActiveRun | None:
-        """Make a run of a claim, or bring the seed where it belongs.
+        """Make a run of a claim, or bring the seed where it belongs; after `stop` some are left as they lie.
 
         Raises:
             RootError, DiskFailed: See ``DiskWork.surely``.
         """
         try:
             found = await self.work.surely(self._begin, claimed)
-            if isinstance(
-                found, _Read
-            ):  # it may take seconds: other work of the disk's threads does not wait behind it
-                await asyncio.get_running_loop().run_in_executor(self._checks, found.refuse_misfit)
+            if isinstance(found, _Read):
+                if not await self._looked_closely(found):
+                    return None
                 found = await self.work.surely(self._seal, claimed, found)
             run = found
         except (BrokenPipeline, NotYet) as error:
@@ -197,6 +198,26 @@ class Intake:
             return None
         log.info("run.created", run=run.run_id, pipeline=run.history.created["pipeline"])
         return run
+
+    async def _looked_closely(self, read: _Read) -> bool:
+        """Hold it against a schema that may take seconds; other work of the disk's threads does not wait behind it.
+
+        Returns:
+            Whether that came to its end; else the daemon stops, and the next one finds the claim as it lies.
+        """
+        check: asyncio.Future[None] = asyncio.get_running_loop().run_in_executor(self._checks, read.refuse_misfit)
+        stopped: asyncio.Future[Any] = asyncio.ensure_future(self._stopped.wait())
+        await asyncio.wait({check, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not check.done():
+            check.cancel()
+            return False
+        await check
+        return True
+
+    def stop(self) -> None:
+        """Wait for no check of a seed any more."""
+        self._stopped.set()
 
     def _begin(self, claimed: Claimed) -> ActiveRun | _Read:
         """The run, or what is to be looked at more closely before it is one: nothing of it stands until then."""

@@ -87,11 +87,11 @@ class OrderDesk:
             self._lineup.ordered = None
 
     async def _carry_out(self, order: Order) -> None:
-        if order.overtaken_by:
-            raise PopError(f"{order.verb} was overtaken by {order.overtaken_by}, which came later")
         run = self._orchestrator.runs.get(order.run_id)
         if run:
             await self._order_active(run, order)
+        elif newer := await self._work.in_thread(self._orders.overtaken, order):
+            raise PopError(f"{order.verb} was overtaken by {newer}, which came later")
         elif order.verb == ANSWER or await self._work.surely(self._orders.apply_to_resting, order):
             self._lineup.take_up(order.run_dir)
         else:
@@ -108,7 +108,7 @@ class OrderDesk:
         if order.verb in obey:
             await obey[order.verb](run, order.by, order.reason)
         elif order.verb == "rerun":
-            log.error("order.refused", run=run.run_id, verb=order.verb, error="it is at work: pop pause it first")
+            raise PopError(f"{run.run_id} is at work", hint=f"pop pause {run.run_id} first, then rerun it")
 
     # -- accounts of runs at rest ------------------------------------------------------------------------------
 

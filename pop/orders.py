@@ -2,7 +2,8 @@
 
 ``orders/<verb>.json``; the content is optional: ``{"by": str, "reason": str, "budget": {"run_usd": 5}}``. An order that was carried out moves to
 ``orders/done/``. Several are carried out by age, so that the
-newest has the last word; of those that take a run up (`STARTS`) the newest alone. They work while the daemon is down and are carried out when it is back.
+newest has the last word; of those that take a run at rest up (`STARTS`) the newest alone that does. They work while the
+daemon is down and are carried out when it is back.
 
 | verb   | a run that is active        | a run at rest                                       |
 |--------|-----------------------------|-----------------------------------------------------|
@@ -32,7 +33,7 @@ from pop.gatework import find_answer, gate_dir, may_be_answered, problems
 from pop.history import RunHistory, read_history
 from pop.pipeline_values import budget as budgets
 from pop.records import BadJson, dump_json, read_json
-from pop.rerun import pipeline_of, rerun_event, resumed_with
+from pop.rerun import AT_REST, pipeline_of, rerun_event, resumed_with
 from pop.settings import Root
 from pop.statuses import lasting, status_of
 from pop.store import Disk, NotAFile, mend_tail, read_regular
@@ -41,7 +42,7 @@ from pop.waiting import WaitingRuns
 log = structlog.get_logger()
 
 VERBS = ("cancel", "pause", "resume", "rerun", "retry")
-STARTS = ("resume", "rerun", "retry")
+STARTS = {"resume": ("paused",), "rerun": AT_REST, "retry": ("failed", "cancelled", "running")}  # and from which states
 ANSWER = "answer"  # not an order in orders/: somebody answered a gate of a waiting run
 AT_ONCE = 500
 
@@ -54,7 +55,7 @@ class Order:
     reason: str | None
     budget: dict[str, float] = field(default_factory=dict)
     content: dict[str, Any] = field(default_factory=dict)
-    overtaken_by: str | None = None  # a later order that takes the run up, too
+    later: tuple[str, ...] = ()  # orders given after it that may take the run up, as it may itself
 
     @property
     def run_id(self) -> str:
@@ -142,8 +143,21 @@ class Orders:
             return []
         given = [verb for verb in VERBS if f"{verb}.json" in names or verb in names]
         orders = [self._read(run_dir, verb) for verb in sorted(given, key=lambda verb: _placed_at(run_dir, verb))]
-        *older, newest = [order.verb for order in orders if order.verb in STARTS] or [""]
-        return [replace(order, overtaken_by=newest) if order.verb in older else order for order in orders]
+        starts = [order.verb for order in orders if order.verb in STARTS]
+        return [
+            replace(order, later=tuple(starts[starts.index(order.verb) + 1 :])) if order.verb in starts else order
+            for order in orders
+        ]
+
+    def overtaken(self, order: Order) -> str | None:
+        """The newest later order that takes this run at rest up; one that does nothing for it overtakes none."""
+        if not order.later:
+            return None
+        try:
+            state = read_history(order.run_dir).state
+        except FileNotFoundError:
+            return None
+        return next((verb for verb in reversed(order.later) if state in STARTS[verb]), None)
 
     def _read(self, run_dir: Path, verb: str) -> Order:
         by, reason, budget, content = "a file", None, dict[str, float](), dict[str, Any]()
@@ -166,14 +180,14 @@ class Orders:
         about = {"at": events.rfc3339(time.time()), "by": order.by, "reason": order.reason}
         if order.verb == "cancel" and history.state not in ("cancelled", "complete"):
             rows: list[dict[str, Any]] = [{**about, "event": events.RUN_CANCELLED}]
-        elif order.verb == "retry" and history.state in ("failed", "cancelled", "running"):
+        elif order.verb == "retry" and history.state in STARTS["retry"]:
             again = [name for name, instance in history.instances.items() if instance.state in ("failed", "retry")]
             again += history.failed_loops()
             rows = [{**about, "event": events.RUN_RESUMED, "budget": order.budget, **self._resumed(order, history)}]
             rows += [{"at": about["at"], "event": events.STEP_RESET, "instance": name} for name in again]
         elif order.verb == "pause" and history.state in ("waiting", "running"):
             rows = [{**about, "event": events.RUN_PAUSED}]
-        elif order.verb == "resume" and history.state == "paused":
+        elif order.verb == "resume" and history.state in STARTS["resume"]:
             rows = [{**about, "event": events.RUN_RESUMED, **self._resumed(order, history)}]
         elif order.verb == "rerun":
             rows = self._rerun(order, history)

@@ -303,9 +303,10 @@ def rejected(root: Root) -> list[dict[str, Any]]:
     rows = []
     for path in sorted(root.rejected.glob("*.reason.json")) if root.rejected.is_dir() else []:
         try:
-            rows.append(orjson.loads(read_regular(path, max_bytes=MOST_REASON_BYTES)))
+            row = orjson.loads(read_regular(path, max_bytes=MOST_REASON_BYTES))
         except (OSError, NotAFile, ValueError):
             continue
+        rows += [row] if isinstance(row, dict) else []
     return rows
 
 

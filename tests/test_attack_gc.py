@@ -10,9 +10,10 @@ import pytest
 
 from pop.cleaning import old_runs, remove_all, size_bytes
 from pop.orders import STARTS, write_order
+from pop.runs import rejected
 from pop.settings import Root
 from pop.store import Disk
-from pop.web.upkeep import Old, older_than, remove_old
+from pop.web.upkeep import Old, findings, older_than, remove_old
 from tests.test_web_health import ended
 from tests.webbing import make_root
 
@@ -79,3 +80,11 @@ def test_a_size_is_told_while_files_go(root: Root, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(os, "walk", late)
     assert size_bytes(folder) > 0
+
+
+def test_health_and_lists_stand_reasons_that_are_no_objects(root: Root) -> None:
+    for number, text in enumerate(("[]", "5", '"x"', "null")):
+        (root.rejected / f"{number}.json.reason.json").write_text(text)
+    (root.rejected / "whole.json.reason.json").write_text('{"message": "no"}')
+    assert rejected(root) == [{"message": "no"}]
+    assert [found.says for found in findings(root) if found.about == "rejected"]

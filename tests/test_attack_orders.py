@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import threading
 import time
@@ -81,3 +82,52 @@ def test_two_people_order_the_same_at_once(root: Root) -> None:
     (order,) = Orders(root, Disk()).find(set())
     assert (order.verb, order.reason) == ("pause", "for a while")
     assert os.listdir(run.path / "orders") == ["pause.json"]
+
+
+WORK = """
+import time
+from pathlib import Path
+def infer(prompt, ctx):
+    if not Path(ctx.seed["mended"]).exists(): raise ValueError("not yet")
+    while Path(ctx.seed.get("hold", "/none")).exists(): time.sleep(0.05)
+    return {}
+"""
+
+
+@pytest.mark.parametrize(("first", "second"), [("retry", "resume"), ("rerun", "resume"), ("retry", "rerun")])
+def test_an_order_that_does_nothing_overtakes_none(make_living: Any, first: str, second: str) -> None:
+    """A failed run is not resumed: what was ordered before still takes it up; of two that do, the newer one does."""
+    living = make_living(pipeline={"tasks": ["one"]}, tasks={"one.py": WORK})
+    living.up()
+    living.drop("a.json", {"mended": str(living.path / "mended")})
+    living.wait_state("failed")
+    (run,) = living.current()
+    living.daemons[-1].terminate()
+    living.daemons[-1].wait(30)
+    (living.path / "mended").touch()
+    for verb in (first, second):
+        write_order(Disk(), run, verb, more={"from": ["one"]})
+        time.sleep(0.02)
+    living.up()
+    living.wait_complete(1)
+    done = living.root.complete / run.name
+    events = [json.loads(line)["event"] for line in (done / "events.jsonl").read_bytes().splitlines()]
+    taken_up = {"run.rerun", "run.resumed"}.intersection(events)
+    assert taken_up == {"run.rerun" if "rerun" in (first, second) else "run.resumed"}
+    assert len(list((done / "orders" / "done").glob("*.problem.json"))) == (second == "rerun")
+
+
+def test_a_rerun_of_a_run_at_work_is_refused_where_it_was_ordered(make_living: Any) -> None:
+    living = make_living(pipeline={"tasks": ["one"]}, tasks={"one.py": WORK})
+    for name in ("mended", "hold"):
+        (living.path / name).touch()
+    living.up()
+    living.drop("a.json", {"mended": str(living.path / "mended"), "hold": str(living.path / "hold")})
+    living.wait_state("running")
+    (run,) = living.current()
+    write_order(Disk(), run, "rerun", more={"from": ["one"]})
+    living.wait(lambda: list((run / "orders" / "done").glob("*.problem.json")), "the refusal")
+    (told,) = (run / "orders" / "done").glob("*.problem.json")
+    assert "is at work" in json.loads(told.read_bytes())["message"]
+    (living.path / "hold").unlink()
+    living.wait_complete(1)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pop.changes import Recorded
+from pop.drops import seed_of
+from pop.errors import UsageError
 from pop.rootcheck import RootCheck
 from pop.seedcheck import mistakes
 from pop.settings import Root
@@ -76,3 +80,35 @@ def test_what_cannot_be_looked_at_is_told_as_it_is() -> None:
 def test_a_schema_that_no_seed_could_be_held_against_is_a_mistake(root: Root, schema: Any, told: str) -> None:
     give(root, schema)
     assert told in [error.message for error in RootCheck(root).pipelines["default"].problems]
+
+
+@pytest.mark.parametrize("lost", ["gone", "folder", "pipe"])
+def test_a_replay_of_a_run_that_lost_its_seed_says_so(root: Root, lost: str) -> None:
+    run = root.complete / "20261121-000001-a-0001"
+    run.mkdir()
+    if lost == "folder":
+        (run / "seed.json").mkdir()
+    elif lost == "pipe":
+        os.mkfifo(run / "seed.json")
+    with pytest.raises(UsageError, match="cannot be read"), seed_of(Recorded(run, "default", f"replay:{run.name}")):
+        pass
+
+
+def test_a_daemon_that_ends_waits_for_no_check_of_a_seed(make_living: Any) -> None:
+    """What was claimed lies there still, and the next daemon looks at it."""
+    slow = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}}
+    living = make_living(
+        pipeline={"seed": slow, "tasks": ["one"]}, tasks={"one.py": "def infer(prompt, ctx):\n    return {}\n"}
+    )
+    names = [f"slow{number}.json" for number in range(5)]
+    for name in names:
+        living.drop(name, {"a": "a" * 40 + "b"})
+    living.up()
+    living.wait(lambda: len(list(living.root.current.glob("*/seed.claim"))) == len(names), "claims")
+    living.daemons[-1].terminate()
+    living.daemons[-1].wait(60)
+    assert "daemon.stopped" in living.log() and "seed.broken" not in living.log()
+    left = list(living.root.current.glob("*/seed.claim"))
+    assert len(left) >= len(names) - 2 and len(left) + len(list(living.root.rejected.glob("slow?.json"))) == len(names)
+    living.up()
+    living.wait(lambda: sorted(path.name for path in living.root.rejected.glob("slow?.json")) == names, "all refused")
