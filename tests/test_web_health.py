@@ -82,7 +82,11 @@ def post(client: TestClient, page: str, action: str, **fields: Any) -> Any:
 def test_it_tells_what_the_doctor_models_and_notify_tell(client: TestClient) -> None:
     """Findings with their next move, limits and what a test costs, the last try of each who is told; nothing hostile."""
     page = client.get("/health").text
-    assert "none is running here" in page and f'href="/runs/{run_id(1)}">{run_id(1)}</a> failed: bug' in page and "pop show" in page
+    assert (
+        "none is running here" in page
+        and f'href="/runs/{run_id(1)}">{run_id(1)}</a> failed: bug' in page
+        and "pop show" in page
+    )
     assert "gpt-x" in page and "of 60" in page and "$0.0" in page
     assert "https://hooks.example/…" in page and "/usr/bin/ring …" in page and "cannot reach …" in page
     assert SECRET not in page and HOSTILE not in page
