@@ -249,6 +249,13 @@ def test_an_order_is_given(client: TestClient, states: States, state: str, verb:
     file.unlink()
 
 
+def test_a_failed_run_leads_to_its_retry(client: TestClient, states: States) -> None:
+    """From what went wrong."""
+    link = f'<a href="/runs/{states.runs["failed"]}/act">Retry it</a>'
+    assert link in client.get(f"/runs/{states.runs['failed']}").text
+    assert "Retry it" not in client.get(f"/runs/{states.runs['complete']}").text
+
+
 def test_orders_that_do_not_fit_have_no_button(client: TestClient, states: States) -> None:
     """And are refused when they are sent all the same."""
     run_id = states.runs["complete"]
