@@ -130,6 +130,9 @@ async def _sent(url: str, body: bytes, headers: dict[str, str], timeout_s: float
         return response.status_code
 
 
+_commands: set[int] = set()  # those that are at work, each with a process group of its own
+
+
 def _run(hook: NotifySettings, notice: Notice, body: bytes) -> None:
     from pop.executors.local import ALLOWED
 
@@ -145,17 +148,23 @@ def _run(hook: NotifySettings, notice: Notice, body: bytes) -> None:
             )
         except (OSError, ValueError) as error:
             raise NotTold(f"{words[0]} cannot be started: {error}", final=True) from None
+        _commands.add(process.pid)
         try:
             with suppress(BrokenPipeError):
                 process.communicate(body, timeout=hook.timeout_s)
         except subprocess.TimeoutExpired:
             raise NotTold(f"no end after {hook.timeout_s:g} s") from None
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _end_group(process.pid)
+            _commands.discard(process.pid)
             process.wait()
         if process.returncode:
             raise NotTold(f"exit code {process.returncode}: {_last_of(said)}")
+
+
+def _end_group(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _last_of(file: IO[bytes]) -> str:
@@ -195,6 +204,8 @@ class Notifier:
         until = time.monotonic() + LAST_WORDS_S
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
+        for pid in list(_commands):
+            _end_group(pid)
 
     def _look_at(self, hint: str) -> None:
         """At a run, or at all of them (``*``); what could not be kept is looked at with the next hint."""

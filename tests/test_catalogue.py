@@ -92,6 +92,10 @@ def test_the_default_is_described_and_the_engine_never_passes_for_a_model() -> N
     assert describe_default(Settings(), KEYED) == "the default model is m-env at http://host/v1"
     broken = Settings.model_validate({"models": {"default": "nowhere"}})
     assert "cannot be used" in describe_default(broken, {})
+    keyed = Settings.model_validate(
+        {"models": {"default": {"provider": "openai", "model": "m", "base_url": "http://u:p@host/v1?v=1&key=x"}}}
+    )
+    assert describe_default(keyed, {}) == "the default model is m at http://host/v1?v=...&key=..."
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,10 @@ def test_secrets_of_pop_toml_are_known_too() -> None:
     settings = Settings.model_validate(
         {
             "providers": {
-                "p": {"base_url": "http://me:pass%2Fword-1@localhost/v1", "headers": {"X": "Bearer abcdefgh-1"}}
+                "p": {
+                    "base_url": "http://me:pass%2Fword-1@localhost/v1?v=2026-11-21&key=of-the-url-77",
+                    "headers": {"X": "Bearer abcdefgh-1"},
+                }
             },
             "models": {
                 "m": {
@@ -261,9 +264,10 @@ def test_secrets_of_pop_toml_are_known_too() -> None:
     keys = Keys({"MINE": "my-own-secret", "HTTPS_PROXY": "http://u:proxy-password@proxy:3128"})
     assert keys.redact("my-own-secret") == "my-own-secret"
     keys.learn(settings)
-    for secret in ("my-own-secret", "abcdefgh-1", "the-password", "pass%2Fword-1", "pass/word-1", "proxy-password"):
+    for secret in ("my-own-secret", "abcdefgh-1", "the-password", "pass%2Fword-1", "pass/word-1", "of-the-url-77"):
         assert keys.redact(f"<{secret}>") == "<[redacted]>", secret
-    kept = "application/json https://example.org/a My very good application for letters http://u:"
+    assert keys.redact("<proxy-password>") == "<[redacted]>"
+    kept = "2026-11-21 application/json https://example.org/a My very good application for letters http://u:"
     assert keys.redact(kept) == kept
     keys.also(["another-secret-1"])
     assert keys.redact("another-secret-1") == "[redacted]"

@@ -244,7 +244,8 @@ def test_a_journal_that_was_tampered_with_is_read_as_far_as_it_goes(tmp_path: Pa
 
 def test_a_hanging_hook_stops_neither_runs_nor_others_nor_the_end(tmp_path: Path) -> None:
     """One command sleeps, the other is told at once; the daemon ends in time and the sleeper with it."""
-    slow = f"[notify.slow]\ncommand = {json.dumps([sys.executable, '-c', 'import time; time.sleep(3600)'])}\n"
+    sleeper = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(3600)"
+    slow = f"[notify.slow]\ncommand = {json.dumps([sys.executable, '-c', sleeper])}\n"
     root = living(tmp_path, slow + "timeout_s = 300\n" + hook_of(tmp_path / "told.jsonl", on=["finished"]))
     daemon = root.up()
     try:
@@ -254,6 +255,7 @@ def test_a_hanging_hook_stops_neither_runs_nor_others_nor_the_end(tmp_path: Path
         began = time.monotonic()
         daemon.send_signal(signal.SIGTERM)
         assert daemon.wait(30) == 0 and time.monotonic() - began < 10
+        until(lambda: not psutil.pid_exists(int((tmp_path / "pid").read_text())))
     finally:
         root.close()
 

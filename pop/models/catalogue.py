@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pop.errors import ConfigError, did_you_mean
-from pop.models.entries import ModelEntry, Shared, without_password
+from pop.models.entries import ModelEntry, Shared, shown_url, without_password
 from pop.models.providers import KINDS, kinds
 from pop.settings import ModelSettings, ProviderSettings, Settings
 
@@ -273,9 +273,7 @@ class Catalogue:
         except ValueError:
             good = False
         if not good:
-            raise ConfigError(
-                f"{name} {without_password(url)!r} is no URL", where=where, hint="http://localhost:11434/v1"
-            )
+            raise ConfigError(f"{name} {shown_url(url)!r} is no URL", where=where, hint="http://localhost:11434/v1")
 
     def _auto(self) -> ModelEntry:
         if self._environ.get("OPENAI_API_KEY"):
@@ -308,6 +306,6 @@ def describe_default(settings: Settings, environ: Mapping[str, str]) -> str:
         why = "" if settings.models.get("default") == "builtin" else "; set OPENAI_API_KEY, or name a model in pop.toml"
         return f"the default model is the embedded engine ({EMBEDDED_NOTE}){why}"
     behind = f", then {', '.join(entry.name for entry in more)}" if more else ""
-    url = without_password(first.base_url) if first.base_url else "the OpenAI API"
+    url = shown_url(first.base_url) if first.base_url else "the OpenAI API"
     at = " ".join(first.command) if first.provider == "command" else url
     return f"the default model is {first.model} at {at}{behind}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from pop.errors import PopError
 from pop.models.catalogue import Catalogue
-from pop.models.entries import ModelEntry, without_password
+from pop.models.entries import ModelEntry, shown_url
 from pop.models.prices import price_of
 from pop.models.providers.command import PROGRAM_HINT, command_problem
 from pop.settings import Root, Settings
@@ -43,7 +43,7 @@ def _about(entry: ModelEntry, environ: Mapping[str, str]) -> dict[str, Any]:
     return {
         "provider": entry.provider,
         "model": entry.model,
-        "at": " ".join(entry.command) or without_password(entry.base_url or "") or None,
+        "at": " ".join(entry.command) or shown_url(entry.base_url or "") or None,
         "key": key,
         **{name: getattr(entry, name) for name in LIMITS},
         "shared": {name: getattr(entry.shared, name) for name in ("name", *LIMITS)},

@@ -65,3 +65,8 @@ class ModelEntry:
 def without_password(url: str) -> str:
     """A URL as it may be shown: without a user's name and password in it."""
     return re.sub(r"(?<=//)[^/?#@]*@", "", url, count=1)
+
+
+def shown_url(url: str) -> str:
+    """As `without_password`, and without the values of its query, where some servers take a key."""
+    return re.sub(r"(?<==)[^&#]+", "...", without_password(url))

@@ -96,7 +96,7 @@ class Keys:
         self._add(part for value in values if not _is_public(value) for part in _parts(value))
 
     def learn(self, settings: Settings) -> None:
-        """All secrets of a pop.toml: values of `headers`, passwords in `base_url`, and the variables of `api_key_env`."""
+        """All secrets of a pop.toml: values of `headers`, passwords and keys in `base_url`, and the variables of `api_key_env`."""
         models = [one for one in settings.models.values() if not isinstance(one, str)]
         tables: list[ProviderSettings | ModelSettings] = [*settings.providers.values(), *models]
         self._names.update(table.api_key_env for table in tables if table.api_key_env)
@@ -199,12 +199,17 @@ def _parts(value: str) -> Iterator[str]:
                 yield base64.b64decode(rest.strip(), validate=True).decode().partition(":")[2]
 
 
+_OF_A_KEY = re.compile("key|token|secret|sig|pass", re.IGNORECASE)
+
+
 def _passwords(url: str) -> Iterator[str]:
     with contextlib.suppress(ValueError):
-        password = urlsplit(url).password
-        if password:
-            yield password
-            yield unquote(password)
+        parts = urlsplit(url)
+        pairs = [pair.partition("=")[::2] for pair in parts.query.split("&")]
+        for secret in (parts.password, *(value for name, value in pairs if _OF_A_KEY.search(name))):
+            if secret:
+                yield secret
+                yield unquote(secret)
 
 
 # -- logs --------------------------------------------------------------------------------------------------------------
