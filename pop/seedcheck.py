@@ -69,7 +69,7 @@ class SeedMismatch(SeedRejected):
         told = [str(mistake) for mistake in wrong[:MOST_TOLD]] + (["and more"] if len(wrong) > MOST_TOLD else [])
         hints = [f"{json_path(one.path)[:120]}: {one.hint}" for one in wrong[:3] if one.hint]
         hint = "; ".join([*hints, f"`seed` in {file} says what it may hold"])
-        super().__init__(f"it is no seed for its pipeline: {'; '.join(told)}", where=where, hint=hint)
+        super().__init__(f"it does not fit its pipeline: {'; '.join(told)}", where=where, hint=hint)
         self.wrong = wrong[:MOST_TOLD]
 
     def to_json(self) -> dict[str, Any]:

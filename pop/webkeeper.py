@@ -103,7 +103,7 @@ class WebKeeper:
             self._listening = listen(self._web.host, self._web.port)
         except OSError as error:
             where = f"{self._web.host}:{self._web.port}"
-            hint = "another [web] port in pop.toml, or --no-web"
+            hint = "pop web --port N serves it beside; or another [web] port in pop.toml, or --no-web"
             log.warning("web.not_listening", where=where, error=(error.strerror or str(error)).lower(), hint=hint)
             return
         if not self._web.is_loopback:

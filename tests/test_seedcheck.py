@@ -278,7 +278,7 @@ def test_pop_run_refuses_at_once(tmp_path: Path) -> None:
     seed = tmp_path / "a.json"
     seed.write_text("{}")
     done = pop("run", seed, root=root.path)
-    assert done.returncode == 3 and "seed-mismatch: it is no seed for its pipeline: topic is missing" in done.stderr
+    assert done.returncode == 3 and "seed-mismatch: it does not fit its pipeline: topic is missing" in done.stderr
     assert not root.current.exists() or not list(root.current.iterdir())
 
 
