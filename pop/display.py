@@ -156,8 +156,10 @@ def usage_line(usage: dict[str, Any]) -> str:
 
 
 def dollars(usd: float) -> str:
-    """``$0.0021``, and more digits where four would show nothing: ``$0.00003``."""
-    return f"${usd:.4f}" if usd >= 0.001 or not usd else "$" + f"{usd:.9f}".rstrip("0")
+    """``$0.0021``, and more digits where four would show nothing: ``$0.00003``; nothing spent is ``$0``."""
+    if not usd:
+        return "$0"
+    return f"${usd:.4f}" if usd >= 0.001 else "$" + f"{usd:.9f}".rstrip("0")
 
 
 def closing_lines(root: Root, run: Run, status: dict[str, Any]) -> Iterator[str]:

@@ -243,7 +243,7 @@ def test_spend_of_today_follows_the_ledger(gated_root: Root) -> None:
     gated_root.calls.mkdir(parents=True)
     reader = Reader(gated_root)
     try:
-        assert reader.look(Wish()).today == "today $0.0000 of $5"
+        assert reader.look(Wish()).today == "today $0 of $5"
         for number, told in enumerate(("today $0.2500 of $5", "today $0.5000 of $5")):
             call = {"id": f"c{number}", "at": f"{day}T00:00:00.000Z", "run_id": "r", "model": "m", "cost_usd": 0.25}
             call |= {"outcome": "answer", "billed": True}
