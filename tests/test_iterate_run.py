@@ -20,8 +20,11 @@ from typing import Any
 
 import pytest
 
+from pop.history import RunHistory, read_history
+from pop.recipes.iterate import deliver
 from pop.recipes.iterate.agent import _document, format_flaws, unfenced
 from pop.recipes.iterate.installing import put
+from pop.runs import Run
 from tests import fake_openai as fake_module
 from tests import warm
 from tests.fake_openai import FakeOpenAI, Fault
@@ -765,6 +768,26 @@ def test_orchestrate_outlives_the_loss_of_its_records(living: LivingRoot, monkey
     [row] = (living.path / "o2" / "runs.jsonl").read_text().splitlines()
     assert json.loads(row)["iterations"] == ["requirements", "design"]
     assert (living.path / "o2" / "feedback" / f"{json.loads(row)['run_id']}.md").exists()
+
+
+def test_a_run_that_is_promoted_while_it_is_read_is_delivered(
+    living: LivingRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two looks at it its folder moved."""
+    assert run(living).returncode == 0
+    (path,) = living.root.complete.glob("2*")
+    current = living.root.current / path.name
+    os.rename(path, current)
+    (living.path / "out" / "design" / "overview.md").unlink()
+
+    def promoted(run_dir: Path) -> RunHistory:
+        if current.exists():
+            os.rename(current, path)
+        return read_history(run_dir)
+
+    monkeypatch.setattr(deliver, "read_history", promoted)
+    delivered = deliver.deliver(living.root, living.path / "out", Run(current, "current"))
+    assert not current.exists() and "design/overview.md" in delivered.written
 
 
 def test_two_deliveries_wait_for_each_other(living: LivingRoot) -> None:

@@ -101,7 +101,13 @@ class Deliverer:
         """Write what is new."""
         with _alone(self._folder):  # of two that deliver, the slower one would bring back what it read before
             self._known |= _record(self._folder)
-            return self._deliver(run)
+            here = run.here()
+            try:
+                return self._deliver(here)
+            except FileNotFoundError:
+                if run.here() == here:
+                    raise
+                return self._deliver(run.here())  # it was promoted while it was read
 
     def _deliver(self, run: Run) -> Delivered:
         result, before = Delivered(), dict(self._known)
